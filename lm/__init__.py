@@ -1,0 +1,1 @@
+"""Language modelling with symmetric recurrent weights: train, evaluate, generate."""

@@ -1,0 +1,174 @@
+"""The command line of ``lm.train``, and the configuration that comes of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data import list_corpora
+from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
+from lm.saved import PRECISIONS
+from symrnn import list_symmetries
+from symrnn.rnn import list_backends
+from symrnn.training import UserError
+
+EXAMPLE = """\
+examples:
+  python -m lm.train                                     the built-in corpus, in about a minute
+  python -m lm.train --data ptb --symm avg --size small
+  python -m lm.train --data my/folder --tokenizer sentencepiece --vocab-size 8000
+  python -m lm.train --resume runs/ptb-small-avg-seed1
+"""
+
+DEFAULTS: dict[str, Any] = {
+    "data": "builtin",
+    "tokenizer": "word",
+    "vocab_size": None,
+    "size": "small",
+    "recipe": "zaremba",
+    "symm": "avg",
+    "symm_hh": "ifgo",
+    "symm_ih": "",
+    "tied": False,
+    "backend": "auto",
+    "precision": "fp32",
+    "compile": False,
+    "seed": 1,
+    "device": "auto",
+    "threads": None,
+    "save_every": 500,
+    "log_every": 50,
+}
+"""What an option that isn't given stands for; the recipe's numbers come from the recipe."""
+
+MACHINE = ("data", "device", "threads", "save_every", "log_every")
+"""Options that say where a run happens, not what it is: a resumed run may change them."""
+
+
+def number(
+    kind: type[int] | type[float], low: float, high: float = float("inf"), *, open_low: bool = False
+) -> Callable[[str], Any]:
+    """An argparse type: a number of ``kind`` from ``low`` (not itself if open_low) to ``high``."""
+
+    def parse(text: str) -> Any:
+        allowed = f"a{'n integer' if kind is int else ' number'} "
+        allowed += f"above {low:g}" if open_low else f"of at least {low:g}"
+        allowed += f" and at most {high:g}" if high < float("inf") else ""
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}") from None
+        if not (low < value if open_low else low <= value) or not value <= high:
+            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
+        return value
+
+    return parse
+
+
+def gates(text: str) -> str:
+    """An argparse type: letters of "ifgo", each at most once."""
+    if len(set(text)) != len(text) or not set(text) <= set("ifgo"):
+        raise argparse.ArgumentTypeError(
+            f"should name gates of 'ifgo', each at most once (\"\" for none), got: {text!r}"
+        )
+    return "".join(gate for gate in "ifgo" if gate in text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m lm.train``. None stands for "not given"."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.train",
+        description="Train a language model with symmetric recurrent weights.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("data").add_argument
+    corpora = ", ".join(list_corpora())
+    add("--data", help=f"{corpora}, or a folder with train.txt, valid.txt, test.txt ({corpora[:7]})")
+    add("--tokenizer", choices=["word", "sentencepiece"], help="(word)")
+    add(
+        "--vocab-size",
+        type=number(int, 1),
+        help="words: keep the most frequent, the rest becomes <unk> (all); sentencepiece: pieces",
+    )
+
+    add = parser.add_argument_group("model").add_argument
+    add("--size", choices=list(SIZES), help="widths, unrolled steps and Zaremba's recipe (small)")
+    add("--symm", choices=["none", *list_symmetries()], help="the symmetric form (avg)")
+    add("--symm-hh", type=gates, metavar="GATES", help="gates with symmetric hidden weights (ifgo)")
+    add("--symm-ih", type=gates, metavar="GATES", help="gates with symmetric input weights (none)")
+    add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
+    add("--hidden-size", type=number(int, 1), metavar="H")
+    add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
+    add("--layers", type=number(int, 1), metavar="L", dest="num_layers")
+
+    add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
+    add("--recipe", choices=RECIPES, help="(zaremba)")
+    add("--epochs", type=number(int, 1))
+    add("--batch-size", type=number(int, 1), metavar="B", help="streams read side by side")
+    add("--steps", type=number(int, 1), metavar="T", help="unrolled time steps")
+    add("--lr", type=number(float, 0, open_low=True), help="learning rate of the first epoch")
+    add("--schedule", choices=SCHEDULES, help="divide the rate by epochs, or on a plateau")
+    add("--lr-divide", type=number(float, 1), help="what the rate is divided by")
+    add("--lr-after", type=number(int, 0), metavar="EPOCH", help="epochs at the first rate")
+    add("--clip", type=number(float, 0, open_low=True), help="largest norm of the gradient")
+    add("--dropout", type=number(float, 0, 1))
+    add("--init-range", type=number(float, 0), metavar="R", help="weights start uniform in ±R")
+    add("--loss", choices=LOSSES, help="over the time steps; the batch is averaged")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--out", type=Path, metavar="FOLDER", help="where the run is kept (a new one in runs/)")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="continue the run kept there (without FOLDER: in --out) exactly where it stopped",
+    )
+    add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
+    add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
+    add("--backend", choices=list_backends(), help="how the LSTM is run (auto)")
+    add("--precision", choices=list(PRECISIONS), help="bf16 is autocast (fp32)")
+    add("--compile", action="store_true", default=None, help="run the model by torch.compile")
+    add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
+    add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
+    add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
+    add("--dry-run", action="store_true", help="print configuration and counts, train nothing")
+    return parser
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that stand on the command line, without those about the run's folder."""
+    apart = ("out", "resume", "dry_run")
+    return {k: v for k, v in vars(options).items() if v is not None and k not in apart}
+
+
+def resolve(given: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration of a new run: defaults, then the recipe, then what is given."""
+    config = {**DEFAULTS, **given}
+    recipe = asdict(recipe_of(config["size"], config["recipe"]))
+    if "hidden_size" in given and "embedding_size" not in given:
+        recipe["embedding_size"] = given["hidden_size"]
+    config = {**config, **recipe, **given}
+    if config["symm"] == "none":
+        config["symm_hh"] = config["symm_ih"] = ""
+    if config["data"] not in list_corpora():
+        config["data"] = str(Path(config["data"]).resolve())
+    return config
+
+
+def resume_config(kept: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
+    if "data" in given and given["data"] not in list_corpora():
+        given = {**given, "data": str(Path(given["data"]).resolve())}
+    for name, value in given.items():
+        if name not in MACHINE and kept.get(name) != value:
+            option = "--" + ("layers" if name == "num_layers" else name.replace("_", "-"))
+            raise UserError(
+                f"{option} {value} contradicts the run in {folder}, which has {kept.get(name)}: "
+                "leave the option out to continue that run, or start another with --out"
+            )
+    return {**kept, **{name: given[name] for name in MACHINE if name in given}}

@@ -1,0 +1,77 @@
+"""The perplexity of a model on a text: every token, in one stream, the state carried over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data import EncodedText, stream_windows
+from lm.model import LanguageModel, State
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicted a text.
+
+    nats: the negative log-probability of the whole text.
+    tokens: how many tokens that is, each line's ``<eos>`` among them.
+    words: how many words: what stands between white space, and the end of each line.
+    """
+
+    nats: float
+    tokens: int
+    words: int
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return exponential(self.nats / self.tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word: comparable between tokenizers. Equal to ``perplexity`` for word tokens."""
+        return exponential(self.nats / self.words)
+
+
+def measure(
+    model: LanguageModel,
+    text: EncodedText,
+    eos_id: int,
+    *,
+    precision: Callable[[], AbstractContextManager[object]],
+    each: Callable[[Tensor, Tensor], None] | None = None,
+) -> Score:
+    """Score ``model`` on the whole of ``text``, whose first token follows an ``<eos>``.
+
+    precision: makes the context that the model runs in (autocast or none).
+    each: called with the targets (T,) and their negative log-probabilities (T,), in order.
+    """
+    device = model.encoder.weight.device
+    was_training = model.training
+    model.eval()
+    # As many steps at once as keep the logits at 32 MB.
+    steps = min(max(2**23 // model.decoder.out_features, 16), 1024)
+    nats = 0.0
+    state: State | None = None
+    with torch.inference_mode():
+        for inputs, targets in stream_windows(text.ids, steps, eos_id):
+            inputs, targets = inputs.to(device), targets.to(device).view(-1)
+            with precision():
+                logits, state = model(inputs, state)
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+            nats += losses.double().sum().item()
+            if each is not None:
+                each(targets, losses)
+    model.train(was_training)
+    return Score(nats, text.tokens, text.words)
+
+
+def exponential(value: float) -> float:
+    """e to the power of value; infinity where that is beyond a float."""
+    return math.exp(value) if value < 700 else math.inf

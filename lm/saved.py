@@ -1,0 +1,116 @@
+"""A trained model and its vocabulary, in one file: what training writes and the others read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import Codec, codec_from_state
+from lm.model import LanguageModel
+from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpoint
+
+MODEL = "model/"
+"""What the names of the model's tensors begin with in a checkpoint."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model read from a checkpoint, in evaluation mode, with all that belongs to it."""
+
+    path: Path
+    model: LanguageModel
+    codec: Codec
+    config: dict[str, Any]
+
+
+def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
+    """The model that a training configuration describes, on the CPU.
+
+    Raises UserError for a combination that the model refuses.
+    """
+    try:
+        model = LanguageModel(
+            vocab_size,
+            config["embedding_size"],
+            config["hidden_size"],
+            config["num_layers"],
+            config["dropout"],
+            tied=config["tied"],
+            symm=config["symm"],
+            symm_hh=config["symm_hh"],
+            symm_ih=config["symm_ih"],
+            backend=config["backend"],
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return model.double() if config["precision"] == "fp64" else model
+
+
+def precision_of(
+    config: Mapping[str, Any], device: torch.device
+) -> Callable[[], AbstractContextManager[object]]:
+    """Makes the context in which the model of ``config`` runs on ``device``."""
+    if config["precision"] != "bf16":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """The model's tensors by the names they have in a checkpoint."""
+    return {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def restore_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Fill ``model`` from a checkpoint; CheckpointError if it holds another model."""
+    tensors = {
+        name.removeprefix(MODEL): tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(MODEL)
+    }
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: not the checkpoint of this model: {error}") from (
+            error
+        )
+
+
+def load_saved(path: str | Path | None, device: torch.device) -> Saved:
+    """The model in a checkpoint file, in a run's folder (its best), or of the newest run.
+
+    Raises UserError if there is none, CheckpointError if the file is damaged or something else.
+    """
+    file = _checkpoint_file(path)
+    checkpoint = load_checkpoint(file)
+    try:
+        config = checkpoint.meta["config"]
+        codec = codec_from_state(checkpoint.meta["codec"])
+        model = build_model(config, len(codec))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: a checkpoint, but not of a language model: it lacks {error}"
+        ) from error
+    restore_model(model, checkpoint)
+    return Saved(file, model.to(device).eval(), codec, config)
+
+
+def _checkpoint_file(path: str | Path | None) -> Path:
+    if path is None:
+        found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda f: f.stat().st_mtime)
+        if not found:
+            raise UserError(
+                "no checkpoint given, and there is no trained run in ./runs: "
+                "train one with python -m lm.train, or name a checkpoint"
+            )
+        return found[-1]
+    path = Path(path)
+    return path / "best.safetensors" if path.is_dir() else path

@@ -1,0 +1,162 @@
+"""A module that keeps the gate matrices of a recurrent layer, symmetric or not.
+
+What SymLSTM and SymLSTMCell share: PyTorch's weights by PyTorch's names, starting values, reading
+and assigning a symmetric matrix by its name, and the errors of a state_dict that doesn't fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from symrnn.rnn.gates import GateMatrix, check_gates
+from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
+
+
+class GatedModule(nn.Module):
+    """Base of the recurrent modules; a subclass calls :meth:`_keep` once its sizes are set."""
+
+    GATES: ClassVar[str] = "ifgo"
+    """PyTorch's order of the gates, by letter."""
+
+    hidden_size: int
+    symmetry: Symmetry | None
+
+    def _keep(
+        self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
+    ) -> None:
+        """Register the weights of ``plain`` (on any device), with symmetric gates as asked for."""
+        check_symmetry_name(symm, "none")
+        symm_hh = check_gates("symm_hh", symm_hh, self.GATES)
+        symm_ih = check_gates("symm_ih", symm_ih, self.GATES)
+        if symm == "none":
+            symm_hh = symm_ih = ""
+        self.symm = symm
+        self.symm_hh = symm_hh
+        self.symm_ih = symm_ih
+        self.symmetry = None
+        if symm_hh or symm_ih:
+            self.symmetry = get_symmetry(symm, self.hidden_size).to(device=factory["device"])
+        # PyTorch's names in PyTorch's order, and how those that are gate matrices are kept.
+        self._weight_names = [name for name, _ in plain.named_parameters()]
+        self._matrices: dict[str, GateMatrix] = {}
+        for name, like in plain.named_parameters():
+            if name.startswith(("weight_hh", "weight_ih")):
+                symmetric = symm_hh if name.startswith("weight_hh") else symm_ih
+                self._check_square(name, like.size(1), symmetric)
+                matrix = GateMatrix(
+                    name, self.GATES, symmetric, self.hidden_size, like.size(1), symm
+                )
+                self._matrices[name] = matrix
+                matrix.register(self, self.symmetry, **factory)
+            else:
+                self.register_parameter(name, Parameter(torch.empty(like.shape, **factory)))
+
+    def _check_square(self, name: str, columns: int, symmetric: str) -> None:
+        if not symmetric or columns == self.hidden_size:
+            return
+        size = f"blocks of {self.hidden_size}×{columns}, which are not square"
+        if name.startswith("weight_hh"):
+            raise ValueError(
+                f"proj_size={columns} gives {name} {size}, so they cannot be symmetric: "
+                f'use symm_hh="" (got {symmetric!r}) or proj_size=0'
+            )
+        raise ValueError(
+            f"symm_ih={symmetric!r} wants square input weights, but {name} has {size}: "
+            'use symm_ih="", or input_size = hidden_size without a second direction below'
+        )
+
+    def reset_parameters(self, draw: Callable[[Tensor], Any] | None = None) -> None:
+        """Draw new starting values.
+
+        draw: fills a tensor in place with the values of a plain layer's entries; by default
+            uniform in ±1/√hidden_size, as PyTorch does. Forms of the ``avg`` family draw a full
+            matrix so and take its mean, as the paper does.
+        """
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        fill = draw or (lambda tensor: tensor.uniform_(-bound, bound))
+        with torch.no_grad():
+            for name in self._weight_names:
+                if name in self._matrices:
+                    self._matrices[name].initialize(self, self.symmetry, fill)
+                else:
+                    fill(getattr(self, name))
+
+    def _weight(self, name: str) -> Any:
+        """The expanded weight of PyTorch's ``name``, or None if the layer has none."""
+        matrix = self._matrices.get(name)
+        if matrix is not None:
+            return matrix.assemble(self, self.symmetry)
+        return getattr(self, name) if name in self._weight_names else None
+
+    def _take(self, plain: nn.Module) -> None:
+        """Copy the weights of ``plain``, symmetric gates to the nearest symmetric matrix."""
+        with torch.no_grad():
+            for name, weight in plain.named_parameters():
+                matrix = self._matrices.get(name)
+                if matrix is not None:
+                    matrix.assign(self, self.symmetry, weight)
+                else:
+                    getattr(self, name).copy_(weight)
+
+    def _give(self, plain: nn.Module) -> None:
+        """Copy the expanded weights into ``plain``."""
+        with torch.no_grad():
+            for name, weight in plain.named_parameters():
+                weight.copy_(self._weight(name))
+
+    def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
+        """The parameters that hold free numbers of a symmetric form: name, numbers, form."""
+        for matrix in self._matrices.values():
+            free = matrix.free(self)
+            if free is not None:
+                assert matrix.free_name is not None
+                assert self.symmetry is not None
+                yield matrix.free_name, free, self.symmetry
+
+    def _symmetry_repr(self) -> str:
+        return f"symm={self.symm!r}, symm_hh={self.symm_hh!r}, symm_ih={self.symm_ih!r}"
+
+    def __getattr__(self, name: str) -> Any:
+        matrix = self.__dict__.get("_matrices", {}).get(name)
+        if matrix is not None and matrix.symmetric:
+            return matrix.assemble(self, self.symmetry)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        matrix = self.__dict__.get("_matrices", {}).get(name)
+        if matrix is not None and matrix.symmetric:
+            matrix.assign(self, self.symmetry, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Numbers of another form, or a full matrix, are an error even where strict=False would
+        # pass over the key: the layer would go on with weights that nobody chose.
+        for key, value in state_dict.items():
+            if not key.startswith(prefix):
+                continue
+            name = key[len(prefix) :]
+            named = [m for m in self._matrices.values() if f"{name}_".startswith(f"{m.name}_")]
+            # "weight_hh_l0_reverse" begins with "weight_hh_l0" too: the longest name is meant.
+            for matrix in sorted(named, key=lambda m: len(m.name))[-1:]:
+                reason = matrix.explain(name, tuple(value.shape))
+                if reason:
+                    error_msgs.append(reason)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

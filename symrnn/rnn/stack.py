@@ -1,0 +1,92 @@
+"""Layers over layers, in one direction or both: what backends that run one layer share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class LayerWeights(NamedTuple):
+    """The expanded weights of one layer in one direction, gates stacked as PyTorch stacks them.
+
+    ih: (4·H, I).  hh: (4·H, P).  bias_ih, bias_hh: (4·H,) or None.  hr: (P, H) or None.
+    """
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    hr: Tensor | None
+
+
+class StackOptions(NamedTuple):
+    """What of a recurrent module's arguments decides how its layers are run."""
+
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    training: bool
+
+
+State = tuple[Tensor, Tensor]
+"""h (L·D, B, P) and c (L·D, B, H), for L layers in D directions."""
+
+Backend = Callable[
+    [Tensor, Tensor | None, State, list[LayerWeights], StackOptions], tuple[Tensor, State]
+]
+"""(input, batch_sizes, state, weights, options) -> (output, state).
+
+input: (T, B, I), or (sum of B_t, I) with batch_sizes (T,) as a PackedSequence holds them.
+weights: one for each layer and direction, in PyTorch's order.
+output: like the input, with D·P in place of I.
+"""
+
+Layer = Callable[
+    [list[Tensor], Tensor, Tensor, LayerWeights, bool], tuple[list[Tensor], Tensor, Tensor]
+]
+"""(steps, h, c, weights, reverse) -> (outputs, h, c); see :func:`symrnn.rnn.reference.layer`."""
+
+
+def stacked(layer: Layer) -> Backend:
+    """The backend that runs every layer and direction by ``layer``."""
+
+    def run(
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: State,
+        weights: list[LayerWeights],
+        options: StackOptions,
+    ) -> tuple[Tensor, State]:
+        if input.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        steps = input.unbind() if batch_sizes is None else input.split(batch_sizes.tolist())
+        steps = list(steps)
+        directions = 2 if options.bidirectional else 1
+        last: list[tuple[Tensor, Tensor]] = []
+        for depth in range(options.num_layers):
+            if depth > 0 and options.dropout > 0:
+                steps = _dropped(steps, batch_sizes, options)
+            sides = []
+            for direction in range(directions):
+                k = directions * depth + direction
+                outputs, h, c = layer(steps, state[0][k], state[1][k], weights[k], direction == 1)
+                sides.append(outputs)
+                last.append((h, c))
+            steps = [torch.cat(side, dim=-1) for side in zip(*sides, strict=True)]
+        output = torch.stack(steps) if batch_sizes is None else torch.cat(steps)
+        return output, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
+
+    return run
+
+
+def _dropped(
+    steps: list[Tensor], batch_sizes: Tensor | None, options: StackOptions
+) -> list[Tensor]:
+    # One mask for the whole layer, drawn in the order in which PyTorch's own CPU LSTM draws it.
+    joined = torch.stack(steps) if batch_sizes is None else torch.cat(steps)
+    joined = F.dropout(joined, options.dropout, options.training)
+    return list(joined.unbind() if batch_sizes is None else joined.split(batch_sizes.tolist()))

@@ -1,0 +1,216 @@
+"""Linear symmetric forms: the matrices whose entries agree on the orbits of a group.
+
+Two coordinate systems on the same space, and one over-complete form:
+
+- :class:`RawOrbits` (``tri``) keeps one number per orbit, the entry itself.
+- :class:`OrthonormalOrbits` (``avg``) keeps the entry times the square root of the orbit's size.
+- :class:`FullMatrix` (``avg:full``) keeps a full matrix and takes its mean over the group.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from symrnn.symmetry.orbits import OrbitMap
+
+_BUFFERS = ("orbit", "sizes")
+
+
+class Symmetry(nn.Module):
+    """A symmetric form of N×N matrices with ``numel`` free numbers, always one flat vector.
+
+    A module without parameters: ``forward`` is :meth:`expand` and ``right_inverse`` is
+    :meth:`project`, so that ``torch.nn.utils.parametrize.register_parametrization`` takes it as it
+    is. Made by :func:`symrnn.get_symmetry`.
+
+    name: as given to ``get_symmetry``.
+    side: N.
+    numel: how many numbers are trained.
+    deployed: how many different numbers the expanded matrix holds (the number of orbits).
+
+    The adjoint of the gather in ``expand`` is a segment sum. On a GPU its additions come in no
+    fixed order, which leaves the sum of an orbit of two exact and reproducible (addition
+    commutes), but not that of a larger orbit.
+    """
+
+    orbit: Tensor  # annotations are evaluated in this file: TorchScript reads these two
+    sizes: Tensor
+
+    def __init__(self, name: str, orbits: OrbitMap) -> None:
+        super().__init__()
+        self.name = name
+        self.side = orbits.side
+        self.deployed = len(orbits.sizes)
+        self.numel = self.deployed
+        # Derived from the name and the side, hence not part of a state_dict.
+        self.register_buffer("orbit", orbits.orbit, persistent=False)
+        self.register_buffer("sizes", orbits.sizes, persistent=False)
+
+    @abstractmethod
+    def expand(self, v: Tensor) -> Tensor:
+        """Free numbers (..., numel) to matrices (..., N, N)."""
+
+    @abstractmethod
+    def project(self, w: Tensor) -> Tensor:
+        """Matrices (..., N, N) to the free numbers (..., numel) of the nearest symmetric ones.
+
+        Nearest in Frobenius norm, which is the mean over each orbit.
+        """
+
+    @abstractmethod
+    def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
+        """Fill v (..., numel) in place with starting values.
+
+        draw: fills a tensor in place the way a plain layer draws its entries.
+        """
+
+    def fold(self, x: Tensor, v: Tensor) -> Tensor:
+        """x (..., N) times the transposed matrix of v (numel,): (..., N), ``x @ expand(v).T``.
+
+        The two-way symmetries have nothing to fold and multiply by the expanded matrix.
+        """
+        if x.shape[-1:] != (self.side,):
+            raise ValueError(f"x has shape {list(x.shape)}; {self.name} folds (..., {self.side})")
+        if v.shape != (self.numel,):
+            raise ValueError(f"v has shape {list(v.shape)}; {self.name} folds with ({self.numel},)")
+        return x @ self.expand(v).mT
+
+    def forward(self, v: Tensor) -> Tensor:
+        return self.expand(v)
+
+    def right_inverse(self, w: Tensor) -> Tensor:
+        return self.project(w)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, {self.side}"
+
+    def _check_free(self, v: Tensor) -> None:
+        if v.dim() < 1 or v.shape[-1] != self.numel:
+            raise ValueError(f"v has shape {list(v.shape)}; {self.name} expands (..., {self.numel})")
+
+    def _check_matrix(self, w: Tensor) -> None:
+        if w.dim() < 2 or w.shape[-2:] != (self.side, self.side):
+            raise ValueError(
+                f"w has shape {list(w.shape)}; {self.name} projects (..., {self.side}, {self.side})"
+            )
+
+    def _spread(self, u: Tensor) -> Tensor:
+        """One number per orbit (..., orbits) to every position: (..., N, N)."""
+        # Written with lists, which TorchScript and Python both take.
+        batch = list(u.shape[:-1])
+        index = self.orbit.expand(batch + [self.side * self.side])  # noqa: RUF005
+        return u.gather(-1, index).view(batch + [self.side, self.side])  # noqa: RUF005
+
+    def _orbit_sum(self, w: Tensor) -> Tensor:
+        """The adjoint of :meth:`_spread`: (..., N, N) to (..., orbits)."""
+        flat = w.flatten(-2)
+        zeros = torch.zeros(
+            list(flat.shape[:-1]) + [self.deployed],  # noqa: RUF005
+            dtype=w.dtype,
+            device=w.device,
+        )
+        return zeros.scatter_add(-1, self.orbit.expand_as(flat), flat)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The index maps follow from the name and the side; a pickle carries only their device.
+        state = self.__dict__.copy()
+        state["_buffers"] = {k: b for k, b in self._buffers.items() if k not in _BUFFERS}
+        state["_device"] = self.orbit.device
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from symrnn.symmetry.registry import get_symmetry
+
+        device = state.pop("_device")
+        super().__setstate__(state)
+        fresh = get_symmetry(state["name"], state["side"])
+        for name in _BUFFERS:
+            self.register_buffer(name, getattr(fresh, name).to(device), persistent=False)
+
+
+class RawOrbits(Symmetry):
+    """One raw number per orbit, the entry itself: the paper's triangular form.
+
+    ``tri`` of side 3, its six numbers in the order they are stored::
+
+        a b c
+        b d e
+        c e f
+
+    The gradient of a number is the sum over its orbit, so off the diagonal it is twice a plain
+    entry's gradient. Odd sides and side 1 need no special care.
+    """
+
+    def expand(self, v: Tensor) -> Tensor:
+        self._check_free(v)
+        return self._spread(v)
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_matrix(w)
+        return self._orbit_sum(w) / self.sizes
+
+    def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
+        """Each orbit's number is drawn as a plain layer draws an entry."""
+        with torch.no_grad():
+            draw(v)
+
+
+class OrthonormalOrbits(Symmetry):
+    """One number per orbit, scaled by the square root of the orbit's size.
+
+    ``avg`` of side 3, from its six numbers a … f, with s = 1/√2::
+
+          a  s·b  s·c
+        s·b    d  s·e
+        s·c  s·e    f
+
+    The coordinates are orthonormal: ``expand`` keeps lengths and angles. So SGD, momentum, weight
+    decay and gradient-norm clipping take exactly the path that the mean ½(W + Wᵀ) of a full
+    matrix takes (:class:`FullMatrix`), at half the memory.
+    """
+
+    def expand(self, v: Tensor) -> Tensor:
+        self._check_free(v)
+        return self._spread(v * self.sizes.to(v.dtype).rsqrt())
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_matrix(w)
+        return self._orbit_sum(w) * self.sizes.to(w.dtype).rsqrt()
+
+    def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
+        """A full matrix is drawn as a plain layer draws it, and its mean over the group taken."""
+        with torch.no_grad():
+            full = v.new_empty(*v.shape[:-1], self.side, self.side)
+            draw(full)
+            v.copy_(self.project(full))
+
+
+class FullMatrix(Symmetry):
+    """A full matrix W, row-major, of which ``expand`` takes the mean over the group, ½(W + Wᵀ).
+
+    The over-complete form of the paper, kept to compare with: N² numbers are trained, of which
+    only the symmetric part is ever used. ``project`` gives the nearest symmetric matrix itself.
+    """
+
+    def __init__(self, name: str, orbits: OrbitMap) -> None:
+        super().__init__(name, orbits)
+        self.numel = self.side**2
+
+    def expand(self, v: Tensor) -> Tensor:
+        self._check_free(v)
+        return self._mean(v.view(list(v.shape[:-1]) + [self.side, self.side]))  # noqa: RUF005
+
+    def project(self, w: Tensor) -> Tensor:
+        self._check_matrix(w)
+        return self._mean(w).flatten(-2)
+
+    def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
+        """A full matrix is drawn as a plain layer draws it, and kept whole."""
+        with torch.no_grad():
+            draw(v)
+
+    def _mean(self, w: Tensor) -> Tensor:
+        return self._spread(self._orbit_sum(w) / self.sizes)

@@ -1,0 +1,174 @@
+"""Exact resume: nested state into tensors and JSON and back, and the random generators' state."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DICTS: dict[str, type[dict[Any, Any]]] = {
+    "dict": dict,
+    "OrderedDict": OrderedDict,
+    "Counter": Counter,
+}
+
+
+def pack_state(state: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
+    """Takes a nested state apart into tensors and JSON, as `save_checkpoint` wants them.
+
+    Allowed: None, bool, int, float (NaN, infinities), str, tensors, numpy arrays, lists, tuples,
+    and dicts (also OrderedDict, Counter) with any of those as keys that can be: what
+    `state_dict()` of optimizers, schedulers and gradient scalers and the hidden state of a layer
+    are made of. Tensors are named by their place, `prefix/state/0/momentum_buffer`; they are
+    detached, not copied, so save before the next step. A tensor that occurs twice is saved once
+    and comes back as one object.
+
+    Returns:
+        the tensors by name, and the JSON value that `unpack_state` rebuilds the state from.
+
+    Raises TypeError naming the place for anything else (sets, named tuples, numpy numbers,
+    other objects), since it would not come back as it was.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, str] = {}  # id of a tensor -> its name
+
+    def keep(tensor: Tensor, owner: object, place: str) -> str:
+        if id(owner) not in names:
+            name, tie = place, 1
+            while name in tensors:  # {"0": a, 0: b} give one place
+                tie += 1
+                name = f"{place}~{tie}"
+            names[id(owner)] = name
+            tensors[name] = tensor.detach()
+        return names[id(owner)]
+
+    def pack(value: Any, place: str) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, float, str):
+            return value
+        if kind is list:
+            return [pack(item, f"{place}/{number}") for number, item in enumerate(value)]
+        if kind is tuple:
+            items = [pack(item, f"{place}/{number}") for number, item in enumerate(value)]
+            return {"tuple": items}
+        if kind in _DICTS.values():
+            pairs = [
+                [pack(key, f"{place}/(key)"), pack(item, f"{place}/{key}")]
+                for key, item in value.items()
+            ]
+            return {kind.__name__: pairs}
+        if isinstance(value, Tensor):
+            return {"tensor": keep(value, value, place)}
+        if kind is np.ndarray:
+            try:
+                tensor = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+            except (TypeError, ValueError):  # strings, objects, foreign byte order
+                raise TypeError(f"{place}: numpy array of dtype {value.dtype}") from None
+            return {"ndarray": keep(tensor, value, place)}
+        raise TypeError(
+            f"{place} is {kind.__module__}.{kind.__name__}; a state is made of dict, list, tuple, "
+            "tensor, numpy array, str, int, float, bool and None"
+        )
+
+    return tensors, pack(state, prefix)
+
+
+def unpack_state(tensors: Mapping[str, Tensor], packed: Any) -> Any:
+    """Puts back together what `pack_state` took apart; `tensors` may hold others besides.
+
+    Types, dict order, numbers and tensors come back exactly. Parameters come back as plain
+    tensors; tensors of a GPU on the CPU (`load_state_dict` moves them; move hidden state
+    yourself); attributes set on a dict (`_metadata` of a module's `state_dict`) not at all.
+
+    Raises ValueError if `packed` names a tensor that is missing or is nothing of `pack_state`.
+    """
+
+    def tensor(name: str) -> Tensor:
+        if name not in tensors:
+            raise ValueError(f"tensors: {name!r} is missing; the packed state needs it")
+        return tensors[name]
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, list):
+            return [unpack(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if len(value) == 1:
+            ((kind, content),) = value.items()
+            if kind in _DICTS:
+                return _DICTS[kind]({unpack(key): unpack(item) for key, item in content})
+            if kind == "tuple":
+                return tuple(unpack(item) for item in content)
+            if kind == "tensor":
+                return tensor(content)
+            if kind == "ndarray":
+                return tensor(content).numpy()
+        raise ValueError(f"packed: {value!r} was not made by pack_state")
+
+    return unpack(packed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of the global random generators: torch on the CPU and on every CUDA device in
+    use, numpy, and Python's `random`. `pack_state` takes it.
+
+    CUDA generators are included once CUDA was used in this process; before, nothing was drawn
+    from them. A `torch.Generator` or numpy `Generator` of your own is not included: keep its
+    `get_state()` or `bit_generator.state` beside this.
+    """
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": devices,
+        "numpy": {
+            "name": name,
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached_gaussian": float(cached),
+        },
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Sets the generators to what `rng_state` returned, so that they draw the same numbers.
+
+    If this machine has fewer CUDA devices than were in use when it was taken, those that
+    exist are set and a RuntimeWarning says that the run will not repeat exactly.
+
+    Raises ValueError if `state` is not one of `rng_state`.
+    """
+    try:
+        numpy, python, devices = state["numpy"], state["python"], state["cuda"]
+        random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+        np.random.set_state(
+            (
+                numpy["name"],
+                numpy["keys"].numpy().astype(np.uint32),
+                numpy["position"],
+                numpy["has_gauss"],
+                numpy["cached_gaussian"],
+            )
+        )
+        torch.set_rng_state(state["torch"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"state: not a state of rng_state ({error!r})") from error
+    available = torch.cuda.device_count() if devices else 0
+    for index, generator in enumerate(devices[:available]):
+        torch.cuda.set_rng_state(generator, index)
+    if available < len(devices):
+        warnings.warn(
+            f"the random state was taken with {len(devices)} CUDA devices, {available} are "
+            "available: the run goes on, but not exactly as it would have",
+            RuntimeWarning,
+            stacklevel=2,
+        )

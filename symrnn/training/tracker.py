@@ -1,0 +1,254 @@
+"""The numbers of a run: to TensorBoard and, a JSON object a line, to metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from symrnn.training.errors import UserError, describe_os_error
+from symrnn.training.files import replacing
+from symrnn.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+_RESERVED = ("step", "time")
+
+
+class Tracker:
+    """Writes scalars, figures, texts and hyper-parameters of the run in `folder`.
+
+    A line of metrics.jsonl is `{"step": 120, "time": 1700000000.123, "train/loss": 4.5}`, time
+    in seconds since 1970. JSON has no NaN: non-finite values stand there as the strings "NaN",
+    "Infinity" and "-Infinity", which `float()` of Python reads; TensorBoard gets them as they are.
+    Each line is handed to the operating system at once, so a kill loses none; TensorBoard's
+    events wait for `flush`, or half a minute. Without TensorBoard installed there is
+    metrics.jsonl alone, and one notice on stderr.
+
+    Args:
+        folder: of the run; held open by the caller.
+        resume_step: the step of the checkpoint that the run goes on from; lines of later steps,
+            and a last line cut off by a kill, are removed, and TensorBoard is told to drop its
+            points of later steps. None begins anew: whatever there was is dropped.
+
+    Raises UserError if metrics.jsonl cannot be read or written (full disk); so do all methods.
+    """
+
+    def __init__(self, folder: RunFolder, *, resume_step: int | None) -> None:
+        keep = -1 if resume_step is None else _checked_step(resume_step, "resume_step")
+        self._folder = folder
+        self._step = max(keep, 0)
+        self._hparams_written = False
+        try:
+            _cut_back(folder, keep)
+            # Line buffered: a line is one write, and is the system's before the call returns.
+            self._lines: TextIO = folder.metrics.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise self._error(error) from error
+        try:
+            self._writer = _summary_writer(folder, keep + 1)
+        except BaseException as error:
+            self._lines.close()
+            if isinstance(error, OSError):
+                raise self._error(error) from error
+            raise
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records `values` (numbers, or tensors of one element) at `step` (0 or more).
+
+        Raises ValueError for a step that is not such an int, an empty `values`, the names "step"
+        and "time", and values of more than one element; TypeError for what is no number.
+        """
+        step = _checked_step(step, "step")
+        if not values:
+            raise ValueError("values is empty; it must hold at least one number")
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            if name in _RESERVED:
+                raise ValueError(f"values: the name {name!r} is taken by the line's own field")
+            numbers[name] = _number(value, f"values[{name!r}]")
+        now = time.time()
+        line: dict[str, int | float | str] = {"step": step, "time": round(now, 3)}
+        line.update({name: _in_json(number) for name, number in numbers.items()})
+        self._step = max(self._step, step)
+        try:
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            if self._writer is not None:
+                for name, number in numbers.items():
+                    self._writer.add_scalar(name, number, step, walltime=now)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def figure(self, step: int, tag: str, figure: Figure) -> None:
+        """Records a matplotlib figure at `step` in TensorBoard, and closes it."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.add_figure(tag, figure, _checked_step(step, "step"), close=True)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
+        """Records a Markdown text in TensorBoard at `step`, by default the newest step."""
+        if self._writer is None:
+            return
+        at = self._step if step is None else _checked_step(step, "step")
+        try:
+            self._writer.add_text(tag, text, at)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Lists the run in TensorBoard's HPARAMS tab, in the run's own folder.
+
+        Call it at the start with `metrics` empty, so that a killed run is listed too, at the end
+        with the final metrics, or both: `config` is written once. Nested dicts are named
+        with dots ("model.hidden"); None is "none", True "true", a list its JSON. The metrics become
+        scalars "hparam/NAME" at the newest step; the tab's columns are all scalars of all runs.
+        """
+        if self._writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        numbers = {
+            f"hparam/{name}": _number(value, f"metrics[{name!r}]")
+            for name, value in metrics.items()
+        }
+        # The first summary fixes the tab's columns from this one run; without it the tab reads
+        # them off all runs that lie side by side.
+        _, start, end = hparams(_flat(config), numbers)
+        events: Any = self._writer.file_writer
+        try:
+            if not self._hparams_written:
+                events.add_summary(start)
+                self._hparams_written = True
+            if numbers:
+                events.add_summary(end)
+            for name, number in numbers.items():
+                self._writer.add_scalar(name, number, self._step)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def flush(self) -> None:
+        """Writes everything out. Call it before saving the checkpoint that relies on it."""
+        try:
+            self._lines.flush()
+            if self._writer is not None:
+                self._writer.flush()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        """Writes everything out and closes the files. Closing twice does nothing."""
+        if self._lines.closed:
+            return
+        try:
+            self._lines.close()
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except UserError:
+            if kind is None:  # else what ended the block says more than a second full-disk error
+                raise
+
+    def _error(self, error: OSError) -> UserError:
+        return UserError(f"{self._folder.metrics}: metrics: {describe_os_error(error)}")
+
+
+def _checked_step(step: int, name: str) -> int:
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{name} is {step!r}; it must be an int of 0 or more")
+    return step
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, str):  # which float() would take
+        raise TypeError(f"{name} is the str {value!r}; it must be a number")
+    try:
+        return float(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {kind}; it must be a number") from None
+    except (ValueError, RuntimeError):
+        raise ValueError(f"{name} has more than one element; it must be a number") from None
+
+
+def _in_json(number: float) -> float | str:
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
+    flat: dict[str, int | float | str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        elif isinstance(value, bool):  # as a number, it would stand in the tab as 1.0
+            flat[f"{prefix}{name}"] = "true" if value else "false"
+        elif isinstance(value, (int, float, str)):
+            flat[f"{prefix}{name}"] = value
+        else:
+            flat[f"{prefix}{name}"] = "none" if value is None else json.dumps(value, default=str)
+    return flat
+
+
+def _cut_back(folder: RunFolder, keep: int) -> None:
+    """Leaves in metrics.jsonl the whole lines of steps up to `keep`."""
+    if not folder.metrics.exists():
+        return
+    lines = folder.metrics.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    kept = [
+        line for line, step in zip(lines, steps, strict=True) if step is not None and step <= keep
+    ]
+    if len(kept) == len(lines):
+        return
+    with replacing(folder.metrics) as file:
+        file.writelines(kept)
+    damaged = steps[:-1].count(None)  # a torn last line is what a kill leaves; others are not
+    if damaged:
+        print(
+            f"notice: {folder.metrics}: dropped {damaged} lines that are not JSON with a step",
+            file=sys.stderr,
+        )
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if the line is torn or not one of ours."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return _checked_step(json.loads(line)["step"], "step")
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _summary_writer(folder: RunFolder, purge_step: int) -> SummaryWriter | None:
+    """TensorBoard's writer, which drops earlier points from `purge_step` on; None if missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(
+            "notice: TensorBoard is not installed (pip install 'symrnn[train]'): metrics go to "
+            f"{folder.metrics} only",
+            file=sys.stderr,
+        )
+        return None
+    again = folder.tensorboard.is_dir() and any(folder.tensorboard.iterdir())
+    return SummaryWriter(
+        log_dir=str(folder.tensorboard), purge_step=purge_step if again else None, flush_secs=30
+    )

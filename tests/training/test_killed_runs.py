@@ -1,0 +1,88 @@
+"""A run that is killed, again and again, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import killed_programs
+import pytest
+import torch
+
+from symrnn.training import load_checkpoint
+
+
+def finish(process: BaseProcess) -> None:
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = (load_checkpoint(folder / "last.safetensors") for folder in (one, other))
+    assert first.meta == second.meta
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), name
+        assert tensor.isfinite().all()
+    losses = [
+        [(line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]
+        for text in ((folder / "metrics.jsonl").read_text() for folder in (one, other))
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 7, 29])
+def test_a_run_stopped_anywhere_ends_the_same(
+    tmp_path: Path, spawn: Callable[..., BaseProcess], stop_after: int
+) -> None:
+    finish(spawn(killed_programs.train, tmp_path / "straight", 30, 5))
+    finish(spawn(killed_programs.train, tmp_path / "halted", 30, 5, stop_after))
+    finish(spawn(killed_programs.train, tmp_path / "halted", 30, 5))
+    assert_same_run(tmp_path / "straight", tmp_path / "halted")
+
+
+def test_a_run_killed_again_and_again_ends_the_same(
+    tmp_path: Path, spawn: Callable[..., BaseProcess]
+) -> None:
+    steps = 300
+    finish(spawn(killed_programs.train, tmp_path / "straight", steps, 4))
+    moments, last = random.Random(0), tmp_path / "killed" / "last.safetensors"
+    kills = 0
+    while kills < 6:
+        process = spawn(killed_programs.train, tmp_path / "killed", steps, 4)
+        # Let it come some way, however slow the machine, then kill it at any moment.
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        end = time.monotonic() + 30
+        while (last.stat().st_mtime_ns if last.exists() else 0) == before:
+            assert time.monotonic() < end
+            if not process.is_alive():
+                break
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        kills += 1
+    finish(spawn(killed_programs.train, tmp_path / "killed", steps, 4))
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(
+    tmp_path: Path, spawn: Callable[..., BaseProcess]
+) -> None:
+    path, moments = tmp_path / "c", random.Random(0)
+    seen = []
+    for _ in range(15):
+        process = spawn(killed_programs.save_forever, path)
+        time.sleep(moments.uniform(0.01, 0.1))
+        process.kill()
+        process.join()
+        if not path.exists():
+            continue  # killed before the first was whole
+        checkpoint = load_checkpoint(path)
+        count = checkpoint.meta["count"]
+        assert all((tensor == count).all() for tensor in checkpoint.tensors.values())
+        seen.append(count)
+    assert seen

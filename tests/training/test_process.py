@@ -1,0 +1,166 @@
+"""Seeds, threads, devices, memory, the description of the machine, and the programs' frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from symrnn.training import (
+    UserError,
+    environment,
+    errors,
+    peak_memory,
+    resolve_device,
+    run_program,
+    seed_everything,
+    set_threads,
+)
+
+
+def test_a_seed_fixes_every_generator() -> None:
+    drawn = []
+    for seed in (3, 3, 4):
+        seed_everything(seed)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+    assert all(a != b for a, b in zip(drawn[1], drawn[2], strict=True))
+    seed_everything(0)
+    seed_everything(2**32 - 1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", True, None])
+def test_other_seeds_are_refused(seed: Any) -> None:
+    with pytest.raises(UserError, match=r"seed: .* is not an int from 0 to 4294967295"):
+        seed_everything(seed)
+
+
+def test_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        set_threads(1)
+        assert torch.get_num_threads() == 1
+        set_threads(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        set_threads(before)
+    for bad in (0, -1, 1025, 2.0, True, "2"):
+        with pytest.raises(UserError, match=r"threads: .* is not an int from 1 to 1024"):
+            set_threads(bad)  # type: ignore[arg-type]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(UserError, match=r"no such device; allowed here are auto, cpu$"):
+            resolve_device(name)
+    for name in ("", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "mps"):
+        with pytest.raises(UserError, match=f"device: '{name}': there is no device of that name"):
+            resolve_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"allowed here are auto, cpu, cuda, cuda:0, cuda:1$"):
+        resolve_device("cuda:2")
+
+
+def test_peak_memory_counts_what_was_used_and_freed() -> None:
+    before = peak_memory("cpu")
+    assert before > 20 << 20
+    torch.ones(before // 4 + (8 << 20))  # as many bytes as were ever in use, and 32 MiB
+    assert peak_memory(torch.device("cpu")) > before
+
+
+def test_environment_is_json_and_names_no_host_or_path() -> None:
+    described = environment()
+    text = json.dumps(described)
+    assert described["torch"] == torch.__version__
+    assert described["threads"] == torch.get_num_threads()
+    assert described["cores"] >= 1
+    assert described["cpu"]
+    assert described["date"].endswith("+00:00")
+    assert socket.gethostname() not in text
+    assert str(Path.cwd()) not in text
+
+
+class ForeignError(Exception):
+    pass
+
+
+def fail(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "message"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (fail(UserError("--lr: -1 is not above 0")), 2, "error: --lr: -1 is not above 0\n"),
+        (fail(ForeignError("no corpus")), 2, "error: no corpus\n"),
+        (fail(KeyboardInterrupt()), 130, ""),
+        (fail(BrokenPipeError()), 141, ""),
+        (fail(SystemExit(4)), 4, ""),
+    ],
+)
+def test_exit_codes(
+    main: Callable[[], int | None], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(main, ForeignError)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == message
+
+
+def test_our_own_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ForeignError):
+        run_program(fail(ForeignError()))
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 // 0)
+
+
+# The file alone, since importing its package loads torch.
+PRINTS = f"""
+import runpy
+run_program = runpy.run_path({errors.__file__!r})["run_program"]
+def main():
+    for line in range(100_000):
+        print("a line")
+run_program(main)
+"""
+
+
+def test_output_that_nobody_takes_ends_without_a_traceback() -> None:
+    program = [sys.executable, "-c", PRINTS]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_to_a_full_disk_is_a_users_error(unbuffered: str) -> None:
+    program = [sys.executable, "-c", PRINTS.replace("100_000", "1")]
+    settings = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=settings)
+    assert done.stderr == b"error: output: the disk is full\n"
+    assert done.returncode == 2

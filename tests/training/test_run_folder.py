@@ -1,0 +1,136 @@
+"""A run folder holds one run, of one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import killed_programs
+import pytest
+
+from symrnn.training import RunFolder, UserError, load_checkpoint, save_checkpoint
+
+
+def test_create_then_open(tmp_path: Path) -> None:
+    config = {"size": "small", "lr": 1.0, "nested": {"a": [1, None]}, "name": "é"}
+    path = tmp_path / "new" / "run"
+    with RunFolder.create(str(path), config) as run:
+        assert run.path == path
+        assert run.config == config
+        assert {run.last.parent, run.best.parent, run.metrics.parent} == {path}
+        assert run.last.name == "last.safetensors"
+        assert run.best.name == "best.safetensors"
+        assert run.metrics.name == "metrics.jsonl"
+        assert run.tensorboard == path / "tensorboard"
+    with RunFolder.open(path) as run:
+        assert run.config == config
+
+
+def test_a_folder_that_holds_a_run_is_not_taken(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a", {}).close()
+    (tmp_path / "b").mkdir()
+    save_checkpoint(tmp_path / "b" / "last.safetensors", {}, {})
+    for name in "ab":
+        before = sorted(os.listdir(tmp_path / name))
+        with pytest.raises(UserError, match=rf"{name}: holds a run already.*--resume"):
+            RunFolder.create(tmp_path / name, {})
+        assert sorted(os.listdir(tmp_path / name)) == before
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    for name in ("d", "c", "b", "a"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"not empty and holds no run \(a, b, c, \.\.\.\)"):
+        RunFolder.create(tmp_path, {})
+    with pytest.raises(UserError, match=r"no run to resume: the folder holds no config\.json"):
+        RunFolder.open(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"]
+
+
+def test_paths_that_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="is a file"):
+            RunFolder.create(path, {})
+    with pytest.raises(UserError, match="it is a file"):
+        RunFolder.open(tmp_path / "file")
+    with pytest.raises(UserError, match="there is no such folder"):
+        RunFolder.open(tmp_path / "none")
+    with pytest.raises(UserError, match="name is too long"):
+        RunFolder.create(tmp_path / ("x" * 300), {})
+
+
+def test_a_folder_whose_making_was_killed_is_empty(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("1\n")
+    (tmp_path / ".symrnn-0123456789abcdef.tmp").write_text('{"siz')
+    with RunFolder.create(tmp_path, {"a": 1}):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
+
+
+def test_open_sweeps_what_a_kill_left(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, {}).close()
+    (tmp_path / ".symrnn-0123456789abcdef.tmp").write_text("half")
+    RunFolder.open(tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \x00}', "[" * 100_000])
+def test_a_damaged_config_is_named_and_the_lock_released(tmp_path: Path, text: str) -> None:
+    RunFolder.create(tmp_path, {}).close()
+    (tmp_path / "config.json").write_text(text)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"config\.json: is damaged"):
+            RunFolder.open(tmp_path)
+
+
+def test_a_config_that_is_not_json_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"config\['path'\] is pathlib"):
+        RunFolder.create(tmp_path / "run", {"path": tmp_path})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_a_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            RunFolder.create(tmp_path / "run", {})
+    RunFolder.create(tmp_path / "run", {}).close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            RunFolder.open(tmp_path)
+        run.close()
+        RunFolder.open(tmp_path).close()  # released, and closing twice is fine
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path, spawn: Callable[..., BaseProcess]) -> None:
+    RunFolder.create(tmp_path, {}).close()
+    process = spawn(killed_programs.hold, tmp_path)
+    end = time.monotonic() + 20
+    while not (tmp_path / "held").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=f"in use by process {process.pid};"):
+        RunFolder.open(tmp_path)
+    process.kill()
+    process.join()
+    child = int((tmp_path / "held").read_text())
+    os.kill(child, 0)  # its forked child still lives
+    RunFolder.open(tmp_path).close()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_reading_a_checkpoint_needs_no_lock(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        save_checkpoint(run.best, {}, {"step": 1})
+        assert load_checkpoint(tmp_path / "best.safetensors").meta == {"step": 1}
