@@ -1,0 +1,100 @@
+"""What holds for every test: seeded, offline, and away from the user's files."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# The same examples in every run; a machine's speed decides nothing.
+hypothesis.settings.register_profile(
+    "symrnn", derandomize=True, deadline=None, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("symrnn")
+
+
+def pytest_configure() -> None:
+    # The order of sums, and so their last bits, hang on the number of threads.
+    torch.set_num_threads(2)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Corpora of the tests go to a folder of their own, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("symrnn-data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYMRNN_DATA", str(folder))
+        yield folder
+
+
+class OutsideWorldError(RuntimeError):
+    """A test tried to reach another machine.
+
+    No OSError: code that copes with a lost network must not hide it.
+    """
+
+
+def _refuse_outside(address: Any) -> None:
+    if not isinstance(address, tuple):  # a path (AF_UNIX) stays on this machine
+        return
+    host = str(address[0]).partition("%")[0]
+    if host in ("", "localhost"):
+        return
+    try:
+        inside = ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        inside = False
+    if not inside:
+        raise OutsideWorldError(f"tests may only reach this machine, not {address!r}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> Iterator[None]:
+    """Connections end at the loopback; child processes meet a proxy there that does not exist."""
+
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _refuse_outside(address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _refuse_outside(address)
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        for name in ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy"):
+            for variable in (name, name.upper()):
+                patch.setenv(variable, "http://127.0.0.1:9")
+        for variable in ("no_proxy", "NO_PROXY"):
+            patch.setenv(variable, "localhost,127.0.0.1,::1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return Path(os.path.realpath(__file__)).parents[1]

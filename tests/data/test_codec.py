@@ -1,0 +1,216 @@
+"""Codecs: a line to ids and back, and stored as JSON."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import (
+    CallableCodec,
+    DataError,
+    SentencePieceCodec,
+    Vocabulary,
+    WordCodec,
+    codec_from_state,
+    make_codec,
+)
+from data.text import blocks_of_lines
+
+PIECES = 26
+WORDS = ["<eos>", "the", "cat", "<unk>"]
+TEXT = [
+    "the cat sees the <unk> dog",
+    "the dogs see the cats",
+    "a <unk> bird sings in the tree and the cat listens",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return SentencePieceCodec.train(blocks_of_lines(TEXT, "train"), PIECES)
+
+
+def lower(line):
+    return line.lower().replace(".", " .").split()
+
+
+class TestWords:
+    codec = WordCodec(Vocabulary(WORDS))
+
+    def test_a_line_is_its_words_and_eos(self):
+        assert self.codec.encode_line("the  cat\t") == [1, 2, 0]
+        assert self.codec.encode_line("") == [0]
+        assert self.codec.encode_line("cat\r\n") == [2, 0]
+
+    def test_an_unknown_word_becomes_unk_as_does_unk_itself(self):
+        assert self.codec.encode_line("the dog <unk>") == [1, 3, 3, 0]
+
+    def test_without_unk_an_unknown_word_is_refused_by_name(self):
+        codec = WordCodec(Vocabulary(["<eos>", "a"]))
+        assert codec.unk_id is None
+        with pytest.raises(DataError, match="line 1: the word 'dog' is not in the vocabulary of 2"):
+            codec.encode_line("a dog")
+
+    def test_eos_in_the_text_is_refused(self):
+        with pytest.raises(DataError, match="line 1: the text has the word '<eos>'"):
+            self.codec.encode_line("the cat <eos>")
+        assert self.codec.encode_line("x<eos>y") == [3, 0]
+
+    def test_more_than_a_line_is_refused(self):
+        with pytest.raises(DataError, match="one line"):
+            self.codec.encode_line("the\ncat")
+
+    def test_decodes_to_words_and_line_ends(self):
+        assert self.codec.decode([1, 2, 0, 0, 3]) == "the cat\n\n<unk>"
+
+    def test_token_names_an_id(self):
+        assert self.codec.token(2) == "cat"
+        with pytest.raises(DataError, match="0 … 3, got 4"):
+            self.codec.token(4)
+        with pytest.raises(DataError, match="got -1"):
+            self.codec.decode([-1])
+
+
+class TestCallable:
+    codec = CallableCodec(Vocabulary([*WORDS, "."]), lower)
+
+    def test_a_line_is_what_the_function_gives_and_eos(self):
+        assert self.codec.encode_line("The CAT.") == [1, 2, 4, 0]
+
+    def test_words_are_counted_by_white_space_all_the_same(self):
+        assert self.codec.count_words("The CAT.") == 3
+
+    def test_a_function_that_gives_no_list_of_str_is_refused(self):
+        with pytest.raises(DataError, match="line 1: tokenizer must give a list of str"):
+            CallableCodec(Vocabulary(WORDS), lambda line: line).encode_line("the")
+        with pytest.raises(DataError, match="tokenizer must be a function"):
+            CallableCodec(Vocabulary(WORDS), 3)
+
+    def test_stored_without_its_function_it_still_decodes(self):
+        state = json.loads(json.dumps(self.codec.state()))
+        alone = codec_from_state(state)
+        assert alone.decode([1, 2, 4]) == "the cat ."
+        with pytest.raises(DataError, match=r"belongs to the tokenizer 'lower'.*pass the function"):
+            alone.encode_line("The cat.")
+
+    def test_and_encodes_once_it_has_the_function_or_text_in_tokens(self):
+        state = self.codec.state()
+        assert codec_from_state(state, lower).encode_line("The cat.") == [1, 2, 4, 0]
+        assert codec_from_state(state, "whitespace").encode_line("the cat .") == [1, 2, 4, 0]
+        assert codec_from_state(state, lower).fingerprint() == self.codec.fingerprint()
+
+    def test_plain_white_space_makes_a_word_codec_which_is_stored_whole(self):
+        assert isinstance(make_codec(str.split, WORDS), WordCodec)
+        assert make_codec("whitespace", WORDS).kind == "word"
+        assert make_codec(lower, WORDS).kind == "callable"
+
+
+class TestSentencePiece:
+    def test_has_as_many_ids_as_asked_for(self, pieces):
+        assert len(pieces) == PIECES
+        assert {pieces.token(pieces.unk_id), pieces.token(pieces.eos_id)} == {"<unk>", "<eos>"}
+
+    def test_a_line_ends_in_one_eos(self, pieces):
+        assert pieces.encode_line("the cat").count(pieces.eos_id) == 1
+        assert pieces.encode_line("the cat")[-1] == pieces.eos_id
+        assert pieces.encode_line("") == [pieces.eos_id]
+
+    def test_decodes_what_it_encoded(self, pieces):
+        line = "the dogs <unk> see <unk> <unk> cats"
+        assert pieces.decode(pieces.encode_line(line)) == line + "\n"
+
+    def test_unk_in_the_text_is_one_piece(self, pieces):
+        assert pieces.encode_line("<unk>") == [pieces.unk_id, pieces.eos_id]
+        ids = pieces.encode_line("the <unk> cat")
+        assert ids.count(pieces.unk_id) == 1
+        assert ids == [
+            *pieces.encode_line("the")[:-1],
+            pieces.unk_id,
+            *pieces.encode_line("cat"),
+        ]
+
+    def test_an_unseen_character_is_unk(self, pieces):
+        assert pieces.unk_id in pieces.encode_line("戦")
+
+    def test_words_are_counted_by_white_space(self, pieces):
+        (block,) = blocks_of_lines(["the  cats", ""], "text")
+        ids, words = pieces.encode_block(block)
+        assert words == 4 == pieces.count_words("the  cats") + pieces.count_words("")
+        assert len(ids) > words
+
+    def test_eos_in_the_text_is_refused(self, pieces):
+        with pytest.raises(DataError, match="'<eos>'"):
+            pieces.encode_line("the <eos> cat")
+
+    def test_the_same_text_gives_the_same_model(self, pieces):
+        again = SentencePieceCodec.train(blocks_of_lines(TEXT, "train"), PIECES)
+        assert again.fingerprint() == pieces.fingerprint()
+
+    def test_too_large_a_vocabulary_says_how_large_it_may_be(self, capfd):
+        with pytest.raises(
+            DataError, match=r"vocab_size must be at most (\d+) .* got 8000"
+        ) as error:
+            SentencePieceCodec.train(blocks_of_lines(TEXT, "train"), 8000)
+        most = int(str(error.value).split("at most ")[1].split()[0])
+        assert len(SentencePieceCodec.train(blocks_of_lines(TEXT, "train"), most)) == most
+        assert capfd.readouterr() == ("", "")
+
+    def test_too_small_a_vocabulary_says_how_small_it_may_be(self):
+        with pytest.raises(DataError, match=r"vocab_size must be at least (\d+) .* got 5"):
+            SentencePieceCodec.train(blocks_of_lines(TEXT, "train"), 5)
+
+    def test_an_error_in_the_text_comes_through_training(self):
+        with pytest.raises(DataError, match="train, line 2: want a str"):
+            SentencePieceCodec.train(blocks_of_lines(["a", 3], "train"), PIECES)
+
+    def test_without_the_package_the_error_names_the_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "sentencepiece", None)
+        with pytest.raises(DataError, match=r"pip install 'symrnn\[sentencepiece\]'"):
+            SentencePieceCodec(b"")
+
+    def test_what_is_no_model_is_refused(self):
+        with pytest.raises(DataError, match="not a sentencepiece model"):
+            SentencePieceCodec(b"nonsense")
+
+
+def test_a_codec_comes_back_from_its_state(pieces):
+    for codec in (WordCodec(Vocabulary(WORDS)), pieces):
+        back = codec_from_state(json.loads(json.dumps(codec.state())))
+        assert back.kind == codec.kind
+        assert back.fingerprint() == codec.fingerprint()
+        assert back.encode_line("the cat") == codec.encode_line("the cat")
+
+
+def test_other_codecs_have_other_fingerprints(pieces):
+    codecs = [
+        WordCodec(Vocabulary(WORDS)),
+        WordCodec(Vocabulary(WORDS[::-1])),
+        CallableCodec(Vocabulary(WORDS), lower),
+        pieces,
+    ]
+    assert len({codec.fingerprint() for codec in codecs}) == 4
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {},
+        {"kind": "morse"},
+        {"kind": "word"},
+        {"kind": "word", "tokens": 3},
+        {"kind": "word", "tokens": ["a"]},
+        {"kind": "sentencepiece", "model": "%"},
+    ],
+)
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(DataError):
+        codec_from_state(state)
+
+
+@given(st.lists(st.sampled_from(["the", "cat", "<unk>"])))
+def test_words_survive_the_way_there_and_back(words):
+    codec = WordCodec(Vocabulary(WORDS))
+    assert codec.decode(codec.encode_line(" ".join(words))) == " ".join(words) + "\n"

@@ -1,0 +1,354 @@
+"""Opening corpora: by name, from a folder of texts, from an encoded folder."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.download
+from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus
+from data.catalogue import CATALOGUE
+
+TEXTS = {"train": "the cat sees\nthe dog\n", "valid": "the dog sees\n", "test": "the cat\n"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my texts"
+    folder.mkdir()
+    for split, content in TEXTS.items():
+        (folder / f"{split}.txt").write_text(content)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "the cache"
+
+
+def test_a_folder_of_texts(folder, cache):
+    corpus = open_corpus(folder, cache_dir=cache)
+    assert corpus.name == "my texts"
+    assert corpus.codec.kind == "word"
+    assert corpus.codec.vocabulary.tokens == ("the", "cat", "sees", "<eos>", "dog")
+    assert [corpus.split(split).tokens for split in TEXTS] == [7, 4, 3]
+    assert corpus.codec.decode(corpus.train.ids) == TEXTS["train"]
+    assert corpus.entropy is None
+
+
+@pytest.mark.parametrize("pattern", ["ptb.{}.txt", "wiki.{}.tokens"])
+def test_the_names_ptb_and_wikitext_come_with(folder, cache, pattern):
+    expected = open_corpus(folder, cache_dir=cache).fingerprint
+    for split in TEXTS:
+        (folder / f"{split}.txt").rename(folder / pattern.format(split))
+    assert open_corpus(folder, cache_dir=cache).fingerprint == expected
+
+
+def test_what_is_encoded_once_is_found_again_by_its_contents(folder, cache):
+    first = open_corpus(folder, cache_dir=cache)
+    made = first.train.path.stat().st_mtime_ns
+    again = open_corpus(folder, cache_dir=cache)
+    assert again.train.path == first.train.path
+    assert again.train.path.stat().st_mtime_ns == made
+    (folder / "test.txt").write_text("the the\n")
+    changed = open_corpus(folder, cache_dir=cache)
+    assert changed.train.path != first.train.path
+    assert changed.fingerprint != first.fingerprint
+    assert changed.test.tokens == 3
+
+
+def test_other_settings_are_another_encoding(folder, cache):
+    whole = open_corpus(folder, cache_dir=cache)
+    small = open_corpus(folder, vocab_size=3, cache_dir=cache)
+    assert len(small.codec) == 3
+    assert small.codec.decode(small.train.ids) == "the <unk> <unk>\nthe <unk>\n"
+    assert small.fingerprint != whole.fingerprint
+    assert len(list((cache / "encoded").iterdir())) == 2
+
+
+def test_a_vocabulary_file_takes_the_place_of_the_train_text(folder, cache, tmp_path):
+    (tmp_path / "vocab.txt").write_text("<unk>\n<eos>\ndog\n")
+    corpus = open_corpus(folder, vocab_file=tmp_path / "vocab.txt", cache_dir=cache)
+    assert corpus.codec.decode(corpus.train.ids) == "<unk> <unk> <unk>\n<unk> dog\n"
+
+
+def test_sentencepiece(folder, cache):
+    (folder / "train.txt").write_text("the cat sees the dog\n" * 50)
+    corpus = open_corpus(folder, tokenizer="sentencepiece", vocab_size=13, cache_dir=cache)
+    assert (corpus.codec.kind, len(corpus.codec)) == ("sentencepiece", 13)
+    assert corpus.train.words == 50 * 6 < corpus.train.tokens
+    assert corpus.codec.decode(corpus.valid.ids) == TEXTS["valid"]
+    assert open_corpus(folder, cache_dir=cache).valid.words == corpus.valid.words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokenizer": "bpe"}, "tokenizer must be 'word' or 'sentencepiece', got 'bpe'"),
+        ({"tokenizer": "sentencepiece"}, "needs vocab_size"),
+        ({"tokenizer": "sentencepiece", "vocab_size": 8000}, "vocab_size must be at most"),
+        ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
+        ({"vocab_size": 5, "vocab_file": "v"}, "exclude each other"),
+        ({"tokenizer": "sentencepiece", "vocab_file": "v"}, "vocabulary is for words"),
+        ({"vocab_file": "no such file"}, "'no such file' cannot be read"),
+        ({"tokenizer": str.lower}, "encode with data.encode_corpus first"),
+    ],
+)
+def test_wrong_arguments_are_named(folder, cache, arguments, message):
+    with pytest.raises(DataError, match=message):
+        open_corpus(folder, cache_dir=cache, **arguments)
+    kept = cache / "encoded"
+    assert not kept.exists() or list(kept.iterdir()) == []
+
+
+class TestWrongFolder:
+    def refused(self, source, cache, message):
+        with pytest.raises(DataError, match=message):
+            open_corpus(source, cache_dir=cache)
+
+    def test_unknown_name(self, cache):
+        self.refused(
+            "wikitext-3", cache, "builtin, ptb, wikitext-2, wikitext-103, and is no folder"
+        )
+
+    def test_a_file(self, folder, cache):
+        self.refused(folder / "train.txt", cache, "is a file, not a folder")
+
+    def test_lacking_a_split(self, folder, cache):
+        (folder / "valid.txt").unlink()
+        self.refused(folder, cache, "lacks the valid text: want valid.txt or ptb.valid.txt or")
+
+    def test_two_texts_for_one_split(self, folder, cache):
+        (folder / "ptb.test.txt").write_text("a\n")
+        self.refused(folder, cache, "more than one test text: test.txt, ptb.test.txt")
+
+    def test_an_empty_split(self, folder, cache):
+        (folder / "test.txt").write_text("")
+        self.refused(folder, cache, "test.txt' is empty")
+
+    def test_a_word_the_train_text_lacks(self, folder, cache):
+        (folder / "valid.txt").write_text("the dog\nthe bird sees\n")
+        self.refused(folder, cache, r"valid.txt', line 2: the word 'bird'.*vocab_size adds it")
+
+    def test_an_unwritable_cache(self, folder, tmp_path):
+        (tmp_path / "file").write_text("")
+        self.refused(folder, tmp_path / "file", r"cannot be written.*SYMRNN_DATA")
+
+
+def test_the_cache_is_where_the_environment_says(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYMRNN_DATA", str(tmp_path / "elsewhere"))
+    assert tmp_path / "elsewhere" in open_corpus(folder).train.path.parents
+    monkeypatch.delenv("SYMRNN_DATA")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert tmp_path / "home" / ".cache" / "symrnn" in open_corpus(folder).train.path.parents
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "missing", "codec", "other codec"])
+def test_a_damaged_cache_is_said_not_used(folder, cache, damage):
+    ids = open_corpus(folder, cache_dir=cache).train.path
+    codec = ids.parent / "codec.json"
+    content = ids.read_bytes()
+    if damage == "short":
+        ids.write_bytes(content[:-1])
+    elif damage == "flipped":
+        ids.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "missing":
+        ids.unlink()
+    elif damage == "codec":
+        codec.write_text(codec.read_text()[:-5])
+    else:
+        codec.write_text(codec.read_text().replace("dog", "dig"))
+    with pytest.raises(DataError, match="Delete the folder"):
+        open_corpus(folder, cache_dir=cache)
+
+
+def open_in_process(folder, cache):
+    open_corpus(folder, cache_dir=cache, progress=False)
+
+
+def test_processes_may_encode_the_same_at_once(folder, cache):
+    (folder / "train.txt").write_text("the cat sees the dog\n" * 20_000)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=open_in_process, args=(folder, cache)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list((cache / "encoded").iterdir())) == 1
+    assert open_corpus(folder, cache_dir=cache).train.lines == 20_000
+
+
+def test_who_comes_second_takes_what_the_first_made(folder, cache, monkeypatch):
+    expected = open_corpus(folder, cache_dir=cache)
+    kept = expected.train.path.parent
+    away = kept.with_name("away")
+    os.rename(kept, away)
+    real = os.rename
+
+    def beaten(source, target):
+        real(away, kept)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", beaten)
+    assert open_corpus(folder, cache_dir=cache).fingerprint == expected.fingerprint
+    assert list((cache / "encoded").iterdir()) == [kept]
+
+
+class TestEncodedFolder:
+    def test_opens_as_a_source_anywhere(self, folder, cache, tmp_path):
+        made = encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
+        opened = open_corpus(tmp_path / "out", cache_dir=cache)
+        assert opened.fingerprint == made.fingerprint
+        assert opened.fingerprint == open_corpus(folder, cache_dir=cache).fingerprint
+        files = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert files == ["codec.json", "test.ids", "train.ids", "valid.ids"]
+        state = json.loads((tmp_path / "out" / "codec.json").read_text())["codec"]
+        assert codec_from_state(state).fingerprint() == opened.codec.fingerprint()
+
+    def test_from_lines_tokenizer_and_vocabulary(self, tmp_path):
+        def tokenizer(line):
+            return list(line.replace(" ", ""))
+
+        made = encode_corpus(
+            tmp_path / "out",
+            train=["a b\n", "c"],
+            valid=iter(["b"]),
+            test=("a c",),
+            tokenizer=tokenizer,
+            vocab={"<unk>": 0, "<eos>": 1, "a": 2, "b": 3},
+        )
+        assert made.train.ids.tolist() == [2, 3, 1, 0, 1]
+        assert made.codec.encode_line("b a") == [3, 2, 1]
+        opened = open_corpus(tmp_path / "out")
+        assert opened.fingerprint == made.fingerprint
+        assert opened.codec.decode([3, 2]) == "b a"
+        with pytest.raises(DataError, match="pass the function again"):
+            opened.codec.encode_line("b a")
+        again = open_corpus(tmp_path / "out", tokenizer=tokenizer)
+        assert again.codec.encode_line("b a") == [3, 2, 1]
+
+    def test_refuses_settings_that_would_do_nothing(self, folder, tmp_path):
+        encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
+        for arguments in ({"vocab_size": 5}, {"tokenizer": "sentencepiece", "vocab_size": 9}):
+            with pytest.raises(DataError, match=r"already encoded.*does not apply"):
+                open_corpus(tmp_path / "out", **arguments)
+        with pytest.raises(DataError, match="already encoded, with tokenizer 'word'"):
+            open_corpus(tmp_path / "out", tokenizer=str.split)
+
+    def test_lacking_a_file(self, folder, tmp_path):
+        encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
+        (tmp_path / "out" / "valid.ids").unlink()
+        with pytest.raises(DataError, match=r"lacks valid\.ids"):
+            open_corpus(tmp_path / "out")
+
+    def test_a_foreign_codec_file(self, folder, tmp_path):
+        for content, message in (
+            ("{}", "is not the codec"),
+            ('{"format": "symrnn-corpus", "version": 99}', "has version 99"),
+            ('{"format": "symrnn-corpus", "version": 1}', "damaged"),
+        ):
+            (folder / "codec.json").write_text(content)
+            with pytest.raises(DataError, match=message):
+                open_corpus(folder)
+
+    def test_does_not_write_over_anything(self, folder, tmp_path):
+        with pytest.raises(DataError, match="already there"):
+            encode_corpus(folder, train=["a"], valid=["a"], test=["a"])
+
+    def test_leaves_nothing_when_it_fails(self, tmp_path):
+        with pytest.raises(DataError, match="valid, line 1: the word 'b'"):
+            encode_corpus(tmp_path / "out", train=["a"], valid=["b"], test=["a"])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_sentencepiece_needs_the_train_text_twice(self, tmp_path):
+        with pytest.raises(DataError, match="gone through twice"):
+            encode_corpus(
+                tmp_path / "out",
+                train=iter(["a"]),
+                valid=["a"],
+                test=["a"],
+                tokenizer="sentencepiece",
+                vocab_size=8,
+            )
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+class TestBuiltin:
+    def test_knows_the_best_perplexity_there_is(self, shared_cache):
+        corpus = open_corpus("builtin", cache_dir=shared_cache)
+        assert corpus.train.tokens == pytest.approx(120_000, abs=100)
+        assert corpus.entropy.tokens == {s: corpus.split(s).tokens for s in TEXTS}
+        best = corpus.entropy.perplexity
+        for split in TEXTS:
+            assert best[split] == pytest.approx(np.exp(corpus.entropy.rate), rel=0.05)
+
+    def test_no_word_is_unknown(self, shared_cache):
+        corpus = open_corpus("builtin", cache_dir=shared_cache)
+        assert corpus.codec.unk_id is None
+        assert max(text.ids.max() for text in (corpus.valid, corpus.test)) < len(corpus.codec)
+
+    def test_is_the_same_everywhere(self, shared_cache):
+        corpus = open_corpus("builtin", cache_dir=shared_cache)
+        assert corpus.fingerprint == FINGERPRINT
+        assert open_corpus("builtin", cache_dir=shared_cache).entropy == corpus.entropy
+
+    def test_with_pieces_the_bound_per_word_stays_with_unk_it_goes(self, shared_cache):
+        pieces = open_corpus(
+            "builtin", tokenizer="sentencepiece", vocab_size=500, cache_dir=shared_cache
+        )
+        assert pieces.valid.words == pieces.entropy.tokens["valid"]
+        assert open_corpus("builtin", vocab_size=500, cache_dir=shared_cache).entropy is None
+
+
+# Changes if and only if the text of `builtin` does: then raise data.grammar.VERSION.
+FINGERPRINT = "e232ddb742dc8147fb25ac14c05b7be08683c5c2134247bb0f65a71345322c8d"
+
+
+def test_names_that_open_without_a_folder():
+    assert list_corpora() == ["builtin", "ptb", "wikitext-2", "wikitext-103"]
+
+
+def test_a_name_of_the_catalogue_is_downloaded_into_the_cache(folder, cache, monkeypatch):
+    def download(name, target, progress):
+        assert (name, target) == ("wikitext-2", cache / "corpora" / "wikitext-2")
+        return {split: folder / f"{split}.txt" for split in TEXTS}
+
+    monkeypatch.setattr(data.download, "download", download)
+    corpus = open_corpus("wikitext-2", cache_dir=cache)
+    assert (corpus.name, corpus.train.tokens) == ("wikitext-2", 7)
+
+
+def test_a_changed_download_is_not_taken_for_the_corpus(cache):
+    folder = cache / "corpora" / "ptb"
+    folder.mkdir(parents=True)
+    for split, content in TEXTS.items():
+        (folder / f"{split}.txt").write_text(content)
+    with pytest.raises(DataError, match=r"train.txt' is not the file of corpus 'ptb' any more"):
+        open_corpus("ptb", cache_dir=cache)
+
+
+def corpus_folder(name, variable):
+    folder = Path(__file__).parents[3] / "shared" / "data" / name
+    folder = Path(os.environ.get(variable, folder))
+    if not folder.is_dir():
+        pytest.skip(f"needs the texts of {name}: set {variable} to their folder")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("ptb", "SYMRNN_TEST_PTB"), ("wikitext-2", "SYMRNN_TEST_WIKITEXT2")],
+)
+def test_published_counts(name, variable, cache):
+    corpus = open_corpus(corpus_folder(name, variable), cache_dir=cache)
+    known = CATALOGUE[name]
+    assert {split: corpus.split(split).tokens for split in TEXTS} == known.tokens
+    assert len(corpus.codec) == known.types
