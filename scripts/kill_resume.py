@@ -1,0 +1,98 @@
+"""Kill a training run at random moments; each resumed run must end as the uninterrupted one.
+
+    python scripts/kill_resume.py
+
+A short run with dropout on the built-in corpus is trained once without interruption. Then, ten
+times, it is started anew, killed with SIGKILL at a random moment, resumed, and its final
+checkpoint is compared with the uninterrupted run's, bit for bit: every tensor of the model, the
+carried state and the random states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from report import table, write_report
+
+from symrnn.training import load_checkpoint
+
+SHORT = (
+    "--epochs 2 --hidden-size 64 --dropout 0.3 --lr-after 1 --steps 40 --save-every 20 --threads 1"
+)
+
+
+def train(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lm.train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two final checkpoints hold the same tensors, bit for bit."""
+    first, second = load_checkpoint(a).tensors, load_checkpoint(b).tensors
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name].view(torch.uint8), second[name].view(torch.uint8))
+        if first[name].dim()
+        else torch.equal(first[name], second[name])
+        for name in first
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--out", type=Path, default=Path("results/kill_resume.md"))
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    rows, failures = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        start = time.monotonic()
+        if train(*SHORT.split(), "--out", str(whole)).wait() != 0:
+            raise SystemExit("the uninterrupted run failed")
+        seconds = time.monotonic() - start
+        for number in range(1, options.kills + 1):
+            out = Path(folder) / f"killed{number}"
+            moment = moments.uniform(0.05, 0.95) * seconds
+            process = train(*SHORT.split(), "--out", str(out))
+            time.sleep(moment)
+            finished = process.poll() is not None
+            if not finished:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            kept = load_checkpoint(out / "last.safetensors") if (out / "last.safetensors").exists() else None
+            state = "none" if kept is None else str(kept.meta["state"]["progress"]["step"])
+            again = ["--resume", str(out)] if (out / "config.json").exists() else [*SHORT.split(), "--out", str(out)]
+            code = train(*again).wait()
+            equal = code == 0 and same(whole / "last.safetensors", out / "last.safetensors")
+            best = code == 0 and same(whole / "best.safetensors", out / "best.safetensors")
+            failures += not (equal and best)
+            moment_text = f"{moment:.2f} s" + (" (had finished)" if finished else "")
+            rows.append([str(number), moment_text, state, "yes" if equal else "NO", "yes" if best else "NO"])
+    write_report(
+        options.out,
+        "Killed and resumed runs",
+        [
+            " ".join((__doc__ or "").split("\n\n")[2].split()),
+            f"The run: `python -m lm.train {SHORT}`; uninterrupted it takes {seconds:.1f} s, "
+            f"start of Python and PyTorch included. Moments drawn with seed {options.seed}.",
+            table(
+                ["", "killed after", "step of the checkpoint", "last equal", "best equal"], rows
+            ),
+            f"{options.kills - failures} of {options.kills} resumed runs ended equal, bit for bit.",
+        ],
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
