@@ -5,40 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _ASIDE_PREFIX, _ASIDE_SUFFIX = ".symrnn-", ".tmp"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write (binary, seekable) that takes the place of `path` when all is written.
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the path of an empty file to write, or to replace; it then takes the place of `path`.
 
-    It is written aside in the same folder, flushed, fsynced and renamed over `path`, so whoever
+    It lies in a folder of its own beside `path`, is fsynced and renamed over `path`, so whoever
     opens `path`, also after a kill or a power cut, finds the former file or the new one. If
-    anything fails, or the block raises, the file aside is removed and `path` stays as it was.
-    Only a kill leaves the file aside behind: `remove_files_aside` sweeps it. If `path` is a
+    anything fails, or the block raises, the folder aside is removed and `path` stays as it was.
+    Only a kill leaves the folder aside behind: `remove_files_aside` sweeps it. If `path` is a
     symbolic link, the file it points to is replaced. The mode is what umask leaves of 0666.
 
     Raises OSError as it comes; the caller knows what the file was for.
     """
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
-    # Not tempfile: its files are private (0600), and the name stays short whatever `path` is.
-    aside = os.path.join(folder, f"{_ASIDE_PREFIX}{secrets.token_hex(8)}{_ASIDE_SUFFIX}")
-    try:
-        with open(aside, "xb") as file:
-            yield file
-            file.flush()
+    with tempfile.TemporaryDirectory(
+        _ASIDE_SUFFIX, _ASIDE_PREFIX, folder, ignore_cleanup_errors=True
+    ) as aside:
+        new = Path(aside, "new")
+        new.touch()
+        mode = new.stat().st_mode
+        yield new
+        new.chmod(mode)  # a library that writes its file may make it private (0600)
+        with new.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(aside, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise
+        os.replace(new, target)
     # From here on the new file is in place: failing now would say the opposite.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_file_aside(name: str) -> bool:
-    """Whether `name` is that of a file that `replacing` writes aside."""
+    """Whether `name` is that of a folder that `replacing` makes."""
     return name.startswith(_ASIDE_PREFIX) and name.endswith(_ASIDE_SUFFIX)
 
 
@@ -57,7 +57,7 @@ def remove_files_aside(folder: Path) -> None:
     """Removes what a killed `replacing` left in `folder`. Nobody may be writing there."""
     for name in os.listdir(folder):
         if is_file_aside(name):
-            os.unlink(folder / name)
+            shutil.rmtree(folder / name)
 
 
 def to_json(value: Any, name: str, indent: int | None = None) -> str:

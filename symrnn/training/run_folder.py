@@ -69,8 +69,8 @@ class RunFolder:
             lock = _lock(path)
             _refuse_if_used(path)  # once more: another process may have come between
             remove_files_aside(path)
-            with replacing(path / _CONFIG) as file:
-                file.write(text.encode())
+            with replacing(path / _CONFIG) as new:
+                new.write_bytes(text.encode())
         except (OSError, UserError) as error:
             if lock is not None:
                 os.close(lock)

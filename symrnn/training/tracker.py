@@ -217,8 +217,8 @@ def _cut_back(folder: RunFolder, keep: int) -> None:
     ]
     if len(kept) == len(lines):
         return
-    with replacing(folder.metrics) as file:
-        file.writelines(kept)
+    with replacing(folder.metrics) as new:
+        new.write_bytes(b"".join(kept))
     damaged = steps[:-1].count(None)  # a torn last line is what a kill leaves; others are not
     if damaged:
         print(

@@ -68,14 +68,16 @@ def test_paths_that_are_no_folders(tmp_path: Path) -> None:
 
 def test_a_folder_whose_making_was_killed_is_empty(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("1\n")
-    (tmp_path / ".symrnn-0123456789abcdef.tmp").write_text('{"siz')
+    (tmp_path / ".symrnn-01234567.tmp").mkdir()
+    (tmp_path / ".symrnn-01234567.tmp" / "new").write_text('{"siz')
     with RunFolder.create(tmp_path, {"a": 1}):
         assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
 
 
 def test_open_sweeps_what_a_kill_left(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {}).close()
-    (tmp_path / ".symrnn-0123456789abcdef.tmp").write_text("half")
+    (tmp_path / ".symrnn-01234567.tmp").mkdir()
+    (tmp_path / ".symrnn-01234567.tmp" / "new").write_text("half")
     RunFolder.open(tmp_path).close()
     assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
 
