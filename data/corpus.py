@@ -12,14 +12,12 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.cache import cache_folder, folder_aside, named
 from data.codec import (
     Codec,
     SentencePieceCodec,
@@ -103,13 +101,6 @@ def list_corpora() -> list[str]:
     return ["builtin", *CATALOGUE]
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where corpora are kept: `cache_dir`, else $SYMRNN_DATA, else ~/.cache/symrnn."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    return Path(os.environ.get("SYMRNN_DATA") or Path.home() / ".cache" / "symrnn")
-
-
 def open_corpus(
     source: str | os.PathLike[str],
     *,
@@ -145,10 +136,10 @@ def open_corpus(
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
     kept = cache_folder(cache_dir) / "encoded" / settings.key(plan.contents)
     if not kept.is_dir():
-        with _folder_aside(kept) as aside:
+        with folder_aside(kept) as aside:
             plan.build(aside)
             try:
-                _explained_rename(aside, kept)
+                named(aside, kept)
             except DataError:
                 if not kept.is_dir():  # else another process was first, with the same contents
                     raise
@@ -176,9 +167,9 @@ def encode_source(
         raise DataError(f"{os.fspath(source)!r} is already encoded: copy the folder")
     target = _new_folder(out)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
-    with _folder_aside(target) as aside:
+    with folder_aside(target) as aside:
         plan.build(aside)
-        _explained_rename(aside, target)
+        named(aside, target)
     return _open_encoded(target)
 
 
@@ -213,9 +204,9 @@ def encode_corpus(
     target = _new_folder(out)
     texts = {"train": train, "valid": valid, "test": test}
     target_name = name if name is not None else target.resolve().name
-    with _folder_aside(target) as aside:
+    with folder_aside(target) as aside:
         _encode_splits(aside, target_name, texts, settings, progress=progress)
-        _explained_rename(aside, target)
+        named(aside, target)
     return _open_encoded(target, tokenizer=tokenizer)
 
 
@@ -466,37 +457,12 @@ def _open_encoded(
     return Corpus(own_name, codec, **texts, entropy=entropy)
 
 
-@contextmanager
-def _folder_aside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, removed at the end unless it was renamed."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        os.chmod(aside, 0o777 & ~_umask())
-    except OSError as error:
-        raise DataError(
-            f"{str(target.parent)!r} cannot be written: {error.strerror}; another folder can be "
-            "given as cache_dir or in $SYMRNN_DATA"
-        ) from error
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def _new_folder(out: str | os.PathLike[str]) -> Path:
     """`out`, if it is not there yet or an empty folder; renaming onto it then works."""
     folder = Path(out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DataError(f"out {os.fspath(out)!r} is already there and not empty: give a new folder")
     return folder
-
-
-def _explained_rename(aside: Path, target: Path) -> None:
-    try:
-        os.rename(aside, target)
-    except OSError as error:
-        raise DataError(f"{str(target)!r} cannot be written: {error.strerror}") from error
 
 
 def _texts_of_folder(folder: Path) -> dict[str, Path]:
@@ -534,9 +500,3 @@ def _sha256(path: Path, progress: bool) -> str:
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

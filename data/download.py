@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from data.cache import cache_folder
 from data.catalogue import CATALOGUE, CatalogueEntry, RemoteFile
 from data.errors import DataError
 from data.text import progress_bar
@@ -258,8 +259,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
-    from data.corpus import cache_folder
-
     folder = Path(options.out) if options.out else cache_folder() / "corpora" / options.name
     try:
         texts = download(options.name, folder, progress=not options.quiet)

@@ -34,6 +34,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from data.cache import umask
 from data.codec import CallableCodec, Codec, Tokenizer, WordCodec, is_whitespace
 from data.errors import DataError, require_integer
 from data.text import Block, open_binary
@@ -182,7 +183,7 @@ class _Writer:
             os.fsync(self._file.fileno())
             self._file.close()
             assert self._aside is not None
-            os.chmod(self._aside, 0o666 & ~_umask())
+            os.chmod(self._aside, 0o666 & ~umask())
             os.replace(self._aside, self.path)
             self._aside = None
         return EncodedText.open(self.path)
@@ -324,9 +325,3 @@ def _most_frequent(tokens: list[str], counts: NDArray[np.int64], size: int) -> l
             kept.add(tokens[place])
     kept |= {EOS, UNK}
     return [token for token in tokens if token in kept] + ([] if UNK in tokens else [UNK])
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -33,7 +33,7 @@ from symrnn.training.errors import UserError, describe_os_error
 from symrnn.training.files import replacing, to_json
 
 FORMAT = "symrnn.checkpoint"
-VERSION = 2
+VERSION = 1
 
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
