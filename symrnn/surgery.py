@@ -40,7 +40,8 @@ def count_parameters(module: nn.Module) -> ParameterCount:
         count = parameter.numel() - spare.get(id(parameter), 0)
         training += parameter.numel()
         deployed += count
-        if name.rpartition(".")[2].startswith("weight_hh"):
+        # Any part: a parametrized one is called "parametrizations.weight_hh_l0.original".
+        if any(part.startswith("weight_hh") for part in name.split(".")):
             recurrent += count
     return ParameterCount(training, deployed, recurrent)
 
@@ -57,4 +58,5 @@ def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry]]:
             for _, parameter, form in part.symmetric_parameters():
                 yield parameter, form
         elif isinstance(part, ParametrizationList) and isinstance(part[0], Symmetry):
+            assert isinstance(part.original, nn.Parameter)
             yield part.original, part[0]

@@ -31,7 +31,8 @@ def choose(name: str, input: Tensor, batch_sizes: Tensor | None) -> Backend:
 
     On a CPU PyTorch's operator re-packs all weights on every call. For a handful of steps without
     gradients that costs more than the steps themselves, and the scripted loop, which reads the
-    weights where they lie, is faster. Everywhere else the vendor's operator is.
+    weights where they lie, is faster. Everywhere else the vendor's operator is. Autocast goes to
+    the vendor's too, so that the dtype of the output is that of ``nn.LSTM`` at any length.
     """
     if name != "auto":
         return BACKENDS[name]
@@ -40,6 +41,7 @@ def choose(name: str, input: Tensor, batch_sizes: Tensor | None) -> Backend:
         and batch_sizes is None
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
         and 0 < input.size(0) * input.size(1) <= FEW_STEPS
     )
     return BACKENDS["script" if few else "vendor"]

@@ -69,7 +69,11 @@ class SymLSTMCell(GatedModule):
             hx = (zeros, zeros)
         self._check(input, hx)
         w = LayerWeights(
-            *(self._weight(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None
+            self._weight("weight_ih"),
+            self._weight("weight_hh"),
+            self._weight("bias_ih"),
+            self._weight("bias_hh"),
+            None,
         )
         h, c = self._step(input, hx[0], hx[1], w)
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
@@ -82,16 +86,23 @@ class SymLSTMCell(GatedModule):
         return torch.lstm_cell(x, (h, c), w.ih, w.hh, w.bias_ih, w.bias_hh)
 
     def _check(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> None:
+        # In the words of PyTorch's operator, for the backends that do not call it.
         if input.size(1) != self.input_size:
             raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} "
-                f"expected {self.input_size}"
+                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
             )
+        if len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
         for k, state in enumerate(hx):
-            if state.shape != (input.size(0), self.hidden_size):
+            if state.size(0) != input.size(0):
                 raise RuntimeError(
-                    f"Expected hx[{k}] size {(input.size(0), self.hidden_size)}, "
-                    f"got {list(state.shape)}"
+                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
+                    f"{state.size(0)}"
+                )
+            if state.size(1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected "
+                    f"{self.hidden_size}"
                 )
 
     def extra_repr(self) -> str:

@@ -75,8 +75,8 @@ class GateMatrix:
         return self._interleave(expanded, rest.view(-1, self.rows, self.columns))
 
     def _interleave(self, expanded: Tensor, rest: Tensor) -> Tensor:
-        blocks = dict(zip(self.symmetric, expanded, strict=True))
-        blocks.update(zip(self.rest, rest, strict=True))
+        blocks = dict(zip(self.symmetric, expanded.unbind(), strict=True))
+        blocks.update(zip(self.rest, rest.unbind(), strict=True))
         return torch.cat([blocks[gate] for gate in self.gates])
 
     def assign(self, owner: nn.Module, symmetry: Symmetry | None, w: Tensor) -> None:

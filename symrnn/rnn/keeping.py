@@ -97,7 +97,8 @@ class GatedModule(nn.Module):
     def _take(self, plain: nn.Module) -> None:
         """Copy the weights of ``plain``, symmetric gates to the nearest symmetric matrix."""
         with torch.no_grad():
-            for name, weight in plain.named_parameters():
+            for name in self._weight_names:  # by name: a weight may be parametrized in `plain`
+                weight = getattr(plain, name)
                 matrix = self._matrices.get(name)
                 if matrix is not None:
                     matrix.assign(self, self.symmetry, weight)

@@ -127,13 +127,9 @@ class SymLSTM(GatedModule):
             return output.squeeze(1), (state[0].squeeze(1), state[1].squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, state
 
-    def _run(
-        self, input: Tensor, batch_sizes: Tensor | None, state: State
-    ) -> tuple[Tensor, State]:
+    def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         backend = choose(self.backend, input, batch_sizes)
-        options = StackOptions(
-            self.num_layers, self.bidirectional, self.dropout, self.training
-        )
+        options = StackOptions(self.num_layers, self.bidirectional, self.dropout, self.training)
         return backend(input, batch_sizes, state, self.layer_weights(), options)
 
     def layer_weights(self) -> list[LayerWeights]:
@@ -196,24 +192,26 @@ class SymLSTM(GatedModule):
         """
         if not isinstance(lstm, nn.LSTM):
             raise TypeError(f"lstm should be an nn.LSTM, got: {type(lstm).__name__}")
-        like = lstm.weight_ih_l0
+        like = next(lstm.parameters())
+        # Made without starting values, so that no random stream moves.
         made = cls(
-            *_arguments(lstm),
-            device=like.device,
+            **_arguments(lstm),
+            device="meta",
             dtype=like.dtype,
             symm=symm,
             symm_hh=symm_hh,
             symm_ih=symm_ih,
             backend=backend,
         )
+        made.to_empty(device=like.device)
         made._take(lstm)
         return made.train(lstm.training)
 
     def to_lstm(self) -> nn.LSTM:
         """A plain ``nn.LSTM`` with the expanded weights, copied; its outputs are equal."""
         like = next(self.parameters())
-        # Made without starting values, so that no random stream moves.
-        plain = nn.LSTM(*_arguments(self), device="meta", dtype=like.dtype)
+        # As above, without starting values.
+        plain = nn.LSTM(**_arguments(self), device="meta", dtype=like.dtype)
         plain.to_empty(device=like.device)
         self._give(plain)
         return plain.train(self.training)
@@ -223,7 +221,9 @@ class SymLSTM(GatedModule):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The expanded weights of each layer and direction, as ``nn.LSTM.all_weights``."""
-        return [[tensor for tensor in layer if tensor is not None] for layer in self.layer_weights()]
+        return [
+            [tensor for tensor in layer if tensor is not None] for layer in self.layer_weights()
+        ]
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the expanded weights are laid out for the operator on every call."""
@@ -238,17 +238,9 @@ class SymLSTM(GatedModule):
         return ScriptableLSTM(self)
 
 
-def _arguments(lstm: nn.LSTM | SymLSTM) -> tuple[Any, ...]:
-    return (
-        lstm.input_size,
-        lstm.hidden_size,
-        lstm.num_layers,
-        lstm.bias,
-        lstm.batch_first,
-        lstm.dropout,
-        lstm.bidirectional,
-        lstm.proj_size,
-    )
+def _arguments(lstm: nn.LSTM | SymLSTM) -> dict[str, Any]:
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
+    return {name: getattr(lstm, name) for name in (*names, "bidirectional", "proj_size")}
 
 
 def _select(state: State, order: Tensor | None) -> State:
@@ -259,4 +251,5 @@ def _select(state: State, order: Tensor | None) -> State:
 
 
 def _autocast_enabled(device_type: str) -> bool:
-    return torch.is_autocast_enabled(device_type)
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)

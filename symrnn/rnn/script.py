@@ -8,18 +8,16 @@ file is the only one that uses it, and compiles at the first call.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from symrnn.rnn.gates import GateMatrix
 from symrnn.rnn.stack import LayerWeights
-
-if TYPE_CHECKING:
-    from symrnn.rnn.lstm import SymLSTM
 
 
 def cell(
@@ -69,14 +67,34 @@ def layer(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """One layer in one direction; the arguments of :func:`symrnn.rnn.reference.layer`."""
     projected = F.linear(torch.cat(steps), w.ih, _sum(w.bias_ih, w.bias_hh))
-    pieces = list(projected.split([len(x) for x in steps]))
-    return compiled(loop)(pieces, h, c, w.hh, w.hr, reverse)
+    with _autocast_settled(projected, h, c, w) as (h, c, w_hh, w_hr):
+        pieces = list(projected.split([len(x) for x in steps]))
+        return compiled(loop)(pieces, h, c, w_hh, w_hr, reverse)
 
 
 def step(x: Tensor, h: Tensor, c: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
     """One step of a cell: x (B, I), h (B, H), c (B, H) -> h, c."""
     projected = F.linear(x, w.ih, _sum(w.bias_ih, w.bias_hh))
-    return compiled(cell)(projected, h, c, w.hh, w.hr)
+    with _autocast_settled(projected, h, c, w) as (h, c, w_hh, w_hr):
+        return compiled(cell)(projected, h, c, w_hh, w_hr)
+
+
+@contextmanager
+def _autocast_settled(
+    projected: Tensor, h: Tensor, c: Tensor, w: LayerWeights
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """h, c, w.hh and w.hr as the scripted code is to have them.
+
+    TorchScript compiles autocast's dtype into the code and then fails under another. So autocast
+    is settled here: all is cast as ``projected`` was, and autocast is off inside.
+    """
+    device = projected.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield h, c, w.hh, w.hr
+        return
+    dtype = projected.dtype
+    with torch.autocast(device, enabled=False):
+        yield h.to(dtype), c.to(dtype), w.hh.to(dtype), None if w.hr is None else w.hr.to(dtype)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

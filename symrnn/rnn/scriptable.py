@@ -100,7 +100,7 @@ class ScriptableLSTM(nn.Module):
             h, c = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
         flat: list[Tensor] = []
         for weight in self.weights:
-            flat.append(weight())  # noqa: PERF401 (TorchScript unrolls this loop)
+            flat.append(weight())
         output, h, c = torch.lstm(
             input,
             [h, c],
@@ -143,7 +143,7 @@ class ScriptableLSTMCell(nn.Module):
             h, c = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
         flat: list[Tensor] = []
         for weight in self.weights:
-            flat.append(weight())  # noqa: PERF401 (TorchScript unrolls this loop)
+            flat.append(weight())
         if len(flat) == 4:
             h, c = torch.lstm_cell(input, [h, c], flat[0], flat[1], flat[2], flat[3])
         else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from symrnn.symmetry.orbits import OrbitMap
 
-_BUFFERS = ("orbit", "sizes")
+_MAPS = ("orbit", "sizes")
 
 
 class Symmetry(nn.Module):
@@ -45,9 +45,7 @@ class Symmetry(nn.Module):
         self.side = orbits.side
         self.deployed = len(orbits.sizes)
         self.numel = self.deployed
-        # Derived from the name and the side, hence not part of a state_dict.
-        self.register_buffer("orbit", orbits.orbit, persistent=False)
-        self.register_buffer("sizes", orbits.sizes, persistent=False)
+        self._place_maps(orbits, torch.get_default_device())
 
     @abstractmethod
     def expand(self, v: Tensor) -> Tensor:
@@ -89,7 +87,9 @@ class Symmetry(nn.Module):
 
     def _check_free(self, v: Tensor) -> None:
         if v.dim() < 1 or v.shape[-1] != self.numel:
-            raise ValueError(f"v has shape {list(v.shape)}; {self.name} expands (..., {self.numel})")
+            raise ValueError(
+                f"v has shape {list(v.shape)}; {self.name} expands (..., {self.numel})"
+            )
 
     def _check_matrix(self, w: Tensor) -> None:
         if w.dim() < 2 or w.shape[-2:] != (self.side, self.side):
@@ -114,21 +114,33 @@ class Symmetry(nn.Module):
         )
         return zeros.scatter_add(-1, self.orbit.expand_as(flat), flat)
 
+    # The index maps follow from the name and the side: neither a state_dict nor a pickle holds
+    # them, and they outlive `to_empty`, which leaves a module's buffers unset.
+
+    def _place_maps(self, orbits: OrbitMap, device: torch.device) -> None:
+        self._orbits = orbits
+        self.register_buffer("orbit", orbits.orbit.to(device), persistent=False)
+        self.register_buffer("sizes", orbits.sizes.to(device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Symmetry":
+        super()._apply(fn, recurse)
+        self._place_maps(self._orbits, self.orbit.device)
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        # The index maps follow from the name and the side; a pickle carries only their device.
         state = self.__dict__.copy()
-        state["_buffers"] = {k: b for k, b in self._buffers.items() if k not in _BUFFERS}
-        state["_device"] = self.orbit.device
+        del state["_orbits"]
+        state["_buffers"] = {k: b for k, b in self._buffers.items() if k not in _MAPS}
+        # An empty tensor tells the device, and `torch.load` maps it to another if asked to.
+        state["_place"] = self.orbit.new_empty(0)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from symrnn.symmetry.registry import get_symmetry
 
-        device = state.pop("_device")
+        device = state.pop("_place").device
         super().__setstate__(state)
-        fresh = get_symmetry(state["name"], state["side"])
-        for name in _BUFFERS:
-            self.register_buffer(name, getattr(fresh, name).to(device), persistent=False)
+        self._place_maps(get_symmetry(self.name, self.side)._orbits, device)
 
 
 class RawOrbits(Symmetry):

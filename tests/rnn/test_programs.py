@@ -1,0 +1,203 @@
+"""A SymLSTM under torch.compile, torch.export, TorchScript and DistributedDataParallel."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from symrnn import SymLSTM, SymLSTMCell
+
+T, B, IN, H = 4, 3, 2, 5
+FORMS = ["none", "tri", "avg", "avg:full"]
+
+
+def through_a_file(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+# ---- torch.compile -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile needs a C++ compiler",
+)
+@pytest.mark.parametrize("module", ["layer", "cell"])
+def test_compiled_forward_and_backward_are_equal(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    if module == "layer":
+        eager: nn.Module = SymLSTM(IN, H, 2, symm="avg", symm_hh="fo")
+        x = torch.randn(T, B, IN)
+    else:
+        eager = SymLSTMCell(IN, H, symm="avg", symm_hh="fo")
+        x = torch.randn(B, IN)
+    compiled = torch.compile(eager)
+    results = []
+    for run in (eager, compiled):
+        eager.zero_grad()
+        output = run(x)[0]
+        output.square().sum().backward()
+        results.append([output.detach(), *[p.grad.clone() for p in eager.parameters()]])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-6)
+    torch.compiler.reset()
+
+
+# ---- torch.export ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("symm", FORMS)
+def test_exported_with_a_free_batch(symm: str, strict: bool) -> None:
+    """The number of steps is fixed in the export of an nn.LSTM, so it is here."""
+    lstm = SymLSTM(IN, H, 2, bidirectional=True, symm=symm, symm_hh="fgo").eval()
+    x = torch.randn(T, B, IN)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(lstm, (x,), strict=strict, dynamic_shapes=({1: batch},))
+    for size in (B, 8):
+        x = torch.randn(T, size, IN)
+        output, (h, c) = exported.module()(x)
+        expected, (h_expected, c_expected) = lstm(x)
+        torch.testing.assert_close([output, h, c], [expected, h_expected, c_expected])
+    assert set(exported.state_dict) == set(lstm.state_dict())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_cell_with_a_free_batch(strict: bool) -> None:
+    cell = SymLSTMCell(IN, H, symm_hh="fo")
+    hx = (torch.randn(B, H), torch.randn(B, H))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    free = {0: batch}
+    exported = torch.export.export(
+        cell, (torch.randn(B, IN), hx), strict=strict, dynamic_shapes=(free, (free, free))
+    )
+    x, hx = torch.randn(7, IN), (torch.randn(7, H), torch.randn(7, H))
+    torch.testing.assert_close(exported.module()(x, hx), cell(x, hx))
+
+
+# ---- TorchScript -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("symm", FORMS)
+def test_scripted_saved_and_loaded(symm: str, batch_first: bool, options: dict[str, Any]) -> None:
+    lstm = SymLSTM(IN, H, batch_first=batch_first, symm=symm, symm_hh="ig", **options)
+    scripted = torch.jit.script(lstm)
+    state = torch.randn(
+        2, 2 * options.get("num_layers", 1) if options.get("bidirectional") else 1, B, H
+    )
+    for run in (scripted, through_a_file(scripted)):
+        for steps in (1, T, 7):
+            x = torch.randn(B, steps, IN) if batch_first else torch.randn(steps, B, IN)
+            for hx in (None, (state[0], state[1])):
+                torch.testing.assert_close(run(x, hx), lstm(x, hx), rtol=0, atol=1e-6)
+        x = torch.randn(T, IN)
+        alone = (state[0][:, 0], state[1][:, 0])
+        torch.testing.assert_close(run(x), lstm(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(run(x, alone), lstm(x, alone), rtol=0, atol=1e-6)
+        with pytest.raises(torch.jit.Error, match="Expected input to be 2D or 3D, got 1D"):
+            run(torch.zeros(IN))
+    # The scripted module shares the parameters: a gradient of one is that of the other.
+    scripted(torch.randn(T, B, IN).transpose(0, 1) if batch_first else torch.randn(T, B, IN))[
+        0
+    ].sum().backward()
+    assert all(p.grad is not None for p in lstm.parameters())
+
+
+def test_scripted_projection_and_dropout() -> None:
+    lstm = SymLSTM(IN, H, 2, dropout=0.5, proj_size=3, symm_hh="")
+    scripted = torch.jit.script(lstm)
+    x = torch.randn(T, B, IN)
+    torch.manual_seed(1)
+    expected = lstm(x)[0]
+    torch.manual_seed(1)
+    torch.testing.assert_close(scripted(x)[0], expected)
+    scripted.eval()
+    lstm.eval()
+    torch.testing.assert_close(scripted(x)[0], lstm(x)[0])
+
+
+@pytest.mark.parametrize("symm", FORMS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_scripted_cell(symm: str, bias: bool) -> None:
+    cell = SymLSTMCell(H, H, bias, symm=symm, symm_hh="fo", symm_ih="i")
+    for run in (torch.jit.script(cell), through_a_file(torch.jit.script(cell))):
+        for batch in ((B,), ()):
+            x, hx = torch.randn(*batch, H), (torch.randn(*batch, H), torch.randn(*batch, H))
+            torch.testing.assert_close(run(x), cell(x), rtol=0, atol=1e-6)
+            torch.testing.assert_close(run(x, hx), cell(x, hx), rtol=0, atol=1e-6)
+
+
+class Tagger(nn.Module):
+    """A SymLSTM among other layers, as TorchScript meets it in a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, H)
+        self.lstm = SymLSTM(H, H, symm_ih="ifgo")
+        self.rest = nn.Sequential(nn.Linear(H, H), nn.Tanh())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output, _ = self.lstm(self.embed(tokens))
+        return self.rest(output)
+
+
+def test_scripted_and_traced_inside_other_modules() -> None:
+    tagger, tokens = Tagger(), torch.arange(10).view(5, 2)
+    loaded = through_a_file(torch.jit.script(tagger))
+    torch.testing.assert_close(loaded(tokens), tagger(tokens))
+    sequence = nn.Sequential(nn.Linear(IN, H), SymLSTM(H, H))
+    x = torch.randn(T, B, IN)
+    torch.testing.assert_close(torch.jit.script(sequence)(x), sequence(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # as tracing an nn.LSTM gives
+@pytest.mark.parametrize("symm", FORMS)
+def test_traced(symm: str) -> None:
+    lstm = SymLSTM(IN, H, 2, symm=symm, symm_hh="fo")
+    traced = through_a_file(torch.jit.trace(lstm, (torch.randn(T, B, IN),)))
+    for steps, batch in ((T, B), (6, 2)):
+        x = torch.randn(steps, batch, IN)
+        torch.testing.assert_close(traced(x), lstm(x))
+
+
+# ---- DistributedDataParallel -------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    if not dist.is_gloo_available():
+        pytest.skip("this PyTorch is built without gloo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("symm", FORMS)
+def test_distributed_data_parallel(symm: str) -> None:
+    lstm = SymLSTM(IN, H, 2, symm=symm, symm_hh="fo")
+    wrapped = DistributedDataParallel(lstm)
+    x = torch.randn(T, B, IN)
+    results = []
+    for run in (lstm, wrapped):
+        lstm.zero_grad()
+        output = run(x)[0]
+        output.sum().backward()
+        results.append([output.detach(), *[p.grad.clone() for p in lstm.parameters()]])
+    torch.testing.assert_close(results[1], results[0])

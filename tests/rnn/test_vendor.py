@@ -1,0 +1,174 @@
+"""The weights as cuDNN wants them; and, on a GPU, what it makes of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from symrnn import SymLSTM
+from symrnn.rnn import vendor
+from symrnn.rnn.stack import LayerWeights, StackOptions
+
+T, B, IN, H = 6, 4, 3, 5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gap", [0, 3])
+def test_one_buffer_holds_every_tensor_at_its_place_and_zeros_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, gap: int, bias: bool
+) -> None:
+    """The layout here is made up: matrices first in reverse order, then biases, gaps between."""
+    lstm = SymLSTM(IN, H, 2, bias, bidirectional=True, dtype=torch.float64)
+    layers = lstm.layer_weights()
+    flat = [tensor for layer in layers for tensor in layer if tensor is not None]
+    places, end = [0] * len(flat), 0
+    for k in sorted(range(len(flat)), key=lambda k: (flat[k].dim() == 1, -k)):
+        places[k] = end
+        end += flat[k].numel() + gap
+    total = end + 7  # as without biases, whose places stay
+    monkeypatch.setattr(vendor, "_cudnn_layout", lambda *_: (places, total))
+    views = vendor._in_one_buffer(flat, layers[0], StackOptions(2, True, 0.0, True))
+    storage = views[0].untyped_storage()
+    assert storage.nbytes() == total * 8
+    for view, tensor, place in zip(views, flat, places, strict=True):
+        assert view.untyped_storage().data_ptr() == storage.data_ptr()
+        assert view.storage_offset() == place
+        assert view.is_contiguous()
+        assert torch.equal(view, tensor)
+    whole = torch.empty(0, dtype=torch.float64).set_(storage)
+    filled = torch.zeros(total, dtype=torch.bool)
+    for tensor, place in zip(flat, places, strict=True):
+        filled[place : place + tensor.numel()] = True
+    assert not whole[~filled].any()
+    weights = [torch.randn_like(view) for view in views]
+    loss = sum((view * w).sum() for view, w in zip(views, weights, strict=True))
+    found = torch.autograd.grad(loss, flat)
+    for gradient, w in zip(found, weights, strict=True):
+        assert torch.equal(gradient, w)
+
+
+def test_on_a_cpu_the_tensors_stay_where_they_are() -> None:
+    assert not vendor._cudnn_takes([torch.zeros(2)])
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------
+
+# How far cuDNN may be from the loop in float64; TF32 stays off.
+GPU_TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 2, "bias": False},
+    {"bidirectional": True, "bias": False},
+    {"num_layers": 2, "proj_size": 2, "symm_hh": ""},
+    {"num_layers": 2, "proj_size": 2, "symm_hh": "", "bias": False, "bidirectional": True},
+]
+
+
+def _forms(options: dict[str, Any]) -> list[str]:
+    return ["none"] if "proj_size" in options else ["none", "tri", "avg", "avg:full"]
+
+
+GRID = [(options, symm) for options in SHAPES for symm in _forms(options)]
+
+
+def _input(kind: str, dtype: torch.dtype) -> Tensor | PackedSequence:
+    x = torch.randn(T, B, IN, dtype=torch.float64).to("cuda", dtype)
+    if kind == "packed":
+        return pack_padded_sequence(x, [3, 6, 1, 6], enforce_sorted=False)
+    return x
+
+
+def _like_double(value: Any) -> Any:
+    return value.to("cpu", torch.float64)
+
+
+def _run(lstm: SymLSTM, x: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients, in float64 on the CPU."""
+    output, (h, c) = lstm(x)
+    data = output.data if isinstance(output, PackedSequence) else output
+    loss = data.double().square().sum() + h.double().sum() + c.double().square().sum()
+    gradients = torch.autograd.grad(loss, list(lstm.parameters()))
+    return [_like_double(t.detach()) for t in (data, h, c)], [_like_double(g) for g in gradients]
+
+
+@pytest.fixture
+def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_no_tf32")
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("dtype", GPU_TOLERANCE)
+@pytest.mark.parametrize(("options", "symm"), GRID)
+def test_cudnn_equals_the_loop_and_does_not_warn(
+    options: dict[str, Any], symm: str, dtype: torch.dtype, kind: str
+) -> None:
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bfloat16")
+    lstm = SymLSTM(IN, H, symm=symm, backend="vendor", device="cuda", dtype=dtype, **options)
+    exact = copy.deepcopy(lstm).to("cpu", torch.float64)
+    exact.backend = "reference"
+    x = _input(kind, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs, gradients = _run(lstm, x)
+        with torch.no_grad():
+            lstm.eval()(x)
+            lstm.train()
+    expected_outputs, expected_gradients = _run(exact, _like_double(x))
+    for a, b in zip(outputs, expected_outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=GPU_TOLERANCE[dtype])
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        atol = GPU_TOLERANCE[dtype] * max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("options", "symm"), GRID)
+def test_cudnn_under_autocast(options: dict[str, Any], symm: str, dtype: torch.dtype) -> None:
+    lstm = SymLSTM(IN, H, symm=symm, backend="vendor", device="cuda", **options)
+    plain = lstm.to_lstm()
+    x = _input("padded", torch.float32)
+    exact = lstm(x)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autocast("cuda", dtype):
+            output = lstm(x)[0]
+            assert output.dtype == plain(x)[0].dtype
+            loss = output.float().square().sum()
+        loss.backward()
+    torch.testing.assert_close(output.float(), exact, rtol=0, atol=GPU_TOLERANCE[dtype])
+    for parameter in lstm.parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_the_layout_is_that_of_a_flattened_nn_lstm() -> None:
+    for options, dtype in itertools.product(SHAPES, [torch.float32, torch.float16]):
+        lstm = SymLSTM(IN, H, symm="none", device="cuda", dtype=dtype, **options)
+        plain = lstm.to_lstm()
+        plain.flatten_parameters()
+        layers = lstm.layer_weights()
+        flat = [tensor for layer in layers for tensor in layer if tensor is not None]
+        stack = StackOptions(lstm.num_layers, lstm.bidirectional, 0.0, True)
+        views = vendor._in_one_buffer(flat, LayerWeights(*layers[0]), stack)
+        theirs = list(plain.parameters())
+        assert [v.storage_offset() for v in views] == [p.storage_offset() for p in theirs]
+        assert views[0].untyped_storage().nbytes() == theirs[0].untyped_storage().nbytes()

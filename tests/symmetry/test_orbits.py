@@ -1,0 +1,105 @@
+"""Orbit maps, against orbits found one position at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from symrnn.symmetry.linear import OrthonormalOrbits, RawOrbits
+from symrnn.symmetry.orbits import Generator, Indices, orbit_map, transpose
+
+
+def anti_transpose(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+    return side - 1 - j, side - 1 - i
+
+
+def mirror(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+    return i, side - 1 - j
+
+
+def shift(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+    """A translation by one column: of order ``side``, and not its own inverse."""
+    return i, (j + 1) % side
+
+
+GROUPS: dict[str, tuple[Generator, ...]] = {
+    "identity": (),
+    "transpose": (transpose,),
+    "anti-transpose": (anti_transpose,),
+    "both": (transpose, anti_transpose),
+    "square": (transpose, anti_transpose, mirror),
+    "translation": (shift,),
+    "translation and transpose": (shift, transpose),
+}
+
+
+def orbits_one_by_one(generators: tuple[Generator, ...], side: int) -> list[set[tuple[int, int]]]:
+    """The orbits in the order of their first positions, each found by walking from there."""
+    seen: set[tuple[int, int]] = set()
+    orbits = []
+    for start in np.ndindex(side, side):
+        if start in seen:
+            continue
+        orbit, open_ends = {start}, [start]
+        while open_ends:
+            i, j = open_ends.pop()
+            for generator in generators:
+                row, column = generator(np.array([i]), np.array([j]), side)
+                image = (int(row[0]), int(column[0]))
+                if image not in orbit:
+                    orbit.add(image)
+                    open_ends.append(image)
+        seen |= orbit
+        orbits.append(orbit)
+    return orbits
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("group", GROUPS)
+def test_orbits_are_those_of_the_group_numbered_by_first_position(group: str, side: int) -> None:
+    expected = orbits_one_by_one(GROUPS[group], side)
+    found = orbit_map(GROUPS[group], side)
+    assert found.side == side
+    assert found.orbit.dtype == found.sizes.dtype == torch.int64
+    assert found.sizes.tolist() == [len(orbit) for orbit in expected]
+    number = {position: k for k, orbit in enumerate(expected) for position in orbit}
+    assert found.orbit.tolist() == [number[p] for p in np.ndindex(side, side)]
+
+
+@pytest.mark.parametrize(
+    ("group", "count"),
+    [
+        ("identity", lambda n: n * n),
+        ("transpose", lambda n: n * (n + 1) // 2),
+        ("both", lambda n: n * (n + 2) // 4),
+        ("square", lambda n: (n // 2) * (n // 2 + 1) // 2),
+        ("translation", lambda n: n),
+        ("translation and transpose", lambda n: 1),
+    ],
+)
+def test_numbers_of_orbits_at_even_sides_are_the_published_ones(group: str, count) -> None:
+    for side in (2, 6, 50):
+        found = orbit_map(GROUPS[group], side)
+        assert len(found.sizes) == count(side)
+        assert int(found.sizes.sum()) == side**2
+
+
+@pytest.mark.parametrize("form", [RawOrbits, OrthonormalOrbits])
+@given(group=st.sampled_from(sorted(GROUPS)), side=st.integers(1, 7))
+def test_forms_hold_for_any_group(form, group: str, side: int) -> None:
+    s = form(group, orbit_map(GROUPS[group], side))
+    w = torch.randn(side, side, dtype=torch.float64)
+    mean = torch.empty_like(w)
+    for orbit in orbits_one_by_one(GROUPS[group], side):
+        rows, columns = zip(*orbit, strict=True)
+        mean[list(rows), list(columns)] = w[list(rows), list(columns)].mean()
+    torch.testing.assert_close(s.expand(s.project(w)), mean, rtol=0, atol=1e-14)
+    v = torch.randn(s.numel, dtype=torch.float64)
+    torch.testing.assert_close(s.project(s.expand(v)), v, rtol=0, atol=1e-14)
+
+
+def test_one_map_is_shared_by_all_who_ask() -> None:
+    assert orbit_map((transpose,), 5).orbit is orbit_map((transpose,), 5).orbit
