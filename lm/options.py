@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -49,19 +50,23 @@ MACHINE = ("data", "device", "threads", "save_every", "log_every")
 
 
 def number(
-    kind: type[int] | type[float], low: float, high: float = float("inf"), *, open_low: bool = False
+    kind: type[int] | type[float], low: float, high: float = math.inf, *, open_low: bool = False
 ) -> Callable[[str], Any]:
     """An argparse type: a number of ``kind`` from ``low`` (not itself if open_low) to ``high``."""
 
     def parse(text: str) -> Any:
         allowed = f"a{'n integer' if kind is int else ' number'} "
-        allowed += f"above {low:g}" if open_low else f"of at least {low:g}"
-        allowed += f" and at most {high:g}" if high < float("inf") else ""
+        allowed += f"above {low}" if open_low else f"of at least {low}"
+        allowed += f" and at most {high}" if high < math.inf else ""
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}") from None
-        if not (low < value if open_low else low <= value) or not value <= high:
+        if (
+            not (low < value if open_low else low <= value)
+            or not value <= high
+            or value == math.inf
+        ):
             raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
         return value
 
@@ -87,7 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("data").add_argument
     corpora = ", ".join(list_corpora())
-    add("--data", help=f"{corpora}, or a folder with train.txt, valid.txt, test.txt ({corpora[:7]})")
+    add(
+        "--data", help=f"{corpora}, or a folder with train.txt, valid.txt, test.txt ({corpora[:7]})"
+    )
     add("--tokenizer", choices=["word", "sentencepiece"], help="(word)")
     add(
         "--vocab-size",
@@ -129,15 +136,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="continue the run kept there (without FOLDER: in --out) exactly where it stopped",
     )
     add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
-    add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
-    add("--backend", choices=list_backends(), help="how the LSTM is run (auto)")
+    add_machine_options(add)
     add("--precision", choices=list(PRECISIONS), help="bf16 is autocast (fp32)")
     add("--compile", action="store_true", default=None, help="run the model by torch.compile")
-    add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
     add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
     add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
     add("--dry-run", action="store_true", help="print configuration and counts, train nothing")
     return parser
+
+
+def add_machine_options(add: Callable[..., Any]) -> None:
+    """The options that all three programs have. ``add``: an ``add_argument``."""
+    add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
+    add("--backend", choices=list_backends(), help="how the LSTM is run (auto)")
+    add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
@@ -162,6 +174,11 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
 
 def resume_config(kept: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
+    lacking = {*resolve({}), "vocabulary", "corpus"} - kept.keys()
+    if lacking:
+        raise UserError(
+            f"{folder}: is no run of lm.train: its configuration lacks {', '.join(sorted(lacking))}"
+        )
     if "data" in given and given["data"] not in list_corpora():
         given = {**given, "data": str(Path(given["data"]).resolve())}
     for name, value in given.items():

@@ -50,7 +50,7 @@ def measure(
     """Score ``model`` on the whole of ``text``, whose first token follows an ``<eos>``.
 
     precision: makes the context that the model runs in (autocast or none).
-    each: called with the targets (T,) and their negative log-probabilities (T,), in order.
+    each: called with the targets (T,) and their negative log-probabilities (T,), in nats, in order.
     """
     device = model.encoder.weight.device
     was_training = model.training
@@ -64,7 +64,7 @@ def measure(
             inputs, targets = inputs.to(device), targets.to(device).view(-1)
             with precision():
                 logits, state = model(inputs, state)
-            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+            losses = cross_entropy(logits, targets)
             nats += losses.double().sum().item()
             if each is not None:
                 each(targets, losses)
@@ -72,6 +72,15 @@ def measure(
     return Score(nats, text.tokens, text.words)
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-probability of each target, in nats: at least in single precision.
+
+    logits (T, B, V), targets int64 (T, B) or (T·B,) -> (T·B,).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+
+
 def exponential(value: float) -> float:
-    """e to the power of value; infinity where that is beyond a float."""
-    return math.exp(value) if value < 700 else math.inf
+    """e to the power of value; infinity where that is beyond a float, NaN for NaN."""
+    return math.inf if value > 700 else math.exp(value)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import Codec, codec_from_state
+from data import Codec, DataError, codec_from_state
 from lm.model import LanguageModel
+from symrnn import count_parameters
 from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpoint
 
 MODEL = "model/"
@@ -79,26 +80,34 @@ def restore_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: not the checkpoint of this model: {error}") from (
-            error
-        )
+        what = " ".join(str(error).partition(":")[2].split())  # one line, without the heading
+        raise CheckpointError(
+            f"{checkpoint.path}: not the checkpoint of this model: {what}"
+        ) from error
 
 
-def load_saved(path: str | Path | None, device: torch.device) -> Saved:
+def load_saved(
+    path: str | Path | None,
+    device: torch.device,
+    *,
+    backend: str = "auto",
+    precision: str | None = None,
+) -> Saved:
     """The model in a checkpoint file, in a run's folder (its best), or of the newest run.
+
+    backend, precision: what it is to run with; without a precision, the one it was trained with.
 
     Raises UserError if there is none, CheckpointError if the file is damaged or something else.
     """
     file = _checkpoint_file(path)
     checkpoint = load_checkpoint(file)
     try:
-        config = checkpoint.meta["config"]
+        config = {**checkpoint.meta["config"], "backend": backend}
+        config["precision"] = precision or config["precision"]
         codec = codec_from_state(checkpoint.meta["codec"])
         model = build_model(config, len(codec))
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file}: a checkpoint, but not of a language model: it lacks {error}"
-        ) from error
+    except (KeyError, TypeError, DataError) as error:
+        raise CheckpointError(f"{file}: not the checkpoint of a language model: {error}") from error
     restore_model(model, checkpoint)
     return Saved(file, model.to(device).eval(), codec, config)
 
@@ -113,4 +122,29 @@ def _checkpoint_file(path: str | Path | None) -> Path:
             )
         return found[-1]
     path = Path(path)
-    return path / "best.safetensors" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    best, last = path / "best.safetensors", path / "last.safetensors"
+    if not best.exists() and last.exists():
+        raise UserError(
+            f"{path}: there is no best checkpoint before the first validation; {last} can be named"
+        )
+    return best
+
+
+def print_configuration(saved: Saved, device: torch.device) -> None:
+    """Print what --dry-run of evaluate and generate says."""
+    print(f"checkpoint            {saved.path}")
+    for name, value in {**saved.config, "device": str(device)}.items():
+        if name not in ("threads", "save_every", "log_every"):  # of the training
+            print(f"{name:21} {value}")
+    print_counts(saved.model, saved.codec)
+
+
+def print_counts(model: LanguageModel, codec: Codec) -> None:
+    """Print how many parameters the model has."""
+    count = count_parameters(model)
+    print(f"vocabulary size       {len(codec):,}")
+    print(f"parameters, training  {count.training:,}")
+    print(f"parameters, deployed  {count.deployed:,}")
+    print(f"parameters, recurrent {count.recurrent:,}")

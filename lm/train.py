@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import Corpus, DataError, TrainBatches, open_corpus
 from lm.model import LanguageModel, State
 from lm.options import given, make_parser, resolve, resume_config
-from lm.perplexity import Score, exponential, measure
+from lm.perplexity import Score, cross_entropy, exponential, measure
 from lm.recipes import Recipe
-from lm.saved import build_model, model_tensors, precision_of, restore_model
+from lm.saved import (
+    build_model,
+    load_saved,
+    model_tensors,
+    precision_of,
+    print_counts,
+    restore_model,
+)
 from lm.spectrum import spectrum_figure
-from symrnn import count_parameters
 from symrnn.training import (
+    CheckpointError,
     Interrupt,
     RunFolder,
     Tracker,
@@ -53,34 +60,27 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch, per token
     best: float = math.inf  # the best validation's nats per token
     best_epoch: int = 0
-    seconds: float = 0.0  # trained and evaluated so far, over all resumes
+    seconds: float = 0.0  # spent so far, over all resumes
+    began: float = 0.0  # ``seconds`` as the epoch under way began
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # ---- configuration -------------------------------------------------------------------------
     options = make_parser().parse_args(arguments)
-    resume = options.out if options.resume is True else options.resume
-    if options.resume is True and resume is None:
-        raise UserError("--resume wants the run's folder: --resume FOLDER, or --out FOLDER --resume")
+    resume = _folder_to_resume(options.resume, options.out)
     if resume is None:
         config = resolve(given(options))
-        run = None
     else:
-        run = RunFolder.open(resume)
-        config = resume_config(run.config, given(options), run.path)
+        with RunFolder.open(resume) as run:
+            config = resume_config(run.config, given(options), run.path)
     device = resolve_device(config["device"])
     set_threads(config["threads"])
     if config["compile"]:
         _require_compiler(device)
 
     # ---- data ----------------------------------------------------------------------------------
-    corpus = open_corpus(
-        config["data"], tokenizer=config["tokenizer"], vocab_size=config["vocab_size"]
-    )
-    marks = {"vocabulary": corpus.codec.fingerprint(), "corpus": corpus.fingerprint}
-    if run is not None:
-        _same_corpus(run, marks)
-    config |= marks
+    corpus = _open_corpus(config, resume)
+    config |= {"vocabulary": corpus.codec.fingerprint(), "corpus": corpus.fingerprint}
     batches = TrainBatches(corpus.train.ids, config["batch_size"], config["steps"])
 
     # ---- model ---------------------------------------------------------------------------------
@@ -92,23 +92,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         for name, value in config.items():
             print(f"{name:16} {value}")
-        _print_counts(model, corpus)
+        print_counts(model, corpus.codec)
         return 0
 
     # ---- run -----------------------------------------------------------------------------------
-    if run is None:
+    if resume is None:
         run = RunFolder.create(options.out or _free_folder(config), config)
-    training = Training(run, config, corpus, batches, model, optimizer, device)
+    else:
+        run = RunFolder.open(resume)
     with run:
+        training = Training(run, config, corpus, batches, model, optimizer, device)
         training.restore()
-        with Interrupt("ending after this step") as interrupt:
-            training.epochs(interrupt)
-        training.finish(interrupt.requested)
+        with training.logs():
+            with Interrupt("ending after this step; the best model is tested") as interrupt:
+                training.epochs(interrupt)
+            training.report()
     return 0
 
 
 class Training:
-    """The state of a run, and what happens to it: restore, epochs, finish."""
+    """The state of a run, and what happens to it: restore, logs, epochs, report."""
 
     def __init__(
         self,
@@ -132,41 +135,63 @@ class Training:
         self.recipe = Recipe(**{field.name: config[field.name] for field in fields(Recipe)})
         self.progress = Progress(lr=config["lr"])
         self.hidden: State | None = None
+        self.tested: Score | None = None
         self.clock = time.monotonic()
 
     def restore(self) -> None:
-        """Take up the run's last checkpoint, if there is one, and open its logs."""
-        step = None
-        if self.run.last.exists():
-            checkpoint = load_checkpoint(self.run.last)
-            restore_model(self.model, checkpoint)
+        """Take up the run's last checkpoint, if there is one."""
+        if not self.run.last.exists():
+            return
+        checkpoint = load_checkpoint(self.run.last)
+        restore_model(self.model, checkpoint)
+        try:
             state = unpack_state(checkpoint.tensors, checkpoint.meta["state"])
             self.optimizer.load_state_dict(state["optimizer"])
             if state["hidden"] is not None:
                 self.hidden = tuple(part.to(self.device) for part in state["hidden"])
             self.progress = Progress(**state["progress"])
             set_rng_state(state["rng"])
-            step = self.progress.step
-            print(f"continuing {self.run.path} after step {step}, epoch {self.progress.epoch}")
-        self.tracker = Tracker(self.run, resume_step=step)
-        if step is None:
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
+            ) from error
+        progress = self.progress
+        print(f"continuing {self.run.path} after step {progress.step}, epoch {progress.epoch}")
+
+    def logs(self) -> Tracker:
+        """Open the run's logs, with what they hold up to the step that was restored."""
+        begun = self.progress.step > 0
+        self.tracker = Tracker(self.run, resume_step=self.progress.step if begun else None)
+        if not begun:
             self.tracker.hparams(self.config, {})
             lines = [f"    {name}: {value}" for name, value in environment().items()]
             self.tracker.text("environment", "\n".join(lines))
+        return self.tracker
 
     def epochs(self, interrupt: Interrupt) -> None:
-        """Train epoch by epoch, until the last or an interrupt."""
+        """Train epoch by epoch, until the last or an interrupt; test the best after the last.
+
+        A checkpoint follows all lines of its step and no other line of that step follows it, so
+        that a run killed anywhere and resumed has every line once.
+        """
         progress = self.progress
-        while progress.epoch <= self.recipe.epochs:
-            started = time.monotonic()
+        while progress.epoch <= self.recipe.epochs and not interrupt.requested:
             if self.recipe.schedule == "epochs":
                 progress.lr = self.recipe.lr_in(progress.epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = progress.lr
             self._train_epoch(interrupt)
-            if interrupt.requested:
+            if progress.window < len(self.batches):
                 return
-            self._end_epoch(started)
+            self._validate()
+            if progress.epoch == self.recipe.epochs:
+                self._test()
+            progress.epoch += 1
+            progress.window = 0
+            progress.nats = 0.0
+            self.hidden = None
+            progress.began = self._seconds()
+            self._save_last()
 
     def _train_epoch(self, interrupt: Interrupt) -> None:
         progress = self.progress
@@ -207,6 +232,8 @@ class Training:
                             "tokens_per_second": speed,
                         },
                     )
+                if progress.window == len(self.batches):
+                    return  # the checkpoint comes after the validation
                 if interrupt.requested or progress.step % self.config["save_every"] == 0:
                     self._save_last()
                 if interrupt.requested:
@@ -218,103 +245,117 @@ class Training:
         hidden = None if self.hidden is None else tuple(part.detach() for part in self.hidden)
         with self.precision():
             logits, self.hidden = self.forward(inputs, hidden)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss = cross_entropy(logits, targets).mean()
         value = loss.item()
-        self._finite("loss", value)
+        self._require_finite(f"perplexity (loss {value:g})", exponential(value))
         # The mean is over steps and batch; Zaremba's loss is summed over the steps.
         (loss * self.recipe.steps if self.recipe.loss == "sum" else loss).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
-        self._finite("gradient's norm", norm)
+        self._require_finite("gradient's norm", norm)
         self.optimizer.step()
         return value, norm
 
-    def _finite(self, what: str, value: float) -> None:
+    def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        kept = self.run.last if self.run.last.exists() else "none was saved yet"
+        progress = self.progress
+        kept = [str(file) for file in (self.run.best, self.run.last) if file.exists()]
         raise UserError(
-            f"the {what} is {value} in epoch {self.progress.epoch}, window "
-            f"{self.progress.window + 1} of {len(self.batches)} (step {self.progress.step + 1}), "
-            f"at learning rate {self.progress.lr:g}: stopped; the last good checkpoint: {kept}"
+            f"the {what} is {value} in epoch {progress.epoch}, after {progress.window} of its "
+            f"{len(self.batches)} windows (step {progress.step}), at learning rate "
+            f"{progress.lr:g}: stopped; checkpoints from before: {', '.join(kept) or 'none yet'}"
         )
 
-    def _end_epoch(self, started: float) -> None:
-        """Validate, keep the best, log, and step to the next epoch."""
+    def _validate(self) -> None:
+        """Measure the validation text, keep the best model, log, and anneal on a plateau."""
         progress = self.progress
-        score = self._measure("valid")
+        score = self._measure(self.model, "valid")
         nats = score.nats / score.tokens
-        train = progress.nats / len(self.batches)
+        self._require_finite(f"validation perplexity (loss {nats:g})", score.perplexity)
+        train = exponential(progress.nats / len(self.batches))
         self.tracker.scalars(
             progress.step,
             {
                 "valid/loss": nats,
                 "valid/perplexity": score.perplexity,
                 "valid/word_perplexity": score.word_perplexity,
-                "train/epoch_perplexity": exponential(train),
+                "train/epoch_perplexity": train,
                 "epoch": progress.epoch,
             },
         )
         self.tracker.figure(progress.step, "recurrent eigenvalues", spectrum_figure(self.model.rnn))
-        lr = progress.lr
+        print(
+            f"epoch {progress.epoch:2}/{self.recipe.epochs}  lr {progress.lr:<8.4g}  "
+            f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
+            f"{self._seconds() - progress.began:6.1f} s",
+            flush=True,
+        )
         if nats < progress.best:
             progress.best, progress.best_epoch = nats, progress.epoch
             self._save_best(score)
         elif self.recipe.schedule == "plateau":
             progress.lr /= self.recipe.lr_divide
-        print(
-            f"epoch {progress.epoch:2}/{self.recipe.epochs}  lr {lr:<8.4g}  "
-            f"train {exponential(train):8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
-            f"{time.monotonic() - started:6.1f} s",
-            flush=True,
-        )
-        progress.epoch += 1
-        progress.window = 0
-        progress.nats = 0.0
-        self.hidden = None
-        self._save_last()
 
-    def finish(self, interrupted: bool) -> None:
-        """Report the best model's test perplexity, parameters, time and memory."""
+    def _test(self) -> None:
+        """Measure the test text with the best model, and log it."""
+        best = load_saved(self.run.best, self.device)
+        self.tested = self._measure(best.model, "test")
+        self.tracker.scalars(
+            self.progress.step,
+            {
+                "test/loss": self.tested.nats / self.tested.tokens,
+                "test/perplexity": self.tested.perplexity,
+                "test/word_perplexity": self.tested.word_perplexity,
+            },
+        )
+        metrics = {
+            "valid_perplexity": exponential(self.progress.best),
+            "test_perplexity": self.tested.perplexity,
+        }
+        self.tracker.hparams(self.config, metrics)
+
+    def report(self) -> None:
+        """Say what came of it: the best model's perplexities, parameters, time and memory."""
         progress = self.progress
         if not self.run.best.exists():  # interrupted before any validation
-            self._save_best(self._measure("valid"))
+            self._save_best(self._measure(self.model, "valid"))
         best = load_checkpoint(self.run.best)
         restore_model(self.model, best)
-        test = self._measure("test")
         valid = best.meta["valid_perplexity"]
-        self.tracker.scalars(
-            progress.step,
-            {"test/loss": test.nats / test.tokens, "test/perplexity": test.perplexity},
-        )
-        if not interrupted:
-            self.tracker.hparams(
-                self.config, {"valid_perplexity": valid, "test_perplexity": test.perplexity}
-            )
-        self.tracker.close()
+        test = self.tested or self._measure(self.model, "test")
         print()
-        if interrupted:
+        if progress.epoch <= self.recipe.epochs:
             print(f"interrupted in epoch {progress.epoch}; to go on:")
-            print(f"  python -m lm.train --resume {self.run.path}")
+            print(f"  python -m lm.train --resume {shlex.quote(str(self.run.path))}")
         print(f"best model            epoch {best.meta['epoch']}, {self.run.best}")
         print(f"valid perplexity      {valid:.2f}{self._bound('valid')}")
         print(f"test perplexity       {test.perplexity:.2f}{_per_word(test)}{self._bound('test')}")
-        _print_counts(self.model, self.corpus)
+        print_counts(self.model, self.corpus.codec)
         print(f"time                  {progress.seconds:.1f} s")
         print(f"peak memory           {peak_memory(self.device) / 2**20:.0f} MiB")
 
-    def _measure(self, split: str) -> Score:
+    def _seconds(self) -> float:
+        """The seconds spent on the run so far, over all resumes."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+        return self.progress.seconds
+
+    def _measure(self, model: LanguageModel, split: str) -> Score:
         return measure(
-            self.model,
+            model,
             self.corpus.split(split),
             self.corpus.codec.eos_id,
             precision=self.precision,
         )
 
     def _bound(self, split: str) -> str:
-        """The best perplexity any model can reach, where that is known."""
+        """The best perplexity per word that any model can reach, where that is known."""
         if self.corpus.entropy is None:
             return ""
-        return f"   (best possible {self.corpus.entropy.perplexity[split]:.2f})"
+        text = self.corpus.split(split)
+        unit = "" if text.words == text.tokens else " a word"
+        return f"   (best possible {self.corpus.entropy.perplexity[split]:.2f}{unit})"
 
     def _meta(self) -> dict[str, Any]:
         return {"config": self.config, "codec": self.corpus.codec.state()}
@@ -327,9 +368,9 @@ class Training:
         )
 
     def _save_last(self) -> None:
-        now = time.monotonic()
-        self.progress.seconds += now - self.clock
-        self.clock = now
+        weights = [parameter.detach().abs().max() for parameter in self.model.parameters()]
+        self._require_finite("largest weight", torch.stack(weights).max().item())
+        self._seconds()
         self.tracker.flush()  # first the lines, then the checkpoint that relies on them
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -345,13 +386,39 @@ class Training:
         )
 
 
-def _same_corpus(run: RunFolder, marks: dict[str, str]) -> None:
-    for what, mark in marks.items():
-        if run.config.get(what) != mark:
+def _folder_to_resume(resume: str | bool | None, out: Path | None) -> Path | None:
+    """The run's folder that --resume names, by itself or in --out; None for a new run."""
+    if resume is None:
+        return None
+    if isinstance(resume, bool):  # without a folder
+        if out is None:
             raise UserError(
-                f"the {what} is not the one that the run in {run.path} was started with: "
-                "a run is continued on the same text, tokenizer and vocabulary"
+                "--resume wants the run's folder: --resume FOLDER, or --out FOLDER --resume"
             )
+        return out
+    folder = Path(resume)
+    if out is not None and out.resolve() != folder.resolve():
+        raise UserError(f"--resume {folder} goes on in that folder: leave out --out {out}")
+    return folder
+
+
+def _open_corpus(config: dict[str, Any], resume: Path | None) -> Corpus:
+    """The corpus of a run; UserError if a run to be resumed was started with another."""
+    tokenizer, vocab_size = config["tokenizer"], config["vocab_size"]
+    if resume is None:
+        return open_corpus(config["data"], tokenizer=tokenizer, vocab_size=vocab_size)
+    try:
+        corpus = open_corpus(config["data"], tokenizer=tokenizer, vocab_size=vocab_size)
+    except DataError as error:
+        raise DataError(f"{error} (where the corpus is now, --data says)") from error
+    marks = {"vocabulary": corpus.codec.fingerprint(), "corpus": corpus.fingerprint}
+    for what, mark in marks.items():
+        if config[what] != mark:
+            raise UserError(
+                f"the {what} of {config['data']} is not the one that the run in {resume} was "
+                "started with: a run is continued on the same text, tokenizer and vocabulary"
+            )
+    return corpus
 
 
 def _free_folder(config: dict[str, Any]) -> Path:
@@ -370,14 +437,6 @@ def _free_folder(config: dict[str, Any]) -> Path:
 def _require_compiler(device: torch.device) -> None:
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler on the CPU, and none (g++) is installed")
-
-
-def _print_counts(model: LanguageModel, corpus: Corpus) -> None:
-    count = count_parameters(model)
-    print(f"vocabulary            {len(corpus.codec):,}")
-    print(f"parameters, training  {count.training:,}")
-    print(f"parameters, deployed  {count.deployed:,}")
-    print(f"parameters, recurrent {count.recurrent:,}")
 
 
 def _per_word(score: Score) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from symrnn.rnn import reference, script
 from symrnn.rnn.backends import check_backend
 from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.scriptable import ScriptableLSTMCell
 from symrnn.rnn.stack import LayerWeights
 
 
@@ -110,6 +111,4 @@ class SymLSTMCell(GatedModule):
         return f"{self.input_size}, {self.hidden_size}{bias}, {self._symmetry_repr()}"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        from symrnn.rnn.scriptable import ScriptableLSTMCell
-
         return ScriptableLSTMCell(self)

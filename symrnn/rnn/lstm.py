@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from symrnn.rnn.backends import check_backend, choose
 from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.scriptable import ScriptableLSTM
 from symrnn.rnn.stack import LayerWeights, StackOptions, State
 
 
@@ -233,8 +234,6 @@ class SymLSTM(GatedModule):
         return f"{plain}, {self._symmetry_repr()}"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        from symrnn.rnn.scriptable import ScriptableLSTM
-
         return ScriptableLSTM(self)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from symrnn.rnn.gates import GateMatrix
+from symrnn.rnn.keeping import GatedModule
 from symrnn.symmetry import Symmetry
-
-if TYPE_CHECKING:
-    from symrnn.rnn.cell import SymLSTMCell
-    from symrnn.rnn.lstm import SymLSTM
 
 
 class SymmetricMatrix(nn.Module):
@@ -49,7 +46,7 @@ class PlainTensor(nn.Module):
         return self.value
 
 
-def _weight_modules(owner: SymLSTM | SymLSTMCell) -> nn.ModuleList:
+def _weight_modules(owner: GatedModule) -> nn.ModuleList:
     """One module for each of PyTorch's weights, in its order; parameters are shared."""
     modules = nn.ModuleList()
     for name in owner._weight_names:
@@ -68,7 +65,7 @@ class ScriptableLSTM(nn.Module):
     Takes tensors, batched or not; a PackedSequence needs the eager module.
     """
 
-    def __init__(self, lstm: SymLSTM) -> None:
+    def __init__(self, lstm: Any) -> None:
         super().__init__()
         self.weights = _weight_modules(lstm)
         self.input_size = lstm.input_size
@@ -121,7 +118,7 @@ class ScriptableLSTM(nn.Module):
 class ScriptableLSTMCell(nn.Module):
     """A SymLSTMCell for TorchScript."""
 
-    def __init__(self, cell: SymLSTMCell) -> None:
+    def __init__(self, cell: Any) -> None:
         super().__init__()
         self.weights = _weight_modules(cell)
         self.hidden_size = cell.hidden_size

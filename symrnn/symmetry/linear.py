@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symrnn.symmetry.orbits import OrbitMap
+from symrnn.symmetry.orbits import OrbitMap, orbit_map
 
 _MAPS = ("orbit", "sizes")
 
@@ -114,8 +114,8 @@ class Symmetry(nn.Module):
         )
         return zeros.scatter_add(-1, self.orbit.expand_as(flat), flat)
 
-    # The index maps follow from the name and the side: neither a state_dict nor a pickle holds
-    # them, and they outlive `to_empty`, which leaves a module's buffers unset.
+    # The index maps follow from the generators and the side: neither a state_dict nor a pickle
+    # holds them, and they outlive `to_empty`, which leaves a module's buffers unset.
 
     def _place_maps(self, orbits: OrbitMap, device: torch.device) -> None:
         self._orbits = orbits
@@ -129,18 +129,16 @@ class Symmetry(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_orbits"]
+        state["_orbits"] = self._orbits.generators
         state["_buffers"] = {k: b for k, b in self._buffers.items() if k not in _MAPS}
         # An empty tensor tells the device, and `torch.load` maps it to another if asked to.
         state["_place"] = self.orbit.new_empty(0)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from symrnn.symmetry.registry import get_symmetry
-
-        device = state.pop("_place").device
+        device, generators = state.pop("_place").device, state.pop("_orbits")
         super().__setstate__(state)
-        self._place_maps(get_symmetry(self.name, self.side)._orbits, device)
+        self._place_maps(orbit_map(generators, self.side), device)
 
 
 class RawOrbits(Symmetry):

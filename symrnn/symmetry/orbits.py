@@ -33,11 +33,13 @@ class OrbitMap:
 
     Orbits are numbered by their first position in row-major order.
 
+    generators: of the group.
     side: N.
     orbit: int64 (N²,), the orbit of every position, row-major.
     sizes: int64 (number of orbits,), how many positions each orbit has.
     """
 
+    generators: tuple[Generator, ...]
     side: int
     orbit: Tensor
     sizes: Tensor
@@ -61,7 +63,7 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
             np.minimum(label, label[image], out=label)
         changed = not np.array_equal(label, before)
     _, orbit, sizes = np.unique(label, return_inverse=True, return_counts=True)
-    return OrbitMap(side, torch.from_numpy(orbit.reshape(-1)), torch.from_numpy(sizes))
+    return OrbitMap(generators, side, torch.from_numpy(orbit.reshape(-1)), torch.from_numpy(sizes))
 
 
 def _flat(position: tuple[Indices, Indices], side: int) -> Indices:

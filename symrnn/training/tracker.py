@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from symrnn.training.errors import UserError, describe_os_error
@@ -237,6 +238,22 @@ def _step_of(line: bytes) -> int | None:
         return None
 
 
+class _ReportedOnce:
+    """A `threading.excepthook` without the traceback that TensorBoard's thread prints.
+
+    What ends that thread (a full disk) it also hands to the next call of its writer, and there
+    it becomes a UserError: no need to tell it twice.
+    """
+
+    def __init__(self, former: Callable[[threading.ExceptHookArgs], object]) -> None:
+        self.former = former
+
+    def __call__(self, args: threading.ExceptHookArgs, /) -> None:
+        ours = type(args.thread).__module__.startswith("tensorboard.")
+        if not (ours and isinstance(args.exc_value, OSError)):
+            self.former(args)
+
+
 def _summary_writer(folder: RunFolder, purge_step: int) -> SummaryWriter | None:
     """TensorBoard's writer, which drops earlier points from `purge_step` on; None if missing."""
     try:
@@ -248,6 +265,8 @@ def _summary_writer(folder: RunFolder, purge_step: int) -> SummaryWriter | None:
             file=sys.stderr,
         )
         return None
+    if not isinstance(threading.excepthook, _ReportedOnce):
+        threading.excepthook = _ReportedOnce(threading.excepthook)
     again = folder.tensorboard.is_dir() and any(folder.tensorboard.iterdir())
     return SummaryWriter(
         log_dir=str(folder.tensorboard), purge_step=purge_step if again else None, flush_secs=30

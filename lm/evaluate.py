@@ -1,0 +1,196 @@
+"""``python -m lm.evaluate``: the perplexity of a trained model on any text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_corpus
+from data.corpus import SPLITS
+from data.encoded import encode_blocks
+from data.text import blocks_of_lines
+from lm.options import add_machine_options
+from lm.perplexity import measure
+from lm.saved import PRECISIONS, Saved, load_saved, precision_of, print_configuration
+from symrnn.training import UserError, resolve_device, run_program, set_threads
+from symrnn.training.errors import describe_os_error
+from symrnn.training.files import replacing
+
+EXAMPLE = """\
+examples:
+  python -m lm.evaluate                              the newest run in ./runs, on its test text
+  python -m lm.evaluate runs/ptb-small-avg-seed1 --split valid
+  python -m lm.evaluate best.safetensors --data story.txt --per-token story.tsv
+
+Every token of the text is predicted, the first too (after a line end), in one stream whose state
+is carried over. A line end is a token, <eos>, and a word. A text is encoded with the vocabulary in
+the checkpoint.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    device = resolve_device(options.device or "auto")
+    set_threads(options.threads)
+    saved = load_saved(
+        options.checkpoint, device, backend=options.backend or "auto", precision=options.precision
+    )
+    name, text, bound = open_text(saved, options.data, options.split)
+    if options.dry_run:
+        print(f"text                  {name}, {text.tokens:,} tokens")
+        print_configuration(saved, device)
+        return 0
+
+    with per_token_table(options.per_token, saved.codec) as each:
+        started = time.perf_counter()
+        score = measure(
+            saved.model.deployed(),
+            text,
+            saved.codec.eos_id,
+            precision=precision_of(saved.config, device),
+            each=each,
+        )
+        seconds = time.perf_counter() - started
+
+    lines = [
+        f"checkpoint            {saved.path}",
+        f"text                  {name}",
+        f"tokens                {score.tokens:,}",
+        f"words                 {score.words:,}",
+        f"nats                  {score.nats:.4f}",
+        f"perplexity per token  {score.perplexity:.4f}",
+        f"perplexity per word   {score.word_perplexity:.4f}",
+        f"time                  {seconds:.2f} s",
+        f"tokens per second     {score.tokens / seconds:,.0f}",
+    ]
+    if bound is not None:
+        lines.insert(7, f"best possible         {bound:.4f} per word")
+    # Beside a table on stdout, what else there is to say goes to stderr.
+    print("\n".join(lines), file=sys.stderr if options.per_token == "-" else sys.stdout)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m lm.evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.evaluate",
+        description="The perplexity of a trained model on a text, per token and per word.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
+    )
+    corpora = ", ".join(list_corpora())
+    add("--data", help=f"a text file, a corpus folder, or {corpora} (what the model trained on)")
+    add("--split", choices=SPLITS, help="which text of a corpus (test)")
+    add(
+        "--per-token",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write each token and its negative log-probability in nats, tab separated, to a new "
+        "file (stdout, with the summary on stderr)",
+    )
+    add("--precision", choices=list(PRECISIONS), help="(as in training)")
+    add_machine_options(add)
+    add("--dry-run", action="store_true", help="print configuration and counts, evaluate nothing")
+    return parser
+
+
+def open_text(
+    saved: Saved, data: str | None, split: str | None
+) -> tuple[str, EncodedText, float | None]:
+    """What is to be predicted, in ids of the checkpoint's codec.
+
+    data: a text file, a corpus folder or a corpus's name; None for what the model trained on.
+    split: of a corpus; None for "test".
+
+    Returns a name for it, the text, and the least perplexity per word that any model can reach,
+    where that is known.
+    """
+    if data is not None and data not in list_corpora() and not Path(data).exists():
+        known = ", ".join(list_corpora())
+        raise UserError(
+            f"--data {data}: there is no such file or folder, and it is none of {known}"
+        )
+    if data is not None and data not in list_corpora() and Path(data).is_file():
+        if split is not None:
+            raise UserError(f"--split {split} is for a corpus, but --data {data} is one file")
+        return data, encode_file(data, saved.codec), None
+    split = split or "test"
+    trained_on = saved.config["data"]
+    if data is None or data == trained_on:
+        # As in training: from the same cache, and with the bound if there is one.
+        try:
+            corpus = open_corpus(
+                trained_on,
+                tokenizer=saved.config["tokenizer"],
+                vocab_size=saved.config["vocab_size"],
+            )
+        except DataError as error:
+            raise DataError(f"{error} (--data names another text)") from error
+        if corpus.codec.fingerprint() == saved.codec.fingerprint():
+            bound = corpus.entropy.perplexity[split] if corpus.entropy else None
+            return f"{trained_on}, {split}", corpus.split(split), bound
+    # A corpus with a vocabulary of its own: its words, encoded anew.
+    corpus = open_corpus(data or trained_on)
+    lines = corpus.codec.decode(corpus.split(split).ids).split("\n")[:-1]
+    name = f"{data or trained_on}, {split}"
+    return name, encode_blocks(blocks_of_lines(lines, name), saved.codec, None), None
+
+
+@contextmanager
+def per_token_table(
+    target: str | None, codec: Codec
+) -> Iterator[Callable[[Tensor, Tensor], None] | None]:
+    """What writes the table of tokens, for :func:`measure`; a file is there when it is whole.
+
+    target: a file that isn't there yet, "-" for stdout, None for no table.
+    """
+    if target is None:
+        yield None
+        return
+
+    write: Callable[[str], object] = sys.stdout.write
+
+    def each(targets: Tensor, nats: Tensor) -> None:
+        for id, value in zip(targets.tolist(), nats.tolist(), strict=True):
+            write(f"{escaped(codec.token(id))}\t{value!r}\n")
+
+    if target == "-":
+        write("token\tnats\n")
+        yield each
+        return
+    path = Path(target)
+    if path.exists():
+        raise UserError(f"--per-token {target}: is there already; name a new file")
+    try:
+        with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
+            write = file.write
+            write("token\tnats\n")
+            yield each
+    except OSError as error:
+        reason = describe_os_error(error)
+        raise UserError(f"--per-token {target}: cannot be written: {reason}") from error
+
+
+def escaped(token: str) -> str:
+    """The token in printable characters: tab, line end and their like as Python escapes them."""
+    return "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in token
+    )
+
+
+if __name__ == "__main__":
+    run_program(main, DataError)

@@ -1,0 +1,184 @@
+"""``python -m lm.generate``: text from a trained model, token by token."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from data import Codec, DataError
+from lm.model import LanguageModel, State
+from lm.options import add_machine_options, number
+from lm.sampling import draw
+from lm.saved import PRECISIONS, load_saved, precision_of, print_configuration
+from symrnn.training import UserError, resolve_device, run_program, set_threads
+
+EXAMPLE = """\
+examples:
+  python -m lm.generate                              from the newest run in ./runs
+  python -m lm.generate runs/ptb-small-avg-seed1 --prompt "the company said" --temperature 0.8
+  python -m lm.generate best.safetensors --top-p 0.9 --tokens 1000 --seed 7 > story.txt
+
+The prompt and what follows it go to stdout, all else to stderr. On the CPU the same seed gives the
+same text.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    device = resolve_device(options.device or "auto")
+    set_threads(options.threads)
+    saved = load_saved(
+        options.checkpoint, device, backend=options.backend or "auto", precision=options.precision
+    )
+    prompt = encode_prompt(options.prompt, saved.codec)
+    if options.dry_run:
+        for name in ("temperature", "top_k", "top_p", "seed", "prompt", "tokens"):
+            print(f"{name:21} {getattr(options, name)}")
+        print_configuration(saved, device)
+        return 0
+
+    print(f"{saved.path}, seed {options.seed}", file=sys.stderr)
+    generator = torch.Generator().manual_seed(options.seed)
+    text = TextStream(saved.codec)
+    for id in prompt:
+        _show(text.push(id))
+    started = time.perf_counter()
+    for id in generate(
+        saved.model.deployed(),
+        [saved.codec.eos_id, *prompt],
+        options.tokens,
+        lambda logits: draw(
+            logits,
+            generator,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        ),
+        precision=precision_of(saved.config, device),
+    ):
+        _show(text.push(id))
+    seconds = time.perf_counter() - started
+    _show(text.end())
+    speed = f"{options.tokens / seconds:,.0f} tokens per second"
+    print(f"{options.tokens:,} tokens, {speed}", file=sys.stderr)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of ``python -m lm.generate``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.generate",
+        description="Text from a trained model, streamed to stdout word by word.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
+    )
+    add("--prompt", default="", metavar="TEXT", help="what comes before (the start of a line)")
+    add("--tokens", type=number(int, 1), default=200, help="how many, line ends included (200)")
+    add(
+        "--temperature",
+        type=number(float, 0),
+        default=1.0,
+        help="below 1 likelier tokens, above 1 less likely ones, 0 always the likeliest (1)",
+    )
+    add("--top-k", type=number(int, 1), metavar="K", help="only the K likeliest tokens (all)")
+    add(
+        "--top-p",
+        type=number(float, 0, 1, open_low=True),
+        metavar="P",
+        help="only the fewest tokens whose probabilities sum to P, of those of --top-k (all)",
+    )
+    add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="(1)")
+    add("--precision", choices=list(PRECISIONS), help="(as in training)")
+    add_machine_options(add)
+    add("--dry-run", action="store_true", help="print configuration and counts, generate nothing")
+    return parser
+
+
+def encode_prompt(prompt: str, codec: Codec) -> list[int]:
+    """The ids of a prompt of any number of lines, without the end of its last line."""
+    return [id for line in prompt.split("\n") for id in codec.encode_line(line)][:-1]
+
+
+def generate(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    tokens: int,
+    choose: Callable[[torch.Tensor], int],
+    *,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> Iterator[int]:
+    """So many tokens that follow a prompt of at least one.
+
+    choose: from the logits (V,) of the next token to its id.
+    precision: makes the context that the model runs in (autocast or none).
+
+    Raises UserError if the model gives no probabilities, as one that diverged may.
+    """
+    device = model.encoder.weight.device
+    ids = torch.tensor(prompt, device=device).view(-1, 1)
+    state: State | None = None
+    for made in range(tokens):
+        with torch.inference_mode(), precision():
+            logits, state = model(ids, state)
+        try:
+            id = choose(logits[-1, 0])
+        except ValueError as error:
+            raise UserError(f"the model failed after {made} tokens: {error}") from error
+        yield id
+        ids = torch.full((1, 1), id, device=device)
+
+
+class TextStream:
+    """Ids to text as they come, in whole words: the same text as ``codec.decode`` of all."""
+
+    WINDOW = 16
+    """Tokens that are decoded anew with each new one; only the one before matters, mostly."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.recent: list[int] = []  # of this line
+        self.waiting = ""  # the last word, which may go on in the next piece
+
+    def push(self, id: int) -> str:
+        """The text that is certain once ``id`` has come."""
+        if id == self.codec.eos_id:
+            self.recent = []
+            text, self.waiting = self.waiting + "\n", ""
+            return text
+        before = self.codec.decode(self.recent)
+        self.recent = [*self.recent, id]
+        self.waiting += self.codec.decode(self.recent)[len(before) :]
+        self.recent = self.recent[-self.WINDOW :]
+        if self.codec.kind != "sentencepiece":  # each token is a word
+            text, self.waiting = self.waiting, ""
+            return text
+        cut = max(self.waiting.rfind(" "), 0)
+        text, self.waiting = self.waiting[:cut], self.waiting[cut:]
+        return text
+
+    def end(self) -> str:
+        """What was held back, and the end of a line that is under way."""
+        text = self.waiting
+        return text + "\n" if self.recent or text else text
+
+
+def _show(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_program(main, DataError)

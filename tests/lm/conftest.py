@@ -1,0 +1,151 @@
+"""Small corpora and runs, the programs as a shell sees them, and child processes to be killed."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+import torch
+
+import lm.evaluate
+import lm.generate
+import lm.train
+from data import DataError
+from symrnn.training import run_program
+
+PROGRAMS = {"train": lm.train.main, "evaluate": lm.evaluate.main, "generate": lm.generate.main}
+
+TINY = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 2 --threads 1"
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """--threads holds for the process; the tests after this one want what they had."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the eigenvalues takes longer than training these models; one test has it."""
+    if "with_picture" not in request.fixturenames:
+        monkeypatch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
+
+
+@pytest.fixture
+def with_picture() -> None:
+    """Leaves the picture of the eigenvalues in."""
+
+
+def write_corpus(folder: Path, words: list[str], lines: int = 60) -> Path:
+    """A folder with train.txt, valid.txt and test.txt of random words, each of which occurs."""
+    generator = random.Random(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", lines), ("valid", 12), ("test", 12)):
+        text = [
+            " ".join(generator.choices(words, k=generator.randint(1, 12))) for _ in range(count)
+        ]
+        text[0] = " ".join(words)
+        (folder / f"{split}.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of texts of 20 words, without <unk>."""
+    folder = tmp_path_factory.mktemp("texts") / "corpus"
+    return write_corpus(folder, [f"w{number}" for number in range(19)] + ["naïve"])
+
+
+@pytest.fixture
+def train(corpus: Path) -> Callable[..., int]:
+    """`train("--out", folder, …)` runs lm.train in this process, tiny, on `corpus`."""
+
+    def run(*arguments: object) -> int:
+        return lm.train.main(["--data", str(corpus), *TINY.split(), *map(str, arguments)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The folder of a finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
+        assert lm.train.main(["--data", str(corpus), *TINY.split(), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`, to be written to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused("train", …)`: the message with which a program refuses its arguments.
+
+    It must be one line, the last on stderr, and the exit code 2.
+    """
+
+    def run(program: str, *arguments: object) -> str:
+        capsys.readouterr()
+        main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
+        with pytest.raises(SystemExit) as end:
+            run_program(main, DataError)
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if "error: " in line]
+        assert errors == lines[-1:], lines
+        assert not any(line.startswith("Traceback") for line in lines), lines
+        return errors[0].partition("error: ")[2]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def spawn() -> Callable[..., BaseProcess]:
+    """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lm.train", "torch.utils.tensorboard"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
+        multiprocessing.forkserver.ensure_running()
+
+    def start(program: str, *arguments: object) -> BaseProcess:
+        main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
+        process = context.Process(target=run_program, args=(main, DataError), daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own of 512 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    try:
+        mounted = os.name == "posix" and subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

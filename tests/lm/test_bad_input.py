@@ -1,0 +1,408 @@
+"""What a user may get wrong: exit code 2, one clear line, no traceback, and nothing harmed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import lm.evaluate
+import lm.train
+from lm.perplexity import Score
+from symrnn import list_symmetries
+from symrnn.training import load_checkpoint, save_checkpoint
+
+Refused = Callable[..., str]
+
+SMALL = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 1 --threads 1"
+
+
+def texts(folder: Path, **changed: bytes | None) -> Path:
+    """A corpus folder, with some files changed or missing."""
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        content = changed.get(split, b"a b c d\n" * 20)
+        if content is not None:
+            (folder / f"{split}.txt").write_bytes(content)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"valid": None}, "lacks the valid text"),
+        ({"train": b""}, "train.txt' is empty"),
+        ({"test": b""}, "test.txt' is empty"),
+        ({"valid": b"a b\n\xff c\n"}, "valid.txt', byte 4: not UTF-8"),
+        ({"train": b"a b c d\n"}, "the text is too short: 5 tokens"),
+        ({"test": b"a b\nunheard\n"}, "line 2: the word 'unheard' is not in the vocabulary"),
+        ({"train": b"a <eos> b\n" * 20}, "line 1: the text has the word '<eos>'"),
+    ],
+)
+def test_texts(
+    refused: Refused, tmp_path: Path, changed: dict[str, bytes | None], message: str
+) -> None:
+    folder = texts(tmp_path / "corpus", **changed)
+    out = tmp_path / "run"
+    assert message in refused("train", "--data", folder, "--out", out, *SMALL.split())
+    assert not out.exists()
+
+
+def test_no_corpus(refused: Refused, tmp_path: Path) -> None:
+    message = refused("train", "--data", tmp_path / "missing")
+    assert "missing' is not one of builtin, ptb, wikitext-2" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file or folder"),
+        (b"", "is empty"),
+        (b"w1 w2\n\xc3(\n", "byte 6: not UTF-8"),
+        (b"w1\nw1 unheard\n", "line 2: the word 'unheard' is not in the vocabulary"),
+    ],
+)
+def test_evaluated_file(
+    refused: Refused, finished: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    table = tmp_path / "table.tsv"
+    assert message in refused("evaluate", finished, "--data", text, "--per-token", table)
+    assert not table.exists()
+
+
+def test_evaluate_options(refused: Refused, finished: Path, corpus: Path) -> None:
+    text = corpus / "test.txt"
+    assert "is one file" in refused("evaluate", finished, "--data", text, "--split", "valid")
+    assert "invalid choice: 'all'" in refused("evaluate", finished, "--split", "all")
+    before = text.read_bytes()
+    assert "is there already" in refused("evaluate", finished, "--per-token", text)
+    assert text.read_bytes() == before
+    missing = corpus / "missing" / "table.tsv"
+    assert "cannot be written" in refused("evaluate", finished, "--per-token", missing)
+
+
+def test_prompt(refused: Refused, finished: Path) -> None:
+    message = refused("generate", finished, "--prompt", "w1 unheard")
+    assert "the word 'unheard' is not in the vocabulary" in message
+    assert "'<eos>'" in refused("generate", finished, "--prompt", "w1 <eos> w2")
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--symm skew", ", ".join(f"'{name}'" for name in list_symmetries())),
+        ("--symm-hh ix", "should name gates of 'ifgo', each at most once"),
+        ("--symm-ih ii", "should name gates of 'ifgo', each at most once"),
+        ("--recipe adam", "'zaremba', 'annealed'"),
+        ("--size huge", "'small', 'medium', 'large'"),
+        ("--backend metal", "'reference', 'script', 'vendor'"),
+        ("--epochs 0", "--epochs: should be an integer of at least 1, got: '0'"),
+        ("--epochs 1.5", "should be an integer of at least 1, got: '1.5'"),
+        ("--dropout 1.5", "should be a number of at least 0 and at most 1, got: '1.5'"),
+        ("--lr 0", "should be a number above 0, got: '0'"),
+        ("--lr nan", "should be a number above 0, got: 'nan'"),
+        ("--lr inf", "should be a number above 0, got: 'inf'"),
+        ("--seed 4294967296", "at most 4294967295, got: '4294967296'"),
+        ("--device tpu", "'tpu': there is no device of that name; allowed here are auto, cpu"),
+        ("--tied --embedding-size 5", "tied wants embedding_size = hidden_size, got: 5 and 8"),
+        ("--symm-ih i --embedding-size 5", "symm_ih='i' wants square input weights"),
+        ("--tokenizer sentencepiece", "needs vocab_size"),
+        ("--tokenizer sentencepiece --vocab-size 500", "vocab_size must be at most"),
+        ("--batch-size 5000", "the text is too short"),
+        ("--resume", "--resume wants the run's folder"),
+    ],
+)
+def test_options(
+    refused: Refused,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(
+        "train", "--data", corpus, *SMALL.split(), *arguments.split()
+    ).replace("\\", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_no_cuda(refused: Refused, finished: Path) -> None:
+    for program, arguments in (("train", []), ("evaluate", [finished]), ("generate", [finished])):
+        message = refused(program, *arguments, "--device", "cuda")
+        assert "'cuda': this machine has no such device; allowed here are auto, cpu" in message
+
+
+def test_no_compiler(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    message = refused("train", "--compile", "--device", "cpu")
+    assert "--compile needs a C++ compiler" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--temperature -1", "should be a number of at least 0, got: '-1'"),
+        ("--top-k 0", "should be an integer of at least 1, got: '0'"),
+        ("--top-p 0", "should be a number above 0 and at most 1, got: '0'"),
+        ("--top-p 1.1", "should be a number above 0 and at most 1, got: '1.1'"),
+        ("--tokens 0", "should be an integer of at least 1, got: '0'"),
+    ],
+)
+def test_sampling_options(refused: Refused, finished: Path, arguments: str, message: str) -> None:
+    assert message in refused("generate", finished, *arguments.split())
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_another_run(
+    refused: Refused, run_copy: Path, corpus: Path, tmp_path: Path
+) -> None:
+    before = snapshot(run_copy)
+    message = refused("train", "--data", corpus, *SMALL.split(), "--out", run_copy)
+    assert "holds a run already; continue it with --resume, or choose another folder" in message
+    assert snapshot(run_copy) == before
+    message = refused("train", "--data", corpus, *SMALL.split(), "--out", corpus)
+    assert "is not empty and holds no run" in message
+
+
+def test_no_run_to_resume(refused: Refused, corpus: Path, tmp_path: Path) -> None:
+    assert "there is no such folder" in refused("train", "--resume", tmp_path / "missing")
+    assert "holds no config.json" in refused("train", "--resume", corpus)
+    message = refused("train", "--resume", tmp_path / "one", "--out", tmp_path / "two")
+    assert f"leave out --out {tmp_path / 'two'}" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["evaluate", "generate"])
+def test_no_run_yet(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(program)
+    assert "there is no trained run in ./runs: train one with python -m lm.train" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--symm tri", "--symm tri contradicts the run in {run}, which has avg"),
+        ("--hidden-size 16", "--hidden-size 16 contradicts the run in {run}, which has 8"),
+        ("--layers 1", "--layers 1 contradicts the run in {run}, which has 2"),
+        ("--vocab-size 10", "--vocab-size 10 contradicts the run in {run}, which has None"),
+        ("--epochs 1", "--epochs 1 contradicts the run in {run}, which has 2"),
+        ("--data {other}", "the vocabulary of {other} is not the one that the run in {run} was"),
+        ("--data {moved}", "the corpus of {moved} is not the one that the run in {run} was"),
+        ("--data {gone}", "where the corpus is now, --data says"),
+    ],
+)
+def test_resuming_something_else(
+    refused: Refused, run_copy: Path, corpus: Path, tmp_path: Path, arguments: str, message: str
+) -> None:
+    texts(tmp_path / "other")
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    with (moved / "test.txt").open("a") as file:
+        file.write("w1\n")
+    names = {
+        "run": run_copy,
+        "other": tmp_path / "other",
+        "moved": moved,
+        "gone": tmp_path / "gone",
+    }
+    before = snapshot(run_copy)
+    said = refused("train", "--resume", run_copy, *arguments.format(**names).split())
+    assert message.format(**names) in said
+    assert snapshot(run_copy) == before
+
+
+def test_a_run_of_another_program(refused: Refused, run_copy: Path) -> None:
+    (run_copy / "config.json").write_text(json.dumps({"model": "wrn-16-1-bottleneck"}))
+    assert "is no run of lm.train" in refused("train", "--resume", run_copy)
+    (run_copy / "config.json").write_text("{")
+    assert "config.json: is damaged" in refused("train", "--resume", run_copy)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_pickle(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+def replace_by_text(path: Path) -> None:
+    path.write_text("not a checkpoint")
+
+
+def replace_by_nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_another_program(path: Path) -> None:
+    save_checkpoint(path, {"weight": torch.zeros(3)}, {"config": {"model": "resnet-18"}})
+
+
+def replace_by_another_size(path: Path) -> None:
+    kept = load_checkpoint(path)
+    tensors = {name: tensor[..., :1] for name, tensor in kept.tensors.items()}
+    save_checkpoint(path, tensors, kept.meta)
+
+
+def lose_a_tensor(path: Path) -> None:
+    kept = load_checkpoint(path)
+    kept.tensors.pop("model/decoder.bias")
+    save_checkpoint(path, kept.tensors, kept.meta)
+
+
+def lose_the_state(path: Path) -> None:
+    kept = load_checkpoint(path)
+    save_checkpoint(path, kept.tensors, {**kept.meta, "state": 5, "codec": {"kind": "?"}})
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "generate"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        corrupt,
+        replace_by_pickle,
+        replace_by_text,
+        replace_by_nothing,
+        replace_by_another_program,
+        replace_by_another_size,
+        lose_a_tensor,
+        lose_the_state,
+    ],
+)
+def test_damaged_checkpoints(
+    refused: Refused, run_copy: Path, program: str, damage: Callable[[Path], None]
+) -> None:
+    file = run_copy / ("last.safetensors" if program == "train" else "best.safetensors")
+    damage(file)
+    before = snapshot(run_copy)
+    arguments = ["--resume", run_copy] if program == "train" else [run_copy]
+    assert str(file) in refused(program, *arguments)
+    assert snapshot(run_copy) == before
+
+
+def test_a_missing_checkpoint(refused: Refused, run_copy: Path) -> None:
+    missing = run_copy / "none.safetensors"
+    assert f"{missing}: there is no such checkpoint file" in refused("evaluate", missing)
+    (run_copy / "best.safetensors").unlink()
+    message = refused("generate", run_copy)
+    assert f"before the first validation; {run_copy / 'last.safetensors'} can be named" in message
+
+
+# ---- while it runs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "what"), [("1e30", "perplexity"), ("1e38", "")])
+def test_a_diverging_run_stops(
+    refused: Refused, train: Callable[..., int], corpus: Path, tmp_path: Path, rate: str, what: str
+) -> None:
+    out = tmp_path / "run"
+    options = ["--data", corpus, *SMALL.split(), "--out", out, "--save-every", 1]
+    message = refused("train", *options, "--lr", rate)
+    assert f"at learning rate {float(rate):g}: stopped; checkpoints from before: " in message
+    assert "in epoch 1, after " in message
+    assert what in message
+    if (out / "last.safetensors").exists():
+        for tensor in load_checkpoint(out / "last.safetensors").tensors.values():
+            assert tensor.isfinite().all()
+
+
+def test_a_run_that_diverges_late_keeps_its_best(
+    refused: Refused, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, original = tmp_path / "run", lm.train.Training._save_best
+
+    def then_diverge(self: lm.train.Training, score: Score) -> None:
+        original(self, score)
+        torch.nn.init.constant_(self.model.decoder.bias, math.nan)
+
+    monkeypatch.setattr(lm.train.Training, "_save_best", then_diverge)
+    message = refused("train", "--data", corpus, *SMALL.split(), "--epochs", 2, "--out", out)
+    assert "the largest weight is nan in epoch " in message
+    assert message.endswith(f"checkpoints from before: {out / 'best.safetensors'}")
+    assert lm.evaluate.main([str(out), "--threads", "1"]) == 0
+
+
+def test_a_model_that_gives_no_probabilities(refused: Refused, run_copy: Path) -> None:
+    best = run_copy / "best.safetensors"
+    kept = load_checkpoint(best)
+    kept.tensors["model/decoder.bias"].fill_(math.nan)
+    save_checkpoint(best, kept.tensors, kept.meta)
+    assert "the largest logit is nan" in refused("generate", best)
+
+
+@pytest.mark.parametrize("room", [1000, 20_000, 60_000])
+def test_a_full_disk_spares_the_last_checkpoint(
+    refused: Refused, train: Callable[..., int], small_disk: Path, room: int
+) -> None:
+    """Whatever hits it first: a checkpoint, the metrics or TensorBoard's events."""
+    out = small_disk / "run"
+    train("--out", out)
+    before = snapshot(out)
+    wanted = load_checkpoint(out / "best.safetensors")
+    shutil.rmtree(out / "tensorboard")
+    (out / "last.safetensors").unlink()
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - room))
+    message = refused("train", "--resume", out, "--log-every", 1, "--save-every", 1)
+    assert "the disk is full" in message
+    assert load_checkpoint(out / "best.safetensors").meta.keys() == wanted.meta.keys()
+    assert not list(out.glob(".symrnn-*"))
+    (small_disk / "ballast").unlink()
+    # With room again, it goes on from what there is.
+    assert lm.train.main(["--resume", str(out)]) == 0
+    after = snapshot(out)
+    assert after.keys() == before.keys()
+
+
+def test_a_full_disk_ends_a_process_with_one_line(
+    small_disk: Path, corpus: Path, repository: Path
+) -> None:
+    """TensorBoard writes from a thread of its own, whose traceback nobody wants."""
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 8500))
+    options = ["--data", str(corpus), "--out", str(small_disk / "run"), *SMALL.split()]
+    ended = subprocess.run(
+        [sys.executable, "-m", "lm.train", *options, "--epochs", "3", "--log-every", "1"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {small_disk}/run/metrics.jsonl: metrics: the disk is full\n"

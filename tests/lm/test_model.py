@@ -1,0 +1,120 @@
+"""The model and its training step, against plain PyTorch written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data import open_corpus
+from lm.model import LanguageModel
+from symrnn.training import load_checkpoint
+
+
+def plain_copy(
+    model: LanguageModel, dropout: float = 0.0
+) -> tuple[nn.Embedding, nn.LSTM, nn.Linear]:
+    """The model's parts as torch has them, with the same weights."""
+    encoder = nn.Embedding.from_pretrained(model.encoder.weight.detach().clone(), freeze=False)
+    lstm = model.rnn.to_lstm()
+    lstm.dropout = dropout
+    decoder = nn.Linear(model.decoder.in_features, model.decoder.out_features)
+    decoder.to(model.decoder.weight.dtype).load_state_dict(model.decoder.state_dict())
+    return encoder, lstm, decoder
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_dropout_on_the_non_recurrent_connections_alone(layers: int) -> None:
+    model = LanguageModel(11, 6, 6, layers, 0.5, symm="none", backend="vendor")
+    encoder, lstm, decoder = plain_copy(model, 0.5 if layers > 1 else 0.0)
+    drop = nn.Dropout(0.5)
+    ids = torch.randint(11, (7, 3))
+    torch.manual_seed(3)
+    logits, _ = model(ids)
+    torch.manual_seed(3)
+    # Zaremba's dashed arrows: after the embedding, between layers (nn.LSTM's), before the decoder.
+    wanted = decoder(drop(lstm(drop(encoder(ids)))[0]))
+    torch.testing.assert_close(logits, wanted)
+    # Other draws give other logits, so that the above has compared something.
+    assert not torch.allclose(model(ids)[0], wanted)
+    model.eval()
+    lstm.eval()
+    torch.testing.assert_close(model(ids)[0], decoder(lstm(encoder(ids))[0]))
+
+
+@pytest.mark.parametrize("symm", ["none", "avg", "tri"])
+def test_the_deployed_model_gives_the_same_numbers(symm: str) -> None:
+    model = LanguageModel(11, 6, 6, symm=symm, tied=True).double()
+    model.initialize(0.5)
+    ids = torch.randint(11, (7, 3))
+    deployed = model.deployed()
+    assert not deployed.training
+    assert model.training
+    logits, (h, c) = deployed(ids)
+    wanted, (h_wanted, c_wanted) = model.eval()(ids)
+    torch.testing.assert_close((logits, h, c), (wanted, h_wanted, c_wanted))
+    assert deployed.decoder.weight is deployed.encoder.weight
+
+
+def test_every_weight_starts_within_the_range() -> None:
+    model = LanguageModel(50, 20, 20, symm="none")
+    model.initialize(0.04)
+    for name, parameter in model.named_parameters():
+        assert 0.03 < parameter.abs().max() <= 0.04, name
+
+
+@pytest.mark.parametrize(("loss", "clip"), [("sum", 1.0), ("mean", 0.2)])
+def test_training_equals_a_loop_over_plain_pytorch(
+    train: Callable[..., int], corpus: Path, tmp_path: Path, loss: str, clip: float
+) -> None:
+    """Streams, carried state, loss, clipping and update, each written out."""
+    arguments = ["--symm", "none", "--precision", "fp64", "--loss", loss, "--clip", str(clip)]
+    arguments += ["--lr", "2", "--init-range", "0.3", "--epochs", "2", "--lr-after", "1"]
+    assert train("--out", tmp_path / "run", *arguments) == 0
+    trained = load_checkpoint(tmp_path / "run" / "last.safetensors").tensors
+
+    ids = torch.tensor(open_corpus(corpus).train.ids.astype("int64"))
+    torch.manual_seed(1)
+    model = LanguageModel(int(ids.max()) + 1, 8, 8, symm="none").double()
+    model.initialize(0.3)
+    encoder, lstm, decoder = plain_copy(model)
+    parameters = [*encoder.parameters(), *lstm.parameters(), *decoder.parameters()]
+    batch, steps = 4, 5
+    length = len(ids) // batch
+    streams = [ids[b * length : (b + 1) * length] for b in range(batch)]
+    clipped: list[bool] = []
+    for rate in (2.0, 1.0):
+        h = c = torch.zeros(2, batch, 8, dtype=torch.float64)
+        for start in range(0, length - steps, steps):
+            inputs = torch.stack([s[start : start + steps] for s in streams], 1)
+            targets = torch.stack([s[start + 1 : start + steps + 1] for s in streams], 1)
+            output, (h, c) = lstm(encoder(inputs), (h.detach(), c.detach()))
+            log_p = decoder(output).log_softmax(2)
+            total: torch.Tensor = -log_p.gather(2, targets[..., None]).sum()
+            total = total / batch if loss == "sum" else total / (batch * steps)
+            gradients = torch.autograd.grad(total, parameters)
+            norm = torch.cat([g.flatten() for g in gradients]).norm()
+            clipped.append(bool(norm > clip))
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(rate * gradient * min(1.0, clip / float(norm)))
+    # clip_grad_norm_ divides by the norm + 1e-6, so that the two part by as much.
+    assert 0 < sum(clipped) < len(clipped)  # both kinds of step occurred
+    torch.testing.assert_close(
+        trained["model/encoder.weight"], encoder.weight.detach(), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        trained["model/decoder.bias"], decoder.bias.detach(), rtol=0, atol=1e-5
+    )
+    for name, weight in lstm.named_parameters():
+        torch.testing.assert_close(trained[f"model/rnn.{name}"], weight.detach(), rtol=0, atol=1e-5)
+
+
+def test_tied_weights_are_one_tensor_and_want_equal_widths() -> None:
+    model = LanguageModel(11, 6, 6, tied=True)
+    assert model.decoder.weight is model.encoder.weight
+    with pytest.raises(ValueError, match="tied wants embedding_size = hidden_size, got: 5 and 6"):
+        LanguageModel(11, 5, 6, tied=True)

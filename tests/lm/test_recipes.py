@@ -1,0 +1,121 @@
+"""Every number of the recipes, against the published tables; and that each can be overridden."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from lm.options import given, make_parser, resolve
+from lm.recipes import SIZES, Recipe, recipe_of
+
+# hidden, steps, dropout, init, divide, after, epochs, clip: Zaremba et al. 2014, section 4.1.
+ZAREMBA = {
+    "small": (200, 20, 0.0, 0.1, 2.0, 4, 13, 5.0),
+    "medium": (650, 35, 0.5, 0.05, 1.2, 6, 39, 5.0),
+    "large": (1500, 35, 0.65, 0.04, 1.15, 14, 55, 10.0),
+}
+
+
+def config(*arguments: str) -> dict[str, object]:
+    return resolve(given(make_parser().parse_args(arguments)))
+
+
+@pytest.mark.parametrize("size", ZAREMBA)
+def test_the_sizes_are_zarembas(size: str) -> None:
+    hidden, steps, dropout, init, divide, after, epochs, clip = ZAREMBA[size]
+    assert recipe_of(size, "zaremba") == Recipe(
+        hidden_size=hidden,
+        embedding_size=hidden,
+        num_layers=2,
+        steps=steps,
+        batch_size=20,
+        dropout=dropout,
+        init_range=init,
+        lr=1.0,
+        schedule="epochs",
+        lr_divide=divide,
+        lr_after=after,
+        epochs=epochs,
+        clip=clip,
+        loss="sum",
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_annealed_recipe(size: str) -> None:
+    made, size_of = recipe_of(size, "annealed"), recipe_of(size, "zaremba")
+    assert (made.lr, made.clip, made.lr_divide, made.schedule) == (20.0, 0.25, 4.0, "plateau")
+    assert (made.loss, made.init_range) == ("mean", 0.1)
+    assert 40 <= made.epochs <= 50
+    assert made.hidden_size == size_of.hidden_size
+    assert (made.steps, made.dropout) == (size_of.steps, size_of.dropout)
+
+
+@pytest.mark.parametrize("size", ZAREMBA)
+def test_the_learning_rate_epoch_by_epoch(size: str) -> None:
+    divide, after, epochs = ZAREMBA[size][4:7]
+    rate, wanted = 1.0, []
+    for epoch in range(1, epochs + 1):
+        if epoch > after:
+            rate /= divide
+        wanted.append(rate)
+    recipe = SIZES[size]
+    assert [recipe.lr_in(epoch) for epoch in range(1, epochs + 1)] == pytest.approx(wanted)
+    assert recipe.lr_in(after) == 1.0
+    assert recipe.lr_in(after + 1) == pytest.approx(1 / divide)
+
+
+def test_without_options_small_avg_on_the_builtin_corpus() -> None:
+    made = config()
+    assert (made["data"], made["size"], made["symm"]) == ("builtin", "small", "avg")
+    assert (made["recipe"], made["symm_hh"], made["symm_ih"]) == ("zaremba", "ifgo", "")
+    assert (made["seed"], made["device"], made["backend"]) == (1, "auto", "auto")
+
+
+OVERRIDES = {
+    "hidden_size": "7",
+    "embedding_size": "6",
+    "num_layers": "3",
+    "steps": "4",
+    "batch_size": "3",
+    "dropout": "0.25",
+    "init_range": "0.02",
+    "lr": "0.5",
+    "schedule": "plateau",
+    "lr_divide": "3",
+    "lr_after": "2",
+    "epochs": "9",
+    "clip": "1.5",
+    "loss": "mean",
+}
+
+
+def test_each_number_of_the_recipe_can_be_overridden() -> None:
+    assert OVERRIDES.keys() == {field.name for field in fields(Recipe)}
+    plain = config("--size", "large")
+    for name, text in OVERRIDES.items():
+        option = "--layers" if name == "num_layers" else "--" + name.replace("_", "-")
+        made = config("--size", "large", option, text)
+        assert str(made[name]) in (text, f"{text}.0")
+        changed = {key for key in made if made[key] != plain[key]}
+        # The embedding is as wide as the hidden state, unless it is given.
+        assert changed == ({name, "embedding_size"} if name == "hidden_size" else {name})
+
+
+def test_the_gates_come_in_pytorchs_order() -> None:
+    assert config("--symm-hh", "of")["symm_hh"] == "fo"
+    assert config("--symm-hh", "")["symm_hh"] == ""
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "generate"])
+def test_help_has_an_example(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib
+
+    module = importlib.import_module(f"lm.{program}")
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  python -m lm.{program} " in text
+    assert all(len(line) <= 100 for line in text.splitlines())

@@ -1,0 +1,245 @@
+"""Whole training runs: what they reach, what they leave behind, and every way to run them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import lm.evaluate
+import lm.generate
+import lm.train
+from symrnn import list_symmetries
+from symrnn.rnn import list_backends
+from symrnn.training import load_checkpoint
+
+
+def lines_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def value_of(folder: Path, name: str) -> float:
+    """The last value of a scalar."""
+    return [line[name] for line in lines_of(folder) if name in line][-1]
+
+
+def write_source(folder: Path) -> float:
+    """Texts of a source whose probabilities are known; the perplexity of its test text.
+
+    A line is an opening word (of 4), then words that each follow from the one before, with
+    probabilities 0.7, 0.2 and 0.1, and the closing word that belongs to the opening one.
+    """
+    generator = random.Random(1)
+    folder.mkdir()
+    nats = tokens = 0.0
+    for split, count in (("train", 1500), ("valid", 150), ("test", 300)):
+        lines = []
+        nats = tokens = 0.0
+        for _ in range(count):
+            kind = generator.randrange(4)
+            nats -= math.log(1 / 4)
+            state, words = kind, [f"open{kind}"]
+            for _ in range(4):
+                step = generator.choices((1, 2, 5), (0.7, 0.2, 0.1))[0]
+                nats -= math.log({1: 0.7, 2: 0.2, 5: 0.1}[step])
+                state = (state + step) % 8
+                words.append(f"w{state}")
+            lines.append(" ".join([*words, f"close{kind}"]))
+            tokens += 7  # with <eos>; the closing word and <eos> are certain
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return math.exp(nats / tokens)
+
+
+@pytest.mark.parametrize("symm", ["none", "avg"])
+def test_a_trained_model_comes_close_to_the_best_possible(tmp_path: Path, symm: str) -> None:
+    best_possible = write_source(tmp_path / "source")
+    options = "--hidden-size 32 --batch-size 10 --epochs 16 --lr 0.5 --lr-after 8 --threads 1"
+    out = tmp_path / "run"
+    lm.train.main(
+        ["--data", str(tmp_path / "source"), "--out", str(out), "--symm", symm, *options.split()]
+    )
+    perplexity = value_of(out, "test/perplexity")
+    # A bigram model cannot know the closing word, which costs it at least log(4)/7 nats a token.
+    assert best_possible < perplexity < 1.1 * best_possible < 4 ** (1 / 7) * best_possible
+
+
+def test_the_builtin_corpus_and_its_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = "--hidden-size 32 --batch-size 40 --epochs 2 --threads 1"
+    assert lm.train.main(["--out", str(out), *options.split()]) == 0
+    report = capsys.readouterr().out
+    bound = float(report.split("test perplexity")[1].split("best possible ")[1].split(")")[0])
+    assert bound < value_of(out, "test/perplexity") < 5 * bound
+
+
+def test_what_a_run_leaves_behind(
+    train: Callable[..., int],
+    tmp_path: Path,
+    with_picture: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    assert train("--out", out, "--log-every", 10, "--save-every", 10) == 0
+    assert {path.name for path in out.iterdir()} == {
+        ".lock",
+        "best.safetensors",
+        "config.json",
+        "last.safetensors",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+    lines = lines_of(out)
+    steps = load_checkpoint(out / "last.safetensors").meta["state"]["dict"]
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == list(range(10, int(lines[-1]["step"]) + 1, 10))
+    assert all(
+        line.keys()
+        == {
+            "step",
+            "time",
+            "train/loss",
+            "train/perplexity",
+            "learning_rate",
+            "gradient_norm",
+            "tokens_per_second",
+        }
+        for line in training
+    )
+    assert all(math.exp(line["train/loss"]) == line["train/perplexity"] for line in training)
+    valid = [line for line in lines if "valid/loss" in line]
+    assert [line["epoch"] for line in valid] == [1, 2]
+    assert len([line for line in lines if "test/perplexity" in line]) == 1
+    assert "test/perplexity" in lines[-1]
+    assert steps
+
+    events = EventAccumulator(str(out / "tensorboard"), size_guidance={"images": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {
+        "train/loss",
+        "train/perplexity",
+        "valid/perplexity",
+        "test/perplexity",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+        "hparam/test_perplexity",
+    } <= set(scalars)
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "time"):
+                assert any(
+                    event.step == line["step"] and event.value == pytest.approx(value)
+                    for event in events.Scalars(name)
+                ), name
+    pictures = events.Images("recurrent eigenvalues")
+    assert [picture.step for picture in pictures] == [line["step"] for line in valid]
+    assert all(picture.encoded_image_string[1:4] == b"PNG" for picture in pictures)
+    assert "environment/text_summary" in events.Tags()["tensors"]
+    hparams = str(events.SummaryMetadata("_hparams_/session_start_info"))
+    assert "hidden_size" in hparams
+
+    report = capsys.readouterr().out
+    assert report.splitlines()[0].startswith("epoch  1/2  lr 1 ")
+    assert f"test perplexity       {lines[-1]['test/perplexity']:.2f}" in report
+    assert "best possible" not in report
+
+
+def test_the_plateau_divides_when_validation_is_no_better(
+    train: Callable[..., int], tmp_path: Path
+) -> None:
+    # So large a rate that random words get worse from epoch to epoch, sometimes.
+    arguments = "--recipe annealed --epochs 6 --lr 20 --log-every 1"
+    train("--out", tmp_path / "run", *arguments.split())
+    rates: list[float] = []
+    losses: list[float] = []
+    for line in lines_of(tmp_path / "run"):
+        if "learning_rate" in line:
+            rate = line["learning_rate"]
+        elif "valid/loss" in line:
+            rates.append(rate)
+            losses.append(line["valid/loss"])
+    wanted, best = [20.0], math.inf
+    for loss in losses:
+        wanted.append(wanted[-1] if loss < best else wanted[-1] / 4)
+        best = min(best, loss)
+    assert rates == wanted[:-1]
+    assert len(set(rates)) > 1
+    kept = load_checkpoint(tmp_path / "run" / "best.safetensors").meta
+    assert kept["epoch"] == losses.index(best) + 1
+    assert kept["valid_perplexity"] == pytest.approx(math.exp(best))
+
+
+def test_a_dry_run_writes_nothing(
+    train: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("--dry-run") == 0
+    assert train("--dry-run", "--out", tmp_path / "out") == 0
+    assert list(tmp_path.iterdir()) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert "hidden_size      8" in lines
+    assert any(line.split() == ["parameters,", "training", "1,285"] for line in lines)
+
+
+def test_without_out_each_run_gets_a_folder_of_its_own(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        train("--epochs", 1)
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["corpus-small-avg-seed1", "corpus-small-avg-seed1-2"]
+    first, second = (load_checkpoint(tmp_path / "runs" / n / "best.safetensors") for n in folders)
+    for name, tensor in first.tensors.items():  # and the same seed gives the same run
+        assert torch.equal(tensor, second.tensors[name])
+
+
+def has_compiler() -> bool:
+    return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--precision bf16",
+        "--precision fp64",
+        "--tied --dropout 0.5",
+        "--symm-hh if --symm-ih go",
+        "--embedding-size 5 --layers 1 --dropout 0.3",
+        "--layers 3 --dropout 0.3 --recipe annealed",
+        "--tokenizer sentencepiece --vocab-size 28",
+        "--vocab-size 10",
+        pytest.param(
+            "--compile --layers 1",
+            marks=pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler"),
+        ),
+        *(f"--backend {name}" for name in list_backends()),
+        *(f"--symm {name}" for name in ["none", *list_symmetries()]),
+    ],
+)
+def test_ways_to_train(
+    train: Callable[..., int], tmp_path: Path, arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--out", tmp_path / "run", "--epochs", 1, "--steps", 20, *arguments.split()) == 0
+    assert value_of(tmp_path / "run", "test/perplexity") < 60
+    tensors = load_checkpoint(tmp_path / "run" / "best.safetensors").tensors
+    wanted = torch.float64 if "fp64" in arguments else torch.float32
+    assert {tensor.dtype for tensor in tensors.values()} == {wanted}
+    for program in (lm.evaluate.main, lm.generate.main):
+        assert program([str(tmp_path / "run"), "--threads", "1"]) == 0
+    evaluated = capsys.readouterr().out.split("perplexity per token  ")[1].split()[0]
+    logged = value_of(tmp_path / "run", "test/perplexity")
+    assert float(evaluated) == pytest.approx(logged, rel=1e-3 if "bf16" in arguments else 1e-5)
