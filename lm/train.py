@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         run = RunFolder.open(resume)
     with run:
+        print(f"the run is kept in {run.path}", flush=True)
         training = Training(run, config, corpus, batches, model, optimizer, device)
         training.restore()
         with training.logs():
@@ -156,7 +157,7 @@ class Training:
                 f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
             ) from error
         progress = self.progress
-        print(f"continuing {self.run.path} after step {progress.step}, epoch {progress.epoch}")
+        print(f"continuing after step {progress.step}, in epoch {progress.epoch}", flush=True)
 
     def logs(self) -> Tracker:
         """Open the run's logs, with what they hold up to the step that was restored."""
