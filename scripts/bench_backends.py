@@ -39,7 +39,8 @@ def main() -> None:
         for steps, batch in SHAPES:
             x = torch.randn(steps, batch, size)
             with torch.no_grad():
-                seconds = interleaved([partial(layer, x) for layer in [plain, *layers]], options.calls)
+                calls = [partial(layer, x) for layer in [plain, *layers]]
+                seconds = interleaved(calls, options.calls)
             medians = [1e3 * statistics.median(times) for times in seconds]
             rows.append(
                 [

@@ -36,7 +36,7 @@ print(seconds, base, peak, corpus.train.tokens, len(corpus.codec))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=165_000_000, help="(about 1 GB)")
-    parser.add_argument("--folder", type=Path, help="where to work (the system's for temporary files)")
+    parser.add_argument("--folder", type=Path, help="where to work (a temporary one)")
     parser.add_argument("--out", type=Path, default=Path("results/encode.md"))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=options.folder))

@@ -35,7 +35,7 @@ def train(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def same(a: Path, b: Path) -> bool:
+def equal_files(a: Path, b: Path) -> bool:
     """Whether two final checkpoints hold the same tensors, bit for bit."""
     first, second = load_checkpoint(a).tensors, load_checkpoint(b).tensors
     return first.keys() == second.keys() and all(
@@ -69,15 +69,17 @@ def main() -> int:
             if not finished:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
-            kept = load_checkpoint(out / "last.safetensors") if (out / "last.safetensors").exists() else None
-            state = "none" if kept is None else str(kept.meta["state"]["progress"]["step"])
-            again = ["--resume", str(out)] if (out / "config.json").exists() else [*SHORT.split(), "--out", str(out)]
+            last, best = out / "last.safetensors", out / "best.safetensors"
+            at = "none"
+            if last.exists():
+                at = str(load_checkpoint(last).meta["state"]["progress"]["step"])
+            started = (out / "config.json").exists()
+            again = ["--resume", str(out)] if started else [*SHORT.split(), "--out", str(out)]
             code = train(*again).wait()
-            equal = code == 0 and same(whole / "last.safetensors", out / "last.safetensors")
-            best = code == 0 and same(whole / "best.safetensors", out / "best.safetensors")
-            failures += not (equal and best)
-            moment_text = f"{moment:.2f} s" + (" (had finished)" if finished else "")
-            rows.append([str(number), moment_text, state, "yes" if equal else "NO", "yes" if best else "NO"])
+            equal = [code == 0 and equal_files(whole / file.name, file) for file in (last, best)]
+            failures += not all(equal)
+            when = f"{moment:.2f} s" + (" (had finished)" if finished else "")
+            rows.append([str(number), when, at, *("yes" if each else "NO" for each in equal)])
     write_report(
         options.out,
         "Killed and resumed runs",
@@ -85,9 +87,7 @@ def main() -> int:
             " ".join((__doc__ or "").split("\n\n")[2].split()),
             f"The run: `python -m lm.train {SHORT}`; uninterrupted it takes {seconds:.1f} s, "
             f"start of Python and PyTorch included. Moments drawn with seed {options.seed}.",
-            table(
-                ["", "killed after", "step of the checkpoint", "last equal", "best equal"], rows
-            ),
+            table(["", "killed after", "step of the checkpoint", "last equal", "best equal"], rows),
             f"{options.kills - failures} of {options.kills} resumed runs ended equal, bit for bit.",
         ],
     )
