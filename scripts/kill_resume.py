@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from report import table, write_report
 
-from symrnn.training import load_checkpoint
+from symrnn.training import load_checkpoint, unpack_state
 
 SHORT = (
     "--epochs 2 --hidden-size 64 --dropout 0.3 --lr-after 1 --steps 40 --save-every 20 --threads 1"
@@ -72,7 +72,8 @@ def main() -> int:
             last, best = out / "last.safetensors", out / "best.safetensors"
             at = "none"
             if last.exists():
-                at = str(load_checkpoint(last).meta["state"]["progress"]["step"])
+                kept = load_checkpoint(last)
+                at = str(unpack_state(kept.tensors, kept.meta["state"])["progress"]["step"])
             started = (out / "config.json").exists()
             again = ["--resume", str(out)] if started else [*SHORT.split(), "--out", str(out)]
             code = train(*again).wait()

@@ -18,7 +18,7 @@ from report import table, write_report
 from data import codec_from_state
 from lm.saved import build_model
 from symrnn import count_parameters
-from symrnn.training import load_checkpoint
+from symrnn.training import load_checkpoint, unpack_state
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "test": tests[-1],
         "curve": [line["valid/perplexity"] for line in lines if "valid/perplexity" in line],
         "count": count_parameters(build_model(config, len(codec_from_state(best.meta["codec"])))),
-        "seconds": last.meta["state"]["progress"]["seconds"],
+        "seconds": unpack_state(last.tensors, last.meta["state"])["progress"]["seconds"],
     }
 
 
