@@ -97,22 +97,22 @@ class Symmetry(nn.Module):
                 f"w has shape {list(w.shape)}; {self.name} projects (..., {self.side}, {self.side})"
             )
 
-    def _spread(self, u: Tensor) -> Tensor:
-        """One number per orbit (..., orbits) to every position: (..., N, N)."""
-        # Written with lists, which TorchScript and Python both take.
-        batch = list(u.shape[:-1])
-        index = self.orbit.expand(batch + [self.side * self.side])  # noqa: RUF005
-        return u.gather(-1, index).view(batch + [self.side, self.side])  # noqa: RUF005
+    def _spread(self, u: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """One number per orbit (..., orbits) to every position: (..., N, N).
 
-    def _orbit_sum(self, w: Tensor) -> Tensor:
+        sizes: of the orbits, to divide each number by their square root.
+        """
+        if torch.jit.is_scripting():
+            w = _gather(u, self.orbit, sizes)
+        else:
+            # A program that is written down keeps operators, not Python's gradients.
+            written_down = torch.jit.is_tracing() or torch.compiler.is_exporting()
+            w = (_gather if written_down else _Spread.apply)(u, self.orbit, sizes)
+        return w.view(list(u.shape[:-1]) + [self.side, self.side])  # noqa: RUF005
+
+    def _orbit_sum(self, w: Tensor, sizes: Tensor | None = None) -> Tensor:
         """The adjoint of :meth:`_spread`: (..., N, N) to (..., orbits)."""
-        flat = w.flatten(-2)
-        zeros = torch.zeros(
-            list(flat.shape[:-1]) + [self.deployed],  # noqa: RUF005
-            dtype=w.dtype,
-            device=w.device,
-        )
-        return zeros.scatter_add(-1, self.orbit.expand_as(flat), flat)
+        return _scatter(w.flatten(-2), self.orbit, sizes, self.deployed)
 
     # The index maps follow from the generators and the side: neither a state_dict nor a pickle
     # holds them, and they outlive `to_empty`, which leaves a module's buffers unset.
@@ -139,6 +139,51 @@ class Symmetry(nn.Module):
         device, generators = state.pop("_place").device, state.pop("_orbits")
         super().__setstate__(state)
         self._place_maps(orbit_map(generators, self.side), device)
+
+
+def _gather(u: Tensor, orbit: Tensor, sizes: Tensor | None) -> Tensor:
+    """u (..., orbits) -> (..., N²): each position gets its orbit's number, perhaps scaled."""
+    if sizes is not None:
+        u = u * sizes.to(u.dtype).rsqrt()
+    # Lists, which TorchScript and Python both take.
+    return u.gather(-1, orbit.expand(list(u.shape[:-1]) + [orbit.size(0)]))  # noqa: RUF005
+
+
+def _scatter(w: Tensor, orbit: Tensor, sizes: Tensor | None, count: int) -> Tensor:
+    """w (..., N²) -> (..., orbits): the sum over each orbit, perhaps scaled."""
+    u = w.new_zeros(list(w.shape[:-1]) + [count])  # noqa: RUF005
+    u = u.scatter_add_(-1, orbit.expand_as(w), w)
+    return u if sizes is None else u.mul_(sizes.to(u.dtype).rsqrt())
+
+
+class _Spread(torch.autograd.Function):
+    """:func:`_gather` with :func:`_scatter` for a gradient.
+
+    Autograd's own gradient of a gather keeps its input until then, half a matrix that nobody needs.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, orbit: Tensor, sizes: Tensor | None) -> Tensor:
+        return _gather(u, orbit, sizes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, orbit, sizes = inputs
+        ctx.count = u.size(-1)
+        ctx.save_for_backward(orbit, sizes)
+        ctx.save_for_forward(orbit, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        orbit, sizes = ctx.saved_tensors
+        return _scatter(grad, orbit, sizes, ctx.count), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        orbit, sizes = ctx.saved_tensors
+        return _gather(tangent, orbit, sizes)
 
 
 class RawOrbits(Symmetry):
@@ -184,11 +229,11 @@ class OrthonormalOrbits(Symmetry):
 
     def expand(self, v: Tensor) -> Tensor:
         self._check_free(v)
-        return self._spread(v * self.sizes.to(v.dtype).rsqrt())
+        return self._spread(v, self.sizes)
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
-        return self._orbit_sum(w) * self.sizes.to(w.dtype).rsqrt()
+        return self._orbit_sum(w, self.sizes)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """A full matrix is drawn as a plain layer draws it, and its mean over the group taken."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Indices = NDArray[np.int64]
+Indices = NDArray[np.int32]
 Generator = Callable[[Indices, Indices, int], tuple[Indices, Indices]]
 """(rows, columns, side) -> (rows, columns): where each position goes; must be a bijection."""
 
@@ -36,7 +36,7 @@ class OrbitMap:
     generators: of the group.
     side: N.
     orbit: int64 (N²,), the orbit of every position, row-major.
-    sizes: int64 (number of orbits,), how many positions each orbit has.
+    sizes: int32 (number of orbits,), how many positions each orbit has.
     """
 
     generators: tuple[Generator, ...]
@@ -53,18 +53,21 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
     nothing changes; as a generator's powers return to where they began, no inverse is needed. Time
     and memory O(N²). The result is shared between callers: do not write to it.
     """
-    rows, columns = np.divmod(np.arange(side * side, dtype=np.int64), side)
+    rows, columns = np.divmod(np.arange(side * side, dtype=np.int32), np.int32(side))
     images = [_flat(generator(rows, columns, side), side) for generator in generators]
-    label = np.arange(side * side, dtype=np.int64)
+    label = np.arange(side * side, dtype=np.int32)
     changed = True
     while changed:
         before = label.copy()
         for image in images:
             np.minimum(label, label[image], out=label)
         changed = not np.array_equal(label, before)
-    _, orbit, sizes = np.unique(label, return_inverse=True, return_counts=True)
-    return OrbitMap(generators, side, torch.from_numpy(orbit.reshape(-1)), torch.from_numpy(sizes))
+    # An orbit's first position is the one that its label names.
+    number = np.cumsum(label == np.arange(side * side), dtype=np.int64) - 1
+    orbit = number[label]
+    sizes = np.bincount(orbit).astype(np.int32)
+    return OrbitMap(generators, side, torch.from_numpy(orbit), torch.from_numpy(sizes))
 
 
 def _flat(position: tuple[Indices, Indices], side: int) -> Indices:
-    return position[0] * side + position[1]
+    return position[0] * np.int32(side) + position[1]
