@@ -35,6 +35,7 @@ from symrnn.training import (
     Tracker,
     UserError,
     environment,
+    keep_freed_memory,
     load_checkpoint,
     pack_state,
     peak_memory,
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = resume_config(run.config, given(options), run.path)
     device = resolve_device(config["device"])
     set_threads(config["threads"])
+    if device.type == "cpu":
+        keep_freed_memory()
     if config["compile"]:
         _require_compiler(device)
 

@@ -4,7 +4,8 @@
 
 Both models take the same steps in turn: forward, loss, backward, clipping, SGD, with the recipe's
 sizes, dropout and carried state, on random tokens of a 10,000-word vocabulary. Peak memory is that
-of a process of its own for each model.
+of a process of its own for each model, the median of three. As in ``lm.train``, the C library is
+asked to keep freed memory; ``--system-malloc`` leaves it as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from lm.model import LanguageModel
 from lm.recipes import SIZES
-from symrnn.training import peak_memory, resolve_device, set_threads
+from symrnn.training import keep_freed_memory, peak_memory, resolve_device, set_threads
 
 VOCABULARY = 10_000
 PEER = "nn.LSTM"
@@ -90,11 +91,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=60, help="for each size")
+    parser.add_argument("--system-malloc", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/step_time.md"))
     parser.add_argument("--memory-of", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = resolve_device(options.device)
     set_threads(options.threads)
+    if not options.system_malloc:
+        keep_freed_memory()
 
     if options.memory_of:
         step = make_step(*options.memory_of, options.backend, device)
@@ -116,7 +120,7 @@ def main() -> None:
         peer = seconds[0]
         for variant, times in zip(variants, seconds, strict=True):
             ratio = statistics.median(a / b for a, b in zip(times, peer, strict=True))
-            memory = memory_of(size, variant, options)
+            memory = statistics.median(memory_of(size, variant, options) for _ in range(3))
             rows.append(
                 [
                     f"{size}, {variant}",
@@ -143,6 +147,8 @@ def memory_of(size: str, variant: str, options: argparse.Namespace) -> int:
     """Peak memory, in bytes, of a process that does a few steps of one model."""
     command = [sys.executable, __file__, "--memory-of", size, variant]
     command += ["--backend", options.backend, "--device", options.device]
+    if options.system_malloc:
+        command.append("--system-malloc")
     if options.threads:
         command += ["--threads", str(options.threads)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

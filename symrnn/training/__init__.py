@@ -21,6 +21,7 @@ from symrnn.training.errors import UserError, run_program
 from symrnn.training.interrupt import Interrupt
 from symrnn.training.process import (
     environment,
+    keep_freed_memory,
     peak_memory,
     resolve_device,
     seed_everything,
@@ -38,6 +39,7 @@ __all__ = [
     "Tracker",
     "UserError",
     "environment",
+    "keep_freed_memory",
     "load_checkpoint",
     "pack_state",
     "peak_memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -44,6 +45,23 @@ def set_threads(threads: int | None) -> None:
     if not valid or not 1 <= threads <= _MAX_THREADS:
         raise UserError(f"threads: {threads!r} is not an int from 1 to {_MAX_THREADS}")
     torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> bool:
+    """Asks the C library to keep freed memory for the next step instead of returning it.
+
+    glibc gives every block above 32 MiB back to the system as it is freed, and the next step takes
+    it anew, page by page; for a model with such weights on a CPU that is a tenth of a training
+    step (results/step_time.md). The process then holds its peak until it ends.
+
+    Returns whether there was such a library to ask; elsewhere nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return False
+    trim_threshold, mmap_max = -1, -4
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
