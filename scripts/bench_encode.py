@@ -20,16 +20,18 @@ from pathlib import Path
 from report import table, write_report
 
 ENCODE = """
-import resource, sys, time
+import pathlib, re, sys, time
 import torch  # what memory is compared with: a process that has torch loaded
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # in kB; getrusage would count what the parent had in use
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+base = peak()
 import data
 start = time.perf_counter()
-corpus = data.encode_corpus(sys.argv[2], **{s: f"{sys.argv[1]}/{s}.txt" for s in
-                            ("train", "valid", "test")}, progress=False)
-seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seconds, base, peak, corpus.train.tokens, len(corpus.codec))
+texts = {split: f"{sys.argv[1]}/{split}.txt" for split in ("train", "valid", "test")}
+corpus = data.encode_corpus(sys.argv[2], **texts, progress=False)
+print(time.perf_counter() - start, base, peak(), corpus.train.tokens, len(corpus.codec))
 """
 
 

@@ -26,26 +26,30 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend should be one of {', '.join(list_backends())}, got: {name!r}")
 
 
-def choose(name: str, input: Tensor, batch_sizes: Tensor | None) -> Backend:
+def choose(name: str, input: Tensor, batch_sizes: Tensor | None, hidden_size: int) -> Backend:
     """The backend called ``name``; for "auto" the one that is fastest for this input.
 
-    On a CPU PyTorch's operator re-packs all weights on every call. For a handful of steps without
+    On a CPU PyTorch's operator re-packs all weights on every call. For a step or a few without
     gradients that costs more than the steps themselves, and the scripted loop, which reads the
-    weights where they lie, is faster. Everywhere else the vendor's operator is. Autocast goes to
-    the vendor's too, so that the dtype of the output is that of ``nn.LSTM`` at any length.
+    weights where they lie, is faster: by how much stands in results/backends.md, and the bounds
+    below come from there. Everywhere else the vendor's operator is. Autocast goes to the vendor's
+    too, so that the dtype of the output is that of ``nn.LSTM`` at any length.
     """
     if name != "auto":
         return BACKENDS[name]
-    few = (
+    scripted = (
         input.device.type == "cpu"
         and batch_sizes is None
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and 0 < input.size(0) * input.size(1) <= FEW_STEPS
+        and _few(input.size(0), input.size(1), hidden_size)
     )
-    return BACKENDS["script" if few else "vendor"]
+    return BACKENDS["script" if scripted else "vendor"]
 
 
-FEW_STEPS = 4
-"""T·B up to which the scripted loop wins on a CPU; see results/backends.md."""
+def _few(steps: int, batch: int, hidden_size: int) -> bool:
+    """Whether re-packing the weights would cost more than the scripted loop over the steps."""
+    if steps == 1:
+        return 0 < batch <= 20
+    return hidden_size >= 650 and 0 < steps * batch <= 8

@@ -129,7 +129,7 @@ class SymLSTM(GatedModule):
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-        backend = choose(self.backend, input, batch_sizes)
+        backend = choose(self.backend, input, batch_sizes, self.hidden_size)
         options = StackOptions(self.num_layers, self.bidirectional, self.dropout, self.training)
         return backend(input, batch_sizes, state, self.layer_weights(), options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import socket
 import subprocess
@@ -164,3 +165,10 @@ def test_output_to_a_full_disk_is_a_users_error(unbuffered: str) -> None:
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=settings)
     assert done.stderr == b"error: output: the disk is full\n"
     assert done.returncode == 2
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
+    """In a process of its own, since it lasts until the process ends."""
+    code = "from symrnn.training import keep_freed_memory; print(keep_freed_memory())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == f"{platform.libc_ver()[0] == 'glibc'}\n"
