@@ -94,7 +94,7 @@ def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
     assert all(same(loaded[name], tensors[name]) for name in tensors)
     with safetensors.safe_open(tmp_path / "c", "pt") as file:
         entry = json.loads(file.metadata()["symrnn.checkpoint"])
-        assert (entry["version"], entry["meta"]) == (2, {"step": 1})
+        assert (entry["version"], entry["meta"]) == (1, {"step": 1})
 
 
 def test_meta_comes_back_with_its_types(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def raw(entry: object, tensors: dict[str, object], data: bytes = b"") -> bytes:
 
 
 # What `save_checkpoint(path, {}, {})` writes: `sha256` is that of its metadata and no tensors.
-EMPTY = {"version": 2, "sha256": hashlib.sha256(b'["{}", []]').hexdigest(), "names": [], "meta": {}}
+EMPTY = {"version": 1, "sha256": hashlib.sha256(b'["{}", []]').hexdigest(), "names": [], "meta": {}}
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ def test_an_entry_that_lies_is_refused(tmp_path: Path, entry: object) -> None:
 
 
 def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    (tmp_path / "c").write_bytes(raw({**EMPTY, "version": 3}, {}))
-    with pytest.raises(CheckpointError, match="format version 3; this program reads 2"):
+    (tmp_path / "c").write_bytes(raw({**EMPTY, "version": 2}, {}))
+    with pytest.raises(CheckpointError, match="format version 2; this program reads 1"):
         load_checkpoint(tmp_path / "c")
     (tmp_path / "c").write_bytes(raw(EMPTY, {}))
     assert load_checkpoint(tmp_path / "c").meta == {}
