@@ -149,7 +149,8 @@ def test_what_a_run_leaves_behind(
     assert "hidden_size" in hparams
 
     report = capsys.readouterr().out
-    assert report.splitlines()[0].startswith("epoch  1/2  lr 1 ")
+    assert report.splitlines()[0] == f"the run is kept in {out}"
+    assert report.splitlines()[1].startswith("epoch  1/2  lr 1 ")
     assert f"test perplexity       {lines[-1]['test/perplexity']:.2f}" in report
     assert "best possible" not in report
 
