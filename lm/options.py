@@ -18,7 +18,7 @@ from symrnn.training import UserError
 
 EXAMPLE = """\
 examples:
-  python -m lm.train                                     the built-in corpus, in about a minute
+  python -m lm.train                                     the built-in corpus, in about 90 seconds
   python -m lm.train --data ptb --symm avg --size small
   python -m lm.train --data my/folder --tokenizer sentencepiece --vocab-size 8000
   python -m lm.train --resume runs/ptb-small-avg-seed1
