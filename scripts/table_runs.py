@@ -49,8 +49,8 @@ def curves(runs: list[dict[str, Any]]) -> Figure:
         epochs = range(1, len(run["curve"]) + 1)
         label = f"{run['config']['symm']}, seed {run['config']['seed']}"
         panel.plot(epochs, run["curve"], marker=".", label=label)
-    panel.set(xlabel="epoch", ylabel="validation perplexity", yscale="log")
-    panel.grid(True, which="both", color="0.9")
+    panel.set(xlabel="epoch", ylabel="validation perplexity")
+    panel.grid(True, color="0.9")
     panel.legend()
     return figure
 
