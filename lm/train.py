@@ -60,7 +60,6 @@ class Progress:
     lr: float = 0.0
     nats: float = 0.0  # sum of the training losses of this epoch, per token
     best: float = math.inf  # the best validation's nats per token
-    best_epoch: int = 0
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
 
@@ -295,7 +294,7 @@ class Training:
             flush=True,
         )
         if nats < progress.best:
-            progress.best, progress.best_epoch = nats, progress.epoch
+            progress.best = nats
             self._save_best(score)
         elif self.recipe.schedule == "plateau":
             progress.lr /= self.recipe.lr_divide

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import random
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,19 @@ def _offline() -> Iterator[None]:
 def repository() -> Path:
     """The root of the source tree."""
     return Path(os.path.realpath(__file__)).parents[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own of 1 MiB, to be filled."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = os.name == "posix" and subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs of 1 MiB")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -31,7 +31,7 @@ class GatedModule(nn.Module):
         self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
     ) -> None:
         """Register the weights of ``plain`` (on any device), with symmetric gates as asked for."""
-        check_symmetry_name(symm, "none")
+        check_symmetry_name("symm", symm, "none")
         symm_hh = check_gates("symm_hh", symm_hh, self.GATES)
         symm_ih = check_gates("symm_ih", symm_ih, self.GATES)
         if symm == "none":

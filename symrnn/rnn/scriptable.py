@@ -68,7 +68,6 @@ class ScriptableLSTM(nn.Module):
     def __init__(self, lstm: Any) -> None:
         super().__init__()
         self.weights = _weight_modules(lstm)
-        self.input_size = lstm.input_size
         self.num_layers = lstm.num_layers
         self.count = lstm.num_layers * (2 if lstm.bidirectional else 1)
         self.bias = lstm.bias

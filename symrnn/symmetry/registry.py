@@ -38,7 +38,7 @@ def get_symmetry(name: str, side: int) -> Symmetry:
             [1., 3., 4.],
             [2., 4., 5.]])
     """
-    check_symmetry_name(name)
+    check_symmetry_name("name", name)
     if not isinstance(side, int) or isinstance(side, bool):
         raise TypeError(f"side should be of type int, got: {type(side).__name__}")
     if side < 1:
@@ -47,8 +47,8 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     return form(name, orbit_map(generators, side))
 
 
-def check_symmetry_name(name: str, *others: str) -> None:
-    """Raise ValueError unless ``name`` is a symmetry, or one of ``others``."""
+def check_symmetry_name(argument: str, name: str, *others: str) -> None:
+    """Raise ValueError unless ``name``, given as ``argument``, is a symmetry or of ``others``."""
     allowed = [*others, *_LINEAR]
     if name not in allowed:
-        raise ValueError(f"symm should be one of {', '.join(allowed)}, got: {name!r}")
+        raise ValueError(f"{argument} should be one of {', '.join(allowed)}, got: {name!r}")

@@ -51,9 +51,11 @@ def dense_expand(name: str, side: int) -> Tensor:
 def test_names() -> None:
     assert set(FORMS) <= set(list_symmetries())
     for name in FORMS:
-        check_symmetry_name(name)
         assert get_symmetry(name, 4).name == name
-    check_symmetry_name("none", "none")
+    with pytest.raises(ValueError, match=r"^symm should be one of none, tri, .*, got: 'both'$"):
+        check_symmetry_name("symm", "both", "none")
+    with pytest.raises(ValueError, match=r"^name should be one of tri, .*, got: 'both'$"):
+        get_symmetry("both", 4)
 
 
 @pytest.mark.parametrize("name", FORMS)

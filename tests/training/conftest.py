@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,3 @@ def spawn() -> Callable[..., BaseProcess]:
         return process
 
     return start
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 1 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        mounted = os.name == "posix" and subprocess.run(mount, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs of 1 MiB")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)

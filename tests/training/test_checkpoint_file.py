@@ -311,8 +311,8 @@ def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "c").meta == {}
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(full_disk: Path) -> None:
-    path = saved(full_disk / "last.safetensors")
+def test_a_full_disk_leaves_the_former_checkpoint(small_disk: Path) -> None:
+    path = saved(small_disk / "last.safetensors")
     with pytest.raises(CheckpointError) as caught:
         save_checkpoint(path, {"w": torch.zeros(400_000)}, {"step": 8})
     message = str(caught.value)
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(full_disk: Path) -> None:
     assert "the disk is full" in message
     assert "1,600," in message  # bytes needed: the tensor's 1,600,000 and the header
     assert "the former checkpoint is untouched" in message
-    assert os.listdir(full_disk) == [path.name]
+    assert os.listdir(small_disk) == [path.name]
     assert load_checkpoint(path).meta["step"] == 7
 
 

@@ -225,10 +225,10 @@ def test_without_tensorboard_there_is_one_notice_and_the_json(
     assert "symrnn[train]" in error
 
 
-def test_a_full_disk_is_a_users_error(full_disk: Path) -> None:
-    with RunFolder.create(full_disk / "run", {}) as run:
+def test_a_full_disk_is_a_users_error(small_disk: Path) -> None:
+    with RunFolder.create(small_disk / "run", {}) as run:
         tracker = Tracker(run, resume_step=None)
-        (full_disk / "filler").write_bytes(bytes(1 << 19))
+        (small_disk / "filler").write_bytes(bytes(1 << 19))
 
         def fill() -> None:
             for step in range(20_000):
@@ -236,7 +236,7 @@ def test_a_full_disk_is_a_users_error(full_disk: Path) -> None:
 
         with pytest.raises(UserError, match=r"metrics\.jsonl: metrics: the disk is full"):
             fill()
-        (full_disk / "filler").unlink()
+        (small_disk / "filler").unlink()
         # If the disk was full for TensorBoard's thread too, it remembers and says so again.
         with contextlib.suppress(UserError):
             tracker.close()
