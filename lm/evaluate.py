@@ -17,7 +17,7 @@ from data.encoded import encode_blocks
 from data.text import blocks_of_lines
 from lm.options import add_machine_options
 from lm.perplexity import measure
-from lm.saved import PRECISIONS, Saved, load_saved, precision_of, print_configuration
+from lm.saved import Saved, load_saved, precision_of, print_configuration
 from symrnn.training import UserError, resolve_device, run_program, set_threads
 from symrnn.training.errors import describe_os_error
 from symrnn.training.files import replacing
@@ -102,7 +102,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="write each token and its negative log-probability in nats, tab separated, to a new "
         "file (stdout, with the summary on stderr)",
     )
-    add("--precision", choices=list(PRECISIONS), help="(as in training)")
     add_machine_options(add)
     add("--dry-run", action="store_true", help="print configuration and counts, evaluate nothing")
     return parser

@@ -14,7 +14,7 @@ from data import Codec, DataError
 from lm.model import LanguageModel, State
 from lm.options import add_machine_options, number
 from lm.sampling import draw
-from lm.saved import PRECISIONS, load_saved, precision_of, print_configuration
+from lm.saved import load_saved, precision_of, print_configuration
 from symrnn.training import UserError, resolve_device, run_program, set_threads
 
 EXAMPLE = """\
@@ -100,7 +100,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="only the fewest tokens whose probabilities sum to P, of those of --top-k (all)",
     )
     add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="(1)")
-    add("--precision", choices=list(PRECISIONS), help="(as in training)")
     add_machine_options(add)
     add("--dry-run", action="store_true", help="print configuration and counts, generate nothing")
     return parser

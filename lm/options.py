@@ -137,7 +137,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
     add_machine_options(add)
-    add("--precision", choices=list(PRECISIONS), help="bf16 is autocast (fp32)")
     add("--compile", action="store_true", default=None, help="run the model by torch.compile")
     add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
     add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
@@ -149,6 +148,7 @@ def add_machine_options(add: Callable[..., Any]) -> None:
     """The options that all three programs have. ``add``: an ``add_argument``."""
     add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
     add("--backend", choices=list_backends(), help="how the LSTM is run (auto)")
+    add("--precision", choices=PRECISIONS, help="bf16 is autocast (fp32, or as in training)")
     add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
 
 

@@ -19,7 +19,7 @@ from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpo
 MODEL = "model/"
 """What the names of the model's tensors begin with in a checkpoint."""
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
 
 
