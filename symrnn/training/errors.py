@@ -55,6 +55,8 @@ def run_program(main: Callable[[], int | None], *extra_error_types: type[Excepti
         code = main() or 0
         sys.stdout.flush()
     except reported as error:
+        if _interrupted(error):
+            sys.exit(130)
         code = getattr(error, "exit_code", UserError.exit_code)
         print(f"error: {error}", file=sys.stderr)
         _drop_unwritable_output()
@@ -71,6 +73,13 @@ def run_program(main: Callable[[], int | None], *extra_error_types: type[Excepti
         print(f"error: {error.filename or 'output'}: {describe_os_error(error)}", file=sys.stderr)
         _drop_unwritable_output()
     sys.exit(code)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error only came up while a KeyboardInterrupt was on its way out."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _drop_unwritable_output() -> None:
