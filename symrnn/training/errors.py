@@ -56,7 +56,7 @@ def run_program(main: Callable[[], int | None], *extra_error_types: type[Excepti
         sys.stdout.flush()
     except reported as error:
         if _interrupted(error):
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         code = getattr(error, "exit_code", UserError.exit_code)
         print(f"error: {error}", file=sys.stderr)
         _drop_unwritable_output()
