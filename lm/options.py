@@ -14,6 +14,7 @@ from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS
 from symrnn import list_symmetries
 from symrnn.rnn import list_backends
+from symrnn.symmetry import check_symmetry_name
 from symrnn.training import UserError
 
 EXAMPLE = """\
@@ -73,6 +74,15 @@ def number(
     return parse
 
 
+def symmetry(text: str) -> str:
+    """An argparse type: the name of a symmetric form, or "none"."""
+    try:
+        check_symmetry_name("it", text, "none")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def gates(text: str) -> str:
     """An argparse type: letters of "ifgo", each at most once."""
     if len(set(text)) != len(text) or not set(text) <= set("ifgo"):
@@ -104,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("--size", choices=list(SIZES), help="widths, unrolled steps and Zaremba's recipe (small)")
-    add("--symm", choices=["none", *list_symmetries()], help="the symmetric form (avg)")
+    add("--symm", type=symmetry, metavar="FORM", help=f"none, {', '.join(list_symmetries())} (avg)")
     add("--symm-hh", type=gates, metavar="GATES", help="gates with symmetric hidden weights (ifgo)")
     add("--symm-ih", type=gates, metavar="GATES", help="gates with symmetric input weights (none)")
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")

@@ -28,6 +28,7 @@ from lm.saved import (
     restore_model,
 )
 from lm.spectrum import spectrum_figure
+from symrnn.surgery import parameter_groups
 from symrnn.training import (
     CheckpointError,
     Interrupt,
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = build_model(config, len(corpus.codec))
     model.initialize(config["init_range"])
     model.to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"])
+    optimizer = torch.optim.SGD(parameter_groups(model, config["lr"]), lr=config["lr"])
     if options.dry_run:
         for name, value in config.items():
             print(f"{name:16} {value}")
@@ -182,7 +183,7 @@ class Training:
             if self.recipe.schedule == "epochs":
                 progress.lr = self.recipe.lr_in(progress.epoch)
             for group in self.optimizer.param_groups:
-                group["lr"] = progress.lr
+                group["lr"] = progress.lr * group["lr_scale"]
             self._train_epoch(interrupt)
             if progress.window < len(self.batches):
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -44,6 +44,29 @@ def count_parameters(module: nn.Module) -> ParameterCount:
         if any(part.startswith("weight_hh") for part in name.split(".")):
             recurrent += count
     return ParameterCount(training, deployed, recurrent)
+
+
+def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """The parameters in groups for an optimizer, with a smaller rate for raw orbit forms.
+
+    The gradient of a raw number (``tri``, ``block``, ``chunk``) is the sum over its orbit, and a
+    step moves every entry of it: gradient descent moves the matrix as many times as far as it does
+    in orthonormal coordinates. Those groups get ``lr`` divided by the mean orbit size N²/numel;
+    all others ``lr``. Each group names its factor as "lr_scale", for schedules that set "lr".
+
+    >>> groups = parameter_groups(SymLSTM(8, 8, symm="block4"), lr=1.0)
+    >>> [group["lr"] for group in groups]
+    [1.0, 0.25]
+    """
+    scales = {id(numbers): form.lr_scale for numbers, form in _symmetric(module)}
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for parameter in module.parameters():
+        groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr * scale, "lr_scale": scale}
+        for scale, parameters in groups.items()
+        if parameters
+    ]
 
 
 def _spare(numbers: nn.Parameter, form: Symmetry) -> int:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from symrnn.symmetry.sides import Classes
+
 Indices = NDArray[np.int32]
 Generator = Callable[[Indices, Indices, int], tuple[Indices, Indices]]
 """(rows, columns, side) -> (rows, columns): where each position goes; must be a bijection."""
@@ -25,6 +27,40 @@ Generator = Callable[[Indices, Indices, int], tuple[Indices, Indices]]
 def transpose(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
     """Reflection in the main diagonal: (i, j) -> (j, i)."""
     return j, i
+
+
+def antitranspose(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+    """Reflection in the other diagonal: (i, j) -> (N-1-j, N-1-i)."""
+    last = np.int32(side - 1)
+    return last - j, last - i
+
+
+@dataclass(frozen=True)
+class Along:
+    """A generator that makes rows, or columns, of one class equal: each goes to the class's next.
+
+    classes: of one side's indices; a mirror swaps the two of a class, a translation moves on.
+    axis: "rows" or "columns".
+    """
+
+    classes: Classes
+    axis: str
+
+    def __call__(self, i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+        following = _next_of_class(self.classes.of(side))
+        return (following[i], j) if self.axis == "rows" else (i, following[j])
+
+
+def _next_of_class(classes: NDArray[np.int32]) -> Indices:
+    """For each index the next one of its class, for the last the first: (N,)."""
+    by_class = np.argsort(classes, kind="stable").astype(np.int32)
+    ordered = classes[by_class]
+    first = np.searchsorted(ordered, ordered)
+    following = np.arange(1, len(classes) + 1)
+    is_last = np.append(ordered[1:] != ordered[:-1], True)
+    target = np.empty_like(by_class)
+    target[by_class] = by_class[np.where(is_last, first, following)]
+    return target
 
 
 @dataclass(frozen=True)
@@ -50,7 +86,7 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
     """Compute the orbits of the group that ``generators`` generate, on a side × side matrix.
 
     Every position takes the smallest label among itself and where each generator sends it, until
-    nothing changes; as a generator's powers return to where they began, no inverse is needed. Time
+    nothing changes. As a generator's powers return to where they began, no inverse is needed. Time
     and memory O(N²). The result is shared between callers: do not write to it.
     """
     rows, columns = np.divmod(np.arange(side * side, dtype=np.int32), np.int32(side))
@@ -61,6 +97,7 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
         before = label.copy()
         for image in images:
             np.minimum(label, label[image], out=label)
+        label = label[label]  # a label names a position of the orbit: leaps along long cycles
         changed = not np.array_equal(label, before)
     # An orbit's first position is the one that its label names.
     number = np.cumsum(label == np.arange(side * side), dtype=np.int64) - 1

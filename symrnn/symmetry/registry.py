@@ -1,34 +1,111 @@
-"""The names of the symmetries, and the one function that turns a name into an object."""
+"""The names of the symmetries, and the one function that turns a name into an object.
+
+The orbits of each, on a matrix of side 4; equal letters are one number::
+
+    tri, avg    tri4, avg4  tri8, avg8  block4      block16     chunk2      chunk2:rows
+    a b c d     a b c d     a b b a     a b b a     a a a a     a b a b     a b c d
+    b e f g     b e f c     b c c b     c d d c     a a a a     c d c d     e f g h
+    c f h i     c f e b     b c c b     c d d c     a a a a     e f e f     a b c d
+    d g i j     d c b a     a b b a     a b b a     a a a a     g h g h     e f g h
+"""
 
 from __future__ import annotations
 
-from symrnn.symmetry.linear import FullMatrix, OrthonormalOrbits, RawOrbits, Symmetry
-from symrnn.symmetry.orbits import Generator, orbit_map, transpose
+import re
+from collections.abc import Callable
+from functools import partial
 
-# name -> (form, generators of the group)
-_LINEAR: dict[str, tuple[type[Symmetry], tuple[Generator, ...]]] = {
-    "tri": (RawOrbits, (transpose,)),
-    "avg": (OrthonormalOrbits, (transpose,)),
-    "avg:full": (FullMatrix, (transpose,)),
+from symrnn.symmetry.factored import LDL, Eigen
+from symrnn.symmetry.folding import BySides, EvenOdd, Folding
+from symrnn.symmetry.form import Symmetry
+from symrnn.symmetry.linear import FullMatrix, OrthonormalOrbits, RawOrbits
+from symrnn.symmetry.orbits import Along, Generator, antitranspose, orbit_map, transpose
+from symrnn.symmetry.sides import Mirrored, Translated
+
+_MIRROR = Along(Mirrored(), "columns")
+
+# The groups by their generators, and how their products fold.
+_2WAY: tuple[Generator, ...] = (transpose,)
+_4WAY: tuple[Generator, ...] = (transpose, antitranspose)
+_8WAY: tuple[Generator, ...] = (transpose, antitranspose, _MIRROR)
+_BOTH_SIDES = BySides(Mirrored(), Mirrored())
+
+
+def _orbits(
+    form: Callable[..., Symmetry], generators: tuple[Generator, ...], folding: Folding | None = None
+) -> Callable[[str, int], Symmetry]:
+    """Makes the linear form of a name and a side."""
+    options = {"folding": folding} if folding else {}
+    return lambda name, side: form(name, orbit_map(generators, side), **options)
+
+
+def _block(times: int) -> Callable[[str, int], Symmetry]:
+    side = Mirrored(times)
+    generators = (Along(side, "rows"), Along(side, "columns"))
+    return _orbits(RawOrbits, generators, BySides(side, side))
+
+
+def _chunk(pieces: int, axis: str) -> Callable[[str, int], Symmetry]:
+    side = Translated(pieces)
+    return _orbits(RawOrbits, (Along(side, axis),), BySides(**{axis: side}))
+
+
+_FORMS: dict[str, Callable[[str, int], Symmetry]] = {
+    "tri": _orbits(RawOrbits, _2WAY),
+    "avg": _orbits(OrthonormalOrbits, _2WAY),
+    "avg:full": _orbits(FullMatrix, _2WAY),
+    "tri4": _orbits(RawOrbits, _4WAY, EvenOdd()),
+    "avg4": _orbits(OrthonormalOrbits, _4WAY, EvenOdd()),
+    "tri8": _orbits(RawOrbits, _8WAY, _BOTH_SIDES),
+    "avg8": _orbits(OrthonormalOrbits, _8WAY, _BOTH_SIDES),
+    "block4": _block(1),
+    "block16": _block(2),
+    **{f"chunk{k}": _chunk(k, "columns") for k in (2, 4, 8, 16, 32, 64)},
+    **{f"chunk{k}:rows": _chunk(k, "rows") for k in (2, 4, 8, 16, 32, 64)},
+    "eigen": lambda name, side: Eigen(name, side, max(side // 2, 1)),
+    "ldl": LDL,
 }
+
+_RANKED = re.compile(r"eigen:([1-9][0-9]*)")
 
 
 def list_symmetries() -> list[str]:
-    """The names that :func:`get_symmetry` knows.
+    """The names that :func:`get_symmetry` knows; beside "eigen" also "eigen:R" for any rank R.
 
-    >>> list_symmetries()
-    ['tri', 'avg', 'avg:full']
+    >>> list_symmetries()[:5]
+    ['tri', 'avg', 'avg:full', 'tri4', 'avg4']
     """
-    return list(_LINEAR)
+    return list(_FORMS)
 
 
 def get_symmetry(name: str, side: int) -> Symmetry:
     """The symmetric form called ``name`` for matrices of ``side`` × ``side``.
 
-    name: one of :func:`list_symmetries`.
+    name: one of :func:`list_symmetries`, or "eigen:R" with a rank 1 ≤ R ≤ N.
     side: N ≥ 1.
 
-    Raises ValueError for an unknown name or a side below 1, TypeError for a side that is no int.
+    ========================  ============================================  ======================
+    name                      entries that are one number                   numbers, for even N
+    ========================  ============================================  ======================
+    tri, avg                  mirrored in the diagonal                      N(N+1)/2
+    tri4, avg4                mirrored in either diagonal                   N(N+2)/4
+    tri8, avg8                and left to right                             (N/2)(N/2+1)/2
+    block4                    mirrored left to right and top to bottom      (N/2)²
+    block16                   and so again inside each quarter              (N/4)²
+    chunkK                    N/K columns apart, K = 2, 4, … 64             N²/K
+    chunkK:rows               N/K rows apart                                N²/K
+    eigen, eigen:R            V diag(λ) Vᵀ of rank R, N/2 if not given      NR + R
+    ldl                       L diag(d) Lᵀ, L unit lower triangular         N(N+1)/2
+    ========================  ============================================  ======================
+
+    ``tri``, ``block`` and ``chunk`` keep an orbit's entry itself, ``avg`` the same in orthonormal
+    coordinates; "avg:full" is an over-complete ``avg`` that keeps a full matrix. On an odd side
+    the middle row or column is its own mirror image; where K (or for ``block16`` 4) does not
+    divide N, half a side and a K-th are rounded up. N = 1 is one number everywhere (for ``eigen``
+    two).
+
+    Raises ValueError for an unknown name, a side below 1 or a rank above it, TypeError for a side
+    that is no int.
 
     >>> s = get_symmetry("tri", 3)
     >>> s.numel
@@ -43,12 +120,15 @@ def get_symmetry(name: str, side: int) -> Symmetry:
         raise TypeError(f"side should be of type int, got: {type(side).__name__}")
     if side < 1:
         raise ValueError(f"side should be at least 1, got: {side}")
-    form, generators = _LINEAR[name]
-    return form(name, orbit_map(generators, side))
+    ranked = _RANKED.fullmatch(name)
+    make = partial(Eigen, rank=int(ranked[1])) if ranked else _FORMS[name]
+    return make(name, side)
 
 
 def check_symmetry_name(argument: str, name: str, *others: str) -> None:
     """Raise ValueError unless ``name``, given as ``argument``, is a symmetry or of ``others``."""
-    allowed = [*others, *_LINEAR]
-    if name not in allowed:
-        raise ValueError(f"{argument} should be one of {', '.join(allowed)}, got: {name!r}")
+    if name in others or name in _FORMS:
+        return
+    if not (isinstance(name, str) and _RANKED.fullmatch(name)):
+        allowed = ", ".join([*others, *_FORMS, "eigen:R (a rank R)"])
+        raise ValueError(f"{argument} should be one of {allowed}, got: {name!r}")
