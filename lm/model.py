@@ -1,4 +1,4 @@
-"""The language model: an embedding, a symmetric LSTM, a decoder."""
+"""The language model: an embedding, symmetric recurrent layers, a decoder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymLSTM
+from symrnn import SymGRU, SymLSTM, SymRNN
+from symrnn.rnn import RecurrentLayer
 
-State = tuple[Tensor, Tensor]
+CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
+    "lstm": SymLSTM,
+    "gru": SymGRU,
+    "rnn": SymRNN,
+}
+"""The recurrent layers by the names that --cell has for them."""
+
+State = tuple[Tensor, ...]
+"""h, and of an LSTM c too, each (L, B, H): a tuple whatever the cell."""
 
 
 class LanguageModel(nn.Module):
@@ -20,7 +29,8 @@ class LanguageModel(nn.Module):
 
     vocab_size: V.  embedding_size: E.  hidden_size: H.  num_layers: L.
     tied: the decoder's weight is the embedding's; wants E = H.
-    symm, symm_hh, symm_ih, backend: of :class:`symrnn.SymLSTM`.
+    cell: of the recurrent layers, one of :data:`CELLS`.
+    symm, symm_hh, symm_ih, backend: of those layers; all gates' hidden weights by default.
     """
 
     def __init__(
@@ -32,8 +42,9 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
         *,
         tied: bool = False,
+        cell: str = "lstm",
         symm: str = "avg",
-        symm_hh: str = "ifgo",
+        symm_hh: str | None = None,
         symm_ih: str = "",
         backend: str = "auto",
     ) -> None:
@@ -42,15 +53,18 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"tied wants embedding_size = hidden_size, got: {embedding_size} and {hidden_size}"
             )
+        if cell not in CELLS:
+            raise ValueError(f"cell should be one of {', '.join(CELLS)}, got: {cell!r}")
         self.encoder = nn.Embedding(vocab_size, embedding_size)
         self.drop = nn.Dropout(dropout)
-        self.rnn = SymLSTM(
+        layers = CELLS[cell]
+        self.rnn: RecurrentLayer = layers(
             embedding_size,
             hidden_size,
             num_layers,
             dropout=dropout if num_layers > 1 else 0.0,  # it acts between layers only
             symm=symm,
-            symm_hh=symm_hh,
+            symm_hh=layers.GATES if symm_hh is None else symm_hh,
             symm_ih=symm_ih,
             backend=backend,
         )
@@ -72,9 +86,11 @@ class LanguageModel(nn.Module):
             draw(self.decoder.bias)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """ids int64 (T, B), state h and c, each (L, B, H) -> logits (T, B, V), state."""
-        output, state = self.rnn(self.drop(self.encoder(ids)), state)
-        return self.decoder(self.drop(output)), state
+        """ids int64 (T, B), state -> logits (T, B, V), state."""
+        # Layers whose state is one tensor take and give it as it is.
+        hx = state[0] if state is not None and len(state) == 1 else state
+        output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
+        return self.decoder(self.drop(output)), (hx,) if isinstance(hx, Tensor) else hx
 
     def deployed(self) -> LanguageModel:
         """This model for inference: the symmetric weights expanded once instead of every call.
@@ -82,5 +98,5 @@ class LanguageModel(nn.Module):
         A copy, in evaluation mode, which gives the same numbers.
         """
         made = copy.deepcopy(self)
-        made.rnn = SymLSTM.from_lstm(self.rnn.to_lstm(), "none", backend=self.rnn.backend)
+        made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
         return made.eval()

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data import list_corpora
+from lm.model import CELLS
 from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS
 from symrnn import list_symmetries
 from symrnn.rnn import list_backends
+from symrnn.rnn.gates import check_gates
 from symrnn.symmetry import check_symmetry_name
 from symrnn.training import UserError
 
@@ -31,8 +33,9 @@ DEFAULTS: dict[str, Any] = {
     "vocab_size": None,
     "size": "small",
     "recipe": "zaremba",
+    "cell": "lstm",
     "symm": "avg",
-    "symm_hh": "ifgo",
+    "symm_hh": None,
     "symm_ih": "",
     "tied": False,
     "backend": "auto",
@@ -44,7 +47,9 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 500,
     "log_every": 50,
 }
-"""What an option that isn't given stands for; the recipe's numbers come from the recipe."""
+"""What an option that isn't given stands for; the recipe's numbers come from the recipe, and the
+gates with symmetric hidden weights (all) from the cell.
+"""
 
 MACHINE = ("data", "device", "threads", "save_every", "log_every")
 """Options that say where a run happens, not what it is: a resumed run may change them."""
@@ -83,15 +88,6 @@ def symmetry(text: str) -> str:
     return text
 
 
-def gates(text: str) -> str:
-    """An argparse type: letters of "ifgo", each at most once."""
-    if len(set(text)) != len(text) or not set(text) <= set("ifgo"):
-        raise argparse.ArgumentTypeError(
-            f"should name gates of 'ifgo', each at most once (\"\" for none), got: {text!r}"
-        )
-    return "".join(gate for gate in "ifgo" if gate in text)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The options of ``python -m lm.train``. None stands for "not given"."""
     parser = argparse.ArgumentParser(
@@ -114,9 +110,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("--size", choices=list(SIZES), help="widths, unrolled steps and Zaremba's recipe (small)")
+    add("--cell", choices=list(CELLS), help="of the recurrent layers (lstm)")
     add("--symm", type=symmetry, metavar="FORM", help=f"none, {', '.join(list_symmetries())} (avg)")
-    add("--symm-hh", type=gates, metavar="GATES", help="gates with symmetric hidden weights (ifgo)")
-    add("--symm-ih", type=gates, metavar="GATES", help="gates with symmetric input weights (none)")
+    letters = ", ".join(f"{name}: {layers.GATES}" for name, layers in CELLS.items())
+    add("--symm-hh", metavar="GATES", help=f"gates with symmetric hidden weights ({letters})")
+    add("--symm-ih", metavar="GATES", help="gates with symmetric input weights (none)")
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
@@ -157,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_machine_options(add: Callable[..., Any]) -> None:
     """The options that all three programs have. ``add``: an ``add_argument``."""
     add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
-    add("--backend", choices=list_backends(), help="how the LSTM is run (auto)")
+    add("--backend", choices=list_backends(), help="how the recurrent layers are run (auto)")
     add("--precision", choices=PRECISIONS, help="bf16 is autocast (fp32, or as in training)")
     add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
 
@@ -175,11 +173,27 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     if "hidden_size" in given and "embedding_size" not in given:
         recipe["embedding_size"] = given["hidden_size"]
     config = {**config, **recipe, **given}
+    if config["symm_hh"] is None:
+        config["symm_hh"] = CELLS[config["cell"]].GATES
+    config |= gates_of(config, config["cell"])
     if config["symm"] == "none":
         config["symm_hh"] = config["symm_ih"] = ""
     if config["data"] not in list_corpora():
         config["data"] = str(Path(config["data"]).resolve())
     return config
+
+
+def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
+    """The gates that ``config`` names, in the order of ``cell``; UserError if it has them not."""
+    found: dict[str, str] = {}
+    for name in ("symm_hh", "symm_ih"):
+        if name in config:
+            try:
+                option = "--" + name.replace("_", "-")
+                found[name] = check_gates(option, config[name], CELLS[cell].GATES)
+            except ValueError as error:
+                raise UserError(f"{error} (--cell {cell})") from error
+    return found
 
 
 def resume_config(kept: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -191,6 +205,7 @@ def resume_config(kept: dict[str, Any], given: dict[str, Any], folder: Path) -> 
         )
     if "data" in given and given["data"] not in list_corpora():
         given = {**given, "data": str(Path(given["data"]).resolve())}
+    given = {**given, **gates_of(given, given.get("cell", kept["cell"]))}
     for name, value in given.items():
         if name not in MACHINE and kept.get(name) != value:
             option = "--" + ("layers" if name == "num_layers" else name.replace("_", "-"))

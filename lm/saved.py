@@ -46,6 +46,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["num_layers"],
             config["dropout"],
             tied=config["tied"],
+            cell=config["cell"],
             symm=config["symm"],
             symm_hh=config["symm_hh"],
             symm_ih=config["symm_ih"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from symrnn import SymLSTM
+from symrnn.rnn import RecurrentLayer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvals(matrix)
 
 
-def spectrum_figure(rnn: SymLSTM) -> Figure:
+def spectrum_figure(rnn: RecurrentLayer) -> Figure:
     """One panel for each layer and gate with the eigenvalues of its hidden weights."""
     from matplotlib.figure import Figure
 

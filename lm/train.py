@@ -427,7 +427,10 @@ def _open_corpus(config: dict[str, Any], resume: Path | None) -> Corpus:
 
 def _free_folder(config: dict[str, Any]) -> Path:
     """A folder in runs/ named after the configuration, that does not exist yet."""
-    parts = [Path(config["data"]).name, config["size"], config["symm"].replace(":", "-")]
+    parts = [Path(config["data"]).name, config["size"]]
+    if config["cell"] != "lstm":
+        parts.append(config["cell"])
+    parts.append(config["symm"].replace(":", "-"))
     if config["recipe"] != "zaremba":
         parts.append(config["recipe"])
     name = "-".join([*parts, f"seed{config['seed']}"])

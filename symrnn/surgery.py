@@ -1,15 +1,44 @@
-"""Working on whole models: how many parameters they have, while training and when deployed."""
+"""Working on whole models: make their weights symmetric, soften, count, group for an optimizer.
+
+Everything here works in place, on models that need not know of this library.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeGuard
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
+from symrnn.layers import FOLDED
+from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
 from symrnn.rnn.keeping import GatedModule
-from symrnn.symmetry import Symmetry
+from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
+from symrnn.symmetry.soft import asymmetry, upper
+from symrnn.symmetry.tensor import check_axes, square_sides
+
+Where = str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]
+"""Which weights are meant: a pattern with * and ?, such as "encoder.*", for the name of a module
+or of a weight ("encoder.0.weight"); a type of module, or several; or a function of the weight's
+name and its module. Of a recurrent module all but the function mean its hidden weights; the input
+weights only if the pattern says "weight_ih"."""
+
+_RECURRENT: dict[type[nn.Module], type[GatedModule]] = {
+    nn.LSTM: SymLSTM,
+    nn.GRU: SymGRU,
+    nn.RNN: SymRNN,
+    nn.LSTMCell: SymLSTMCell,
+    nn.GRUCell: SymGRUCell,
+    nn.RNNCell: SymRNNCell,
+}
+
+# ---- counting ----------------------------------------------------------------------------------
 
 
 class ParameterCount(NamedTuple):
@@ -69,17 +98,371 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
     ]
 
 
-def _spare(numbers: nn.Parameter, form: Symmetry) -> int:
+def _spare(numbers: nn.Parameter, form: Symmetry | SymmetricTensor) -> int:
     """How many of these free numbers the expanded matrices do not need."""
     return numbers.numel() // form.numel * (form.numel - form.deployed)
 
 
-def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry]]:
+def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
     """Every parameter that holds free numbers, with its form."""
     for part in module.modules():
         if isinstance(part, GatedModule):
             for _, parameter, form in part.symmetric_parameters():
                 yield parameter, form
-        elif isinstance(part, ParametrizationList) and isinstance(part[0], Symmetry):
+        elif _is_form(part):
+            kept: Any = part[0]
             assert isinstance(part.original, nn.Parameter)
-            yield part.original, part[0]
+            yield part.original, kept
+
+
+def _is_form(part: nn.Module) -> TypeGuard[ParametrizationList]:
+    """Whether a module is the parametrization of a weight by a symmetric form."""
+    return isinstance(part, ParametrizationList) and isinstance(part[0], Symmetry | SymmetricTensor)
+
+
+# ---- symmetrising ------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """What happened to one weight.
+
+    name, shape: of the weight, in the model as it was.
+    form: what it is now.
+    before, after: how many numbers are trained for it.
+    error: the relative error of the projection, ‖W − W'‖ / ‖W‖ in Frobenius norm; NaN on "meta".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    form: str
+    before: int
+    after: int
+    error: float
+
+
+class Report(tuple[Change, ...]):
+    """The changes of a call, in the model's order; prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("tensor", "shape", "form", "before", "after", "relative error")]
+        for change in self:
+            shape = "×".join(map(str, change.shape))
+            counts = f"{change.before:,}", f"{change.after:,}"
+            rows.append((change.name, shape, change.form, *counts, f"{change.error:.4f}"))
+        before, after = (sum(getattr(change, k) for change in self) for k in ("before", "after"))
+        rows.append(("in all", "", "", f"{before:,}", f"{after:,}", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [f"{cell:<{w}}" for cell, w in zip(row[:3], widths[:3], strict=True)]
+            cells += [f"{cell:>{w}}" for cell, w in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def symmetrize(
+    module: nn.Module, symm: str, where: Where | None = None, axes: str = "channel"
+) -> Report:
+    """Make weights of a model symmetric, in place, each projected to the nearest of the form.
+
+    symm: a name of :func:`symrnn.list_symmetries`.
+    where: which weights, see :data:`Where`; by default every one that can be: the hidden weights
+        of recurrent layers and cells, and what is square of linear layers, of attention's
+        projections and of convolutions.
+    axes: "channel" (per group of a grouped convolution), "space" (the kernel) or "both".
+
+    Recurrent modules become ``SymLSTM`` and its siblings. Other weights get a parametrization
+    (``torch.nn.utils.parametrize``), and linear layers and convolutions fold their input where the
+    form folds. The parameters are new ones: make the optimizer afterwards.
+
+    Returns a report that prints as a table. :func:`unsymmetrize` leads back to plain layers.
+
+    Raises ValueError for an unknown form, and if ``where`` names nothing, or a weight that cannot
+    be symmetric: not square, shared with another module, symmetric already. The model is then as
+    it was.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    >>> torch.nn.init.ones_(model[1].weight);
+    >>> print(symmetrize(model, "tri"))
+    tensor    shape  form  before  after  relative error
+    1.weight  8×8    tri       64     36          0.0000
+    in all                     64     36
+    """
+    check_symmetry_name("symm", symm)
+    check_axes(axes)
+    chosen = [(weight, _form(weight, symm, axes)) for weight in _chosen(module, where, axes)]
+    changes: list[Change] = []
+    for part in {id(weight.module): weight.module for weight, _ in chosen}.values():
+        weights = {weight: form for weight, form in chosen if weight.module is part}
+        old = {weight: weight.value.detach().clone() for weight in weights}
+        if type(part) in _COUNTERPART:
+            _make_recurrent(part, list(weights), symm)
+        else:
+            _parametrize(weights)
+        label = symm if axes == "channel" else f"{symm}, {axes}"
+        for weight, form in weights.items():
+            before = old[weight]
+            counts = before.numel(), form.numel
+            error = _error(before, weight.value)
+            changes.append(Change(weight.name, tuple(before.shape), label, *counts, error))
+    return Report(changes)
+
+
+def unsymmetrize(module: nn.Module) -> None:
+    """Turn every symmetric layer of a model into a plain one with the expanded weights, in place.
+
+    Raises ValueError for a weight that has further parametrizations beside its symmetry.
+    """
+    for name, part in module.named_modules():
+        if _is_form(part) and len(part) > 1:
+            weight = name.replace("parametrizations.", "")
+            raise ValueError(
+                f"{weight} has {len(part)} parametrizations; remove those that came after its "
+                "symmetry first"
+            )
+    for part in list(module.modules()):
+        if isinstance(part, GatedModule):
+            _become(part, part.to_plain())
+        elif parametrize.is_parametrized(part):
+            parametrized: Any = part.parametrizations
+            for attribute, forms in list(parametrized.items()):
+                if _is_form(forms):
+                    # PyTorch takes the attribute off the class, which copies of the layer share.
+                    kind = type(part)
+                    part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+                    parametrize.remove_parametrizations(part, attribute)
+                    getattr(part, attribute).grad = None  # that of the free numbers
+            plain = {folded: plain for plain, folded in FOLDED.items()}
+            if type(part) in plain:
+                part.__class__ = plain[type(part)]
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight of a model that may be made symmetric.
+
+    name: in the model.  module, attribute: where it stands.
+    groups: into how many square matrices its first axis should fall.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    groups: int
+
+    @property
+    def value(self) -> Tensor:
+        value: Tensor = getattr(self.module, self.attribute)
+        return value
+
+    @property
+    def is_input(self) -> bool:
+        """Whether these are input weights of a recurrent module."""
+        return self.attribute.startswith("weight_ih")
+
+    @property
+    def blocks(self) -> Tensor:
+        """The square matrices (groups, N, N, \\*kernel), as a view."""
+        return self.value.unflatten(0, (self.groups, -1))
+
+    def why_not(self, axes: str) -> str:
+        """Why it cannot be made symmetric; "" if it can."""
+        if isinstance(self.module, GatedModule) and self.module.symmetry is not None:
+            return "its module is symmetric already"
+        if parametrize.is_parametrized(self.module, self.attribute):
+            return "it has a parametrization already"
+        if type(self.module) in _COUNTERPART and axes != "channel":
+            return f'recurrent weights want axes="channel", got: {axes!r}'
+        try:
+            square_sides(self.value.shape, axes, self.groups)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+# Each recurrent module, and what it becomes.
+_COUNTERPART: dict[type[nn.Module], type[GatedModule]] = {
+    **_RECURRENT,
+    **{symmetric: symmetric for symmetric in _RECURRENT.values()},
+}
+
+
+def _weights(model: nn.Module) -> Iterator[_Weight]:
+    """The weights of the kinds of layer that can be symmetric."""
+    for prefix, module in model.named_modules():
+        for attribute, groups in _attributes(module):
+            yield _Weight(f"{prefix}.{attribute}".lstrip("."), module, attribute, groups)
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, int]]:
+    if isinstance(module, nn.Linear):
+        yield "weight", 1
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        yield "weight", module.groups
+    elif isinstance(module, nn.MultiheadAttention):
+        if module._qkv_same_embed_dim:
+            yield "in_proj_weight", 3  # those of query, key and value
+        else:
+            yield from ((f"{which}_proj_weight", 1) for which in "qkv")
+    elif type(module) in _COUNTERPART:
+        gates = len(_COUNTERPART[type(module)].GATES)
+        if isinstance(module, GatedModule):
+            names = [matrix.name for matrix in module.gate_matrices()]
+        else:
+            names = [name for name, _ in module.named_parameters(recurse=False)]
+        for name in names:
+            if name.startswith(("weight_ih", "weight_hh")):
+                yield name, gates
+
+
+def _chosen(model: nn.Module, where: Where | None, axes: str) -> list[_Weight]:
+    """The weights that ``where`` names, all of which can be symmetric; ValueError otherwise."""
+    weights = list(_weights(model))
+    shared = _shared(model)
+    if where is None:
+        return [
+            weight
+            for weight in weights
+            if not weight.is_input
+            and not weight.why_not(axes)
+            and id(weight.value) not in shared
+            # One number is as symmetric as can be: a depthwise convolution, a kernel of one point.
+            and max(square_sides(weight.value.shape, axes, weight.groups)) > 1
+        ]
+    chosen = [weight for weight in weights if _matches(weight, where)]
+    if not chosen:
+        known = ", ".join(w.name for w in weights if not w.why_not(axes)) or "none"
+        raise ValueError(
+            f"where={where!r} names no weight that could be made symmetric; there are: {known}"
+        )
+    for weight in chosen:
+        reason = weight.why_not(axes)
+        if id(weight.value) in shared:
+            reason = "another module shares it and would keep the full one"
+        if reason:
+            shape = list(weight.value.shape)
+            raise ValueError(f"{weight.name} of shape {shape} cannot be symmetric: {reason}")
+    for weight in chosen:
+        if type(weight.module) in _COUNTERPART:
+            _require_whole(weight, chosen, weights)
+    return chosen
+
+
+def _matches(weight: _Weight, where: Where) -> bool:
+    if isinstance(where, str):
+        if weight.is_input and "weight_ih" not in where:
+            return False
+        module = weight.name.rpartition(".")[0]
+        return fnmatchcase(weight.name, where) or fnmatchcase(module, where)
+    if isinstance(where, type | tuple):
+        return isinstance(weight.module, where) and not weight.is_input
+    return bool(where(weight.name, weight.module))
+
+
+def _require_whole(weight: _Weight, chosen: list[_Weight], weights: list[_Weight]) -> None:
+    """ValueError if only some layers of the weight's recurrent module are chosen."""
+    alike = [w for w in weights if w.module is weight.module and w.is_input == weight.is_input]
+    missing = [w.name for w in alike if w not in chosen]
+    if missing:
+        raise ValueError(
+            f"{weight.name} cannot be symmetric without {', '.join(missing)}: a recurrent module "
+            "keeps the same form in all its layers"
+        )
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """The ids of the parameters that stand in more than one place."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for part in model.modules():
+        for parameter in part._parameters.values():
+            (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _form(weight: _Weight, symm: str, axes: str) -> SymmetricTensor:
+    """The form of a weight; ValueError, naming it, if there is none."""
+    value = weight.value
+    try:
+        return SymmetricTensor(symm, value.shape, axes, weight.groups).to(value.device)
+    except ValueError as error:
+        shape = list(value.shape)
+        raise ValueError(f"{weight.name} of shape {shape} cannot be {symm}: {error}") from error
+
+
+def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> None:
+    """Turn a recurrent module into its symmetric counterpart."""
+    kind = _COUNTERPART[type(module)]
+    made = kind.from_plain(
+        module.to_plain() if isinstance(module, GatedModule) else module,
+        symm,
+        symm_hh="" if all(weight.is_input for weight in weights) else kind.GATES,
+        symm_ih=kind.GATES if any(weight.is_input for weight in weights) else "",
+        backend=getattr(module, "backend", "auto"),
+    )
+    _become(module, made)
+
+
+def _parametrize(forms: dict[_Weight, SymmetricTensor]) -> None:
+    """Put forms on the weights of a module that is not recurrent."""
+    for weight, form in forms.items():
+        if weight.attribute == "weight" and type(weight.module) in FOLDED:
+            weight.module.__class__ = FOLDED[type(weight.module)]
+        parametrize.register_parametrization(weight.module, weight.attribute, form)
+
+
+def _become(module: nn.Module, other: nn.Module) -> None:
+    """Make ``module`` what ``other`` is, wherever it is held; its hooks and its mode stay."""
+    fresh = vars(nn.Module())
+    hooks = {
+        name: value for name, value in vars(module).items() if "hook" in name and name in fresh
+    }
+    module.__dict__.clear()
+    module.__dict__.update({**vars(other), **hooks})
+    object.__setattr__(module, "__class__", type(other))
+
+
+def _error(old: Tensor, new: Tensor) -> float:
+    """‖old − new‖ / ‖old‖ in Frobenius norm, 0 for nothing of nothing; NaN without numbers."""
+    if old.is_meta:
+        return math.nan
+    exact = old.detach().to(torch.float64)
+    norm = torch.linalg.vector_norm(exact)
+    difference = torch.linalg.vector_norm(new.detach().to(torch.float64) - exact)
+    return (difference / norm).item() if norm else difference.item()
+
+
+# ---- soft symmetry -----------------------------------------------------------------------------
+
+
+def soft_symmetry_penalty(module: nn.Module, p: int = 2, where: Where | None = None) -> Tensor:
+    """The sum of ‖vec W − vec Wᵀ‖ₚ over the weights' square matrices: a scalar, differentiable.
+
+    p: 1 or 2.  where: as of :func:`symmetrize`; the same weights by default.
+
+    Of a stacked weight (gates; query, key and value; the groups of a convolution) each matrix
+    counts by itself; Wᵀ of a convolution swaps its channels at each point of the kernel.
+
+    Add it, times a rate, to a loss; :func:`harden` makes the weights symmetric in the end.
+    """
+    parts = [asymmetry(weight.blocks, p).sum() for weight in _chosen(module, where, "channel")]
+    if not parts:
+        raise ValueError("the model has no square weight that is not symmetric already")
+    return torch.stack(parts).sum()
+
+
+def harden(module: nn.Module, where: Where | None = None) -> Report:
+    """Make weights exactly symmetric by copying their upper triangle over the lower one, in place.
+
+    The layers stay plain ones. where: as of :func:`soft_symmetry_penalty`.
+    """
+    changes = []
+    for weight in _chosen(module, where, "channel"):
+        old = weight.value.detach().clone()
+        with torch.no_grad():
+            weight.blocks.copy_(upper(weight.blocks))
+        side = weight.value.size(1)
+        after = old.numel() * (side + 1) // (2 * side)
+        error = _error(old, weight.value)
+        changes.append(Change(weight.name, tuple(old.shape), "upper", old.numel(), after, error))
+    return Report(changes)

@@ -12,7 +12,23 @@ import pytest
 
 import symrnn
 
-PUBLIC = ["SymLSTM", "SymLSTMCell", "count_parameters", "get_symmetry", "list_symmetries"]
+PUBLIC = [
+    "SymGRU",
+    "SymGRUCell",
+    "SymLSTM",
+    "SymLSTMCell",
+    "SymRNN",
+    "SymRNNCell",
+    "count_parameters",
+    "get_symmetry",
+    "harden",
+    "list_symmetries",
+    "load_packed",
+    "parameter_groups",
+    "save_packed",
+    "soft_symmetry_penalty",
+    "symmetrize",
+]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

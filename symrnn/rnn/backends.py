@@ -1,22 +1,28 @@
-"""The ways to run an LSTM, by name, and which of them ``auto`` takes."""
+"""The ways to run a layer, by name, and which of them ``auto`` takes."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from symrnn.rnn import reference, script, vendor
+from symrnn.rnn import folded, reference, script, vendor
 from symrnn.rnn.stack import Backend, stacked
+
+if TYPE_CHECKING:
+    from symrnn.rnn.keeping import GatedModule
 
 BACKENDS: dict[str, Backend] = {
     "reference": stacked(reference.layer),
     "script": stacked(script.layer),
-    "vendor": vendor.lstm,
+    "vendor": vendor.run,
+    "folded": stacked(folded.layer),
 }
 
 
 def list_backends() -> list[str]:
-    """The names of the ways to run an LSTM, "auto" first."""
+    """The names of the ways to run a layer, "auto" first."""
     return ["auto", *BACKENDS]
 
 
@@ -26,26 +32,37 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend should be one of {', '.join(list_backends())}, got: {name!r}")
 
 
-def choose(name: str, input: Tensor, batch_sizes: Tensor | None, hidden_size: int) -> Backend:
-    """The backend called ``name``; for "auto" the one that is fastest for this input.
+def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> str:
+    """The backend that is fastest for this input, by measured rules.
 
-    On a CPU PyTorch's operator re-packs all weights on every call. For a step or a few without
+    On a CPU PyTorch's LSTM re-packs all weights on every call. For a step or a few without
     gradients that costs more than the steps themselves, and the scripted loop, which reads the
     weights where they lie, is faster: by how much stands in results/backends.md, and the bounds
     below come from there. Everywhere else the vendor's operator is. Autocast goes to the vendor's
-    too, so that the dtype of the output is that of ``nn.LSTM`` at any length.
+    too, so that the dtype of the output is that of ``nn.LSTM`` at any length. Only the LSTM was
+    measured: a GRU and an RNN are always run by the vendor's operator.
+
+    input: (T, B, I), or (sum of B_t, I) with batch_sizes.
     """
-    if name != "auto":
-        return BACKENDS[name]
-    scripted = (
-        input.device.type == "cpu"
+    if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
+        return "vendor"
+    if (
+        module.mode == "LSTM"
         and batch_sizes is None
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and _few(input.size(0), input.size(1), hidden_size)
-    )
-    return BACKENDS["script" if scripted else "vendor"]
+        and _few(input.size(0), input.size(1), module.hidden_size)
+    ):
+        return "script"
+    return "vendor"
+
+
+def choose_for_cell(module: GatedModule, input: Tensor) -> str:
+    """As :func:`choose`, for one step of a cell: input (B, I)."""
+    return "vendor"
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def _few(steps: int, batch: int, hidden_size: int) -> bool:

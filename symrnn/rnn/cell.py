@@ -1,18 +1,124 @@
-"""SymLSTMCell, the drop-in for ``nn.LSTMCell`` whose gates' weights may be symmetric."""
+"""SymLSTMCell, SymGRUCell, SymRNNCell: one step, where PyTorch's cells stood."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from symrnn.rnn import reference, script
-from symrnn.rnn.backends import check_backend
+from symrnn.rnn import folded, reference, script, vendor
+from symrnn.rnn.backends import choose_for_cell
 from symrnn.rnn.keeping import GatedModule
-from symrnn.rnn.scriptable import ScriptableLSTMCell
-from symrnn.rnn.stack import LayerWeights
+from symrnn.rnn.scriptable import scriptable_cell
+from symrnn.rnn.stack import State
+
+_STEPS: dict[str, Callable[[str, Tensor, State, Any], State]] = {
+    "reference": reference.cell,
+    "script": script.cell,
+    "vendor": vendor.cell,
+    "folded": folded.cell,
+}
 
 
-class SymLSTMCell(GatedModule):
+class RecurrentCell(GatedModule):
+    """Base of the cells; a subclass says which of PyTorch's it stands in for.
+
+    plain: that one with the arguments of the call, without storage (device "meta").
+    mode: the kind, as of the layer made of such cells, ``nn.LSTM(…).mode``.
+    symm, symm_hh, symm_ih, backend, device, dtype: of :class:`symrnn.SymLSTM`.
+    """
+
+    PLAIN: ClassVar[type[nn.RNNCellBase]]
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
+
+    def __init__(
+        self,
+        plain: nn.RNNCellBase,
+        mode: str,
+        symm: str,
+        symm_hh: str,
+        symm_ih: str,
+        backend: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.input_size = plain.input_size
+        self.hidden_size = plain.hidden_size
+        self.bias = plain.bias
+        self.backend = backend
+        self._keep(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        if not self.bias:
+            self.register_parameter("bias_ih", None)
+            self.register_parameter("bias_hh", None)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """input (B, I) or (I,) and hx -> the new hx.
+
+        hx: h (B, H) or (H,), of an LSTM the pair of it and c of the same shape; zeros by default.
+        """
+        if input.dim() not in (1, 2):
+            raise ValueError(self.wrong_dimensions().format(input.dim()))
+        single = self.STATES == "h"
+        state: State | None = None
+        if hx is not None:
+            state = [hx] if single else list(hx)
+            for k, part in enumerate(state):
+                if part.dim() not in (1, 2):
+                    which = "hidden" if single else f"hx[{k}]"
+                    raise ValueError(self.wrong_dimensions(which).format(part.dim()))
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            state = None if hx is None else [part.unsqueeze(0) for part in self._parts(hx)]
+        if state is None:
+            state = [input.new_zeros(input.size(0), self.hidden_size)] * len(self.STATES)
+        self._check(input, state)
+        backend = self.backend
+        if backend == "auto":
+            backend = choose_for_cell(self, input)
+        weights = self._folded_weights("") if backend == "folded" else self._layer_weights("")
+        new = _STEPS[backend](self.mode, input, state, weights)
+        return self._whole(new if batched else [part.squeeze(0) for part in new])
+
+    def wrong_dimensions(self, which: str = "input") -> str:
+        """What is said of an input, or a state, of {} dimensions; in PyTorch's words."""
+        return f"{self.PLAIN.__name__}: Expected {which} to be 1D or 2D, got {{}}D instead"
+
+    def _check(self, input: Tensor, state: State) -> None:
+        # In the words of PyTorch's operators, for the backends that do not call them.
+        if input.size(1) != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
+            )
+        if len(state) != len(self.STATES):
+            raise RuntimeError("lstm_cell expects two hidden states")
+        for k, part in enumerate(state):
+            if part.size(0) != input.size(0):
+                raise RuntimeError(
+                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
+                    f"{part.size(0)}"
+                )
+            if part.size(1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{k} has inconsistent hidden_size: got {part.size(1)}, expected "
+                    f"{self.hidden_size}"
+                )
+
+    def extra_repr(self) -> str:
+        plain = self.PLAIN.extra_repr(self)  # type: ignore[arg-type]
+        return f"{plain}, {self._symmetry_repr()}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return scriptable_cell(self)
+
+
+class SymLSTMCell(RecurrentCell):
     """One step of a long short-term memory with symmetric weights, where ``nn.LSTMCell`` stood.
 
     Arguments, call and outputs are those of ``nn.LSTMCell``; ``symm``, ``symm_hh``, ``symm_ih``
@@ -23,6 +129,10 @@ class SymLSTMCell(GatedModule):
     >>> h.shape
     torch.Size([3, 20])
     """
+
+    PLAIN = nn.LSTMCell
+    GATES = "ifgo"
+    STATES = "hc"
 
     def __init__(
         self,
@@ -37,78 +147,77 @@ class SymLSTMCell(GatedModule):
         symm_ih: str = "",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
         plain = nn.LSTMCell(input_size, hidden_size, bias, device="meta")
-        check_backend(backend)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.backend = backend
-        self._keep(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
-        if not bias:
-            self.register_parameter("bias_ih", None)
-            self.register_parameter("bias_hh", None)
-        self.reset_parameters()
+        super().__init__(plain, "LSTM", symm, symm_hh, symm_ih, backend, device, dtype)
 
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """input (B, I) or (I,); hx: h and c, each (B, H) or (H,), zeros by default -> h, c."""
-        if input.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        for k, state in enumerate(hx or ()):
-            if state.dim() not in (1, 2):
-                raise ValueError(
-                    f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead"
-                )
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        if hx is None:
-            zeros = input.new_zeros(input.size(0), self.hidden_size)
-            hx = (zeros, zeros)
-        self._check(input, hx)
-        w = LayerWeights(
-            self._weight("weight_ih"),
-            self._weight("weight_hh"),
-            self._weight("bias_ih"),
-            self._weight("bias_hh"),
-            None,
-        )
-        h, c = self._step(input, hx[0], hx[1], w)
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
-    def _step(self, x: Tensor, h: Tensor, c: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
-        if self.backend == "reference":
-            return reference.cell(x, h, c, w)
-        if self.backend == "script":
-            return script.step(x, h, c, w)
-        return torch.lstm_cell(x, (h, c), w.ih, w.hh, w.bias_ih, w.bias_hh)
+class SymGRUCell(RecurrentCell):
+    """One step of a gated recurrent unit with symmetric weights, where ``nn.GRUCell`` stood.
 
-    def _check(self, input: Tensor, hx: tuple[Tensor, Tensor]) -> None:
-        # In the words of PyTorch's operator, for the backends that do not call it.
-        if input.size(1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
+    Arguments, call and outputs are those of ``nn.GRUCell``; ``symm``, ``symm_hh``, ``symm_ih``
+    and ``backend`` those of :class:`symrnn.SymGRU`.
+
+    >>> cell = SymGRUCell(10, 20, symm="avg")
+    >>> cell(torch.randn(3, 10)).shape
+    torch.Size([3, 20])
+    """
+
+    PLAIN = nn.GRUCell
+    GATES = "rzn"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        symm: str = "avg",
+        symm_hh: str = "rzn",
+        symm_ih: str = "",
+        backend: str = "auto",
+    ) -> None:
+        plain = nn.GRUCell(input_size, hidden_size, bias, device="meta")
+        super().__init__(plain, "GRU", symm, symm_hh, symm_ih, backend, device, dtype)
+
+
+class SymRNNCell(RecurrentCell):
+    """One step of an Elman network with symmetric weights, where ``nn.RNNCell`` stood.
+
+    Arguments, call and outputs are those of ``nn.RNNCell``; ``symm``, ``symm_hh``, ``symm_ih``
+    and ``backend`` those of :class:`symrnn.SymRNN`. An unknown ``nonlinearity`` is a ValueError
+    here and now, in the words of ``nn.RNN``, where ``nn.RNNCell`` waits for the first call.
+
+    >>> cell = SymRNNCell(10, 20, nonlinearity="relu", symm="avg")
+    >>> cell(torch.randn(3, 10)).shape
+    torch.Size([3, 20])
+    """
+
+    PLAIN = nn.RNNCell
+    GATES = "h"
+    ARGUMENTS = (*RecurrentCell.ARGUMENTS, "nonlinearity")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        symm: str = "avg",
+        symm_hh: str = "h",
+        symm_ih: str = "",
+        backend: str = "auto",
+    ) -> None:
+        plain = nn.RNNCell(input_size, hidden_size, bias, nonlinearity, device="meta")
+        modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+        if nonlinearity not in modes:
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
-        if len(hx) != 2:
-            raise RuntimeError("lstm_cell expects two hidden states")
-        for k, state in enumerate(hx):
-            if state.size(0) != input.size(0):
-                raise RuntimeError(
-                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
-                    f"{state.size(0)}"
-                )
-            if state.size(1) != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected "
-                    f"{self.hidden_size}"
-                )
-
-    def extra_repr(self) -> str:
-        bias = "" if self.bias else ", bias=False"
-        return f"{self.input_size}, {self.hidden_size}{bias}, {self._symmetry_repr()}"
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return ScriptableLSTMCell(self)
+        mode = modes[nonlinearity]
+        super().__init__(plain, mode, symm, symm_hh, symm_ih, backend, device, dtype)
+        self.nonlinearity = nonlinearity

@@ -64,7 +64,10 @@ class GateMatrix:
 
     def assemble(self, owner: nn.Module, symmetry: Symmetry | None) -> Tensor:
         """The stacked matrix (G·H, C); contiguous, and differentiable to the parameters."""
-        free, rest = self.free(owner), self.plain(owner)
+        return self.build(self.free(owner), self.plain(owner), symmetry)
+
+    def build(self, free: Tensor | None, rest: Tensor | None, symmetry: Symmetry | None) -> Tensor:
+        """As :meth:`assemble`, from numbers that no module holds."""
         if free is None:
             assert rest is not None
             return rest
@@ -110,10 +113,7 @@ class GateMatrix:
         if key in (self.free_name, self.rest_name):
             return None
         kept = " and ".join(n for n in (self.free_name, self.rest_name) if n)
-        return (
-            f"{key!r} of shape {shape} does not fit: this layer keeps {self.name} as {kept}. "
-            "SymLSTM.from_lstm takes the weights of an nn.LSTM, to_lstm gives them"
-        )
+        return f"{key!r} of shape {shape} does not fit: this layer keeps {self.name} as {kept}"
 
 
 def check_gates(argument: str, value: str, gates: str) -> str:

@@ -1,6 +1,6 @@
 """A module that keeps the gate matrices of a recurrent layer, symmetric or not.
 
-What SymLSTM and SymLSTMCell share: PyTorch's weights by PyTorch's names, starting values, reading
+What the layers and the cells share: PyTorch's weights by PyTorch's names, starting values, reading
 and assigning a symmetric matrix by its name, and the errors of a state_dict that doesn't fit.
 """
 
@@ -8,29 +8,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from symrnn.rnn.backends import check_backend
+from symrnn.rnn.folded import FoldedWeights
 from symrnn.rnn.gates import GateMatrix, check_gates
+from symrnn.rnn.stack import LayerWeights, State
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
+
+Made = TypeVar("Made", bound="GatedModule")
 
 
 class GatedModule(nn.Module):
     """Base of the recurrent modules; a subclass calls :meth:`_keep` once its sizes are set."""
 
-    GATES: ClassVar[str] = "ifgo"
+    PLAIN: ClassVar[Any]
+    """PyTorch's class, for which this one stands in."""
+
+    GATES: ClassVar[str]
     """PyTorch's order of the gates, by letter."""
 
+    STATES: ClassVar[str] = "h"
+    """What a step hands to the next, by letter; "hc" for an LSTM."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]]
+    """What is handed on from and to PyTorch's class; each is an attribute too."""
+
+    backend: str
     hidden_size: int
     symmetry: Symmetry | None
 
     def _keep(
         self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
     ) -> None:
-        """Register the weights of ``plain`` (on any device), with symmetric gates as asked for."""
+        """Register the weights of ``plain`` (on any device), with symmetric gates as asked for.
+
+        Checks ``self.backend`` against them.
+        """
         check_symmetry_name("symm", symm, "none")
         symm_hh = check_gates("symm_hh", symm_hh, self.GATES)
         symm_ih = check_gates("symm_ih", symm_ih, self.GATES)
@@ -56,6 +74,7 @@ class GatedModule(nn.Module):
                 matrix.register(self, self.symmetry, **factory)
             else:
                 self.register_parameter(name, Parameter(torch.empty(like.shape, **factory)))
+        self._check_backend()
 
     def _check_square(self, name: str, columns: int, symmetric: str) -> None:
         if not symmetric or columns == self.hidden_size:
@@ -94,6 +113,95 @@ class GatedModule(nn.Module):
             return matrix.assemble(self, self.symmetry)
         return getattr(self, name) if name in self._weight_names else None
 
+    def _layer_weights(self, suffix: str) -> LayerWeights:
+        """The expanded weights of one layer and direction, such as "_l1_reverse"."""
+        stems = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        return LayerWeights(*(self._weight(stem + suffix) for stem in stems))
+
+    @property
+    def folds(self) -> bool:
+        """Whether the hidden weights are of a form that folds, and those of all gates."""
+        return (
+            self.symmetry is not None
+            and self.symmetry.folding is not None
+            and self.symm_hh == self.GATES
+        )
+
+    def _folded_weights(self, suffix: str) -> FoldedWeights:
+        """The weights of one layer and direction, the hidden ones folded."""
+        assert self.symmetry is not None
+        assert self.symmetry.folding is not None
+        free = self._matrices[f"weight_hh{suffix}"].free(self)
+        assert free is not None
+        return FoldedWeights(
+            self._weight(f"weight_ih{suffix}"),
+            [matrix.flatten(0, 1) for matrix in self.symmetry.matrices(free)],
+            self._weight(f"bias_ih{suffix}"),
+            self._weight(f"bias_hh{suffix}"),
+            self.symmetry.folding,
+        )
+
+    def _check_backend(self) -> None:
+        """Raise ValueError unless the backend is known and these weights can be run by it."""
+        check_backend(self.backend)
+        if self.backend == "folded" and not self.folds:
+            raise ValueError(
+                'backend="folded" wants hidden weights of all gates in a form that folds, such as '
+                f'"tri8" or "block4", got: {self._symmetry_repr()}'
+            )
+
+    def _parts(self, hx: Any) -> State:
+        """The state as PyTorch takes it, h or the pair of h and c, as a list."""
+        return [hx] if self.STATES == "h" else [hx[0], hx[1]]
+
+    def _whole(self, state: State) -> Any:
+        """The state as PyTorch gives it."""
+        return state[0] if self.STATES == "h" else tuple(state)
+
+    @classmethod
+    def from_plain(
+        cls: type[Made],
+        plain: Any,
+        symm: str = "avg",
+        symm_hh: str | None = None,
+        symm_ih: str = "",
+        backend: str = "auto",
+    ) -> Made:
+        """A module with the symmetric weights nearest to those of PyTorch's (trained) one.
+
+        symm_hh: all gates by default.
+
+        Device, dtype and training mode are those of ``plain``; its weights are copied, and those
+        that want no gradient stay so.
+        """
+        if not isinstance(plain, cls.PLAIN):
+            name = cls.PLAIN.__name__
+            raise TypeError(f"{name.lower()} should be an nn.{name}, got: {type(plain).__name__}")
+        like = next(plain.parameters())
+        # Made without starting values, so that no random stream moves.
+        made = cls(
+            **{name: getattr(plain, name) for name in cls.ARGUMENTS},
+            device="meta",
+            dtype=like.dtype,
+            symm=symm,
+            symm_hh=cls.GATES if symm_hh is None else symm_hh,
+            symm_ih=symm_ih,
+            backend=backend,
+        )
+        made.to_empty(device=like.device)
+        made._take(plain)
+        return made.train(plain.training)
+
+    def to_plain(self) -> Any:
+        """PyTorch's module with the expanded weights, copied; its outputs are equal."""
+        like = next(self.parameters())
+        # As above, without starting values.
+        arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
+        plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
+        plain.to_empty(device=like.device)
+        self._give(plain)
+        return plain.train(self.training)
+
     def _take(self, plain: nn.Module) -> None:
         """Copy the weights of ``plain``, symmetric gates to the nearest symmetric matrix."""
         with torch.no_grad():
@@ -102,14 +210,21 @@ class GatedModule(nn.Module):
                 matrix = self._matrices.get(name)
                 if matrix is not None:
                     matrix.assign(self, self.symmetry, weight)
+                    kept = [matrix.free(self), matrix.plain(self)]
                 else:
                     getattr(self, name).copy_(weight)
+                    kept = [getattr(self, name)]
+                for parameter in kept:
+                    if parameter is not None:
+                        parameter.requires_grad_(weight.requires_grad)
 
     def _give(self, plain: nn.Module) -> None:
         """Copy the expanded weights into ``plain``."""
-        with torch.no_grad():
-            for name, weight in plain.named_parameters():
-                weight.copy_(self._weight(name))
+        for name, weight in plain.named_parameters():
+            value = self._weight(name)
+            with torch.no_grad():
+                weight.copy_(value)
+            weight.requires_grad_(value.requires_grad)
 
     def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
         """The parameters that hold free numbers of a symmetric form: name, numbers, form."""
@@ -119,6 +234,14 @@ class GatedModule(nn.Module):
                 assert matrix.free_name is not None
                 assert self.symmetry is not None
                 yield matrix.free_name, free, self.symmetry
+
+    def gate_matrices(self) -> Iterator[GateMatrix]:
+        """How each gate matrix is kept, symmetric or not."""
+        yield from self._matrices.values()
+
+    def _other_ways(self) -> str:
+        """Where weights that do not fit may go instead: a sentence to add to an error, or ""."""
+        return ""
 
     def _symmetry_repr(self) -> str:
         return f"symm={self.symm!r}, symm_hh={self.symm_hh!r}, symm_ih={self.symm_ih!r}"
@@ -157,7 +280,7 @@ class GatedModule(nn.Module):
             for matrix in sorted(named, key=lambda m: len(m.name))[-1:]:
                 reason = matrix.explain(name, tuple(value.shape))
                 if reason:
-                    error_msgs.append(reason)
+                    error_msgs.append(reason + self._other_ways())
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -1,7 +1,7 @@
-"""The LSTM as a readable loop: the specification that every other way to run it is tested against.
+"""A layer as a readable loop: the specification that every other way to run it is tested against.
 
-One layer, one direction. Shapes: T time, B batch, I input, H hidden, P output (projection size,
-or H without projection); gates in the order i, f, g, o.
+One layer, one direction. Shapes: T time, B batch, I input, H hidden, P output (an LSTM's projection
+size, else H). The state is h (B, P), and of an LSTM c (B, H) too.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from symrnn.rnn.stack import LayerWeights
+from symrnn.rnn.pointwise import POINTWISE
+from symrnn.rnn.stack import LayerWeights, State
 
 
-def cell(x: Tensor, h: Tensor, c: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
-    """One step: x (B, I), h (B, P), c (B, H) -> h (B, P), c (B, H)."""
-    gates = F.linear(x, w.ih, w.bias_ih) + F.linear(h, w.hh, w.bias_hh)
-    i, f, g, o = gates.chunk(4, dim=-1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    h = o.sigmoid() * c.tanh()
-    if w.hr is not None:
-        h = F.linear(h, w.hr)
-    return h, c
+def cell(mode: str, x: Tensor, state: State, w: LayerWeights) -> State:
+    """One step: x (B, I) and the state to the new state."""
+    from_input = F.linear(x, w.ih, w.bias_ih)
+    from_hidden = F.linear(state[0], w.hh, w.bias_hh)
+    h, *c = POINTWISE[mode](from_input, from_hidden, state)
+    return [h if w.hr is None else F.linear(h, w.hr), *c]
 
 
 def layer(
-    steps: list[Tensor], h: Tensor, c: Tensor, w: LayerWeights, reverse: bool
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """T steps of x (B_t, I), first to last; h (B, P), c (B, H) -> T outputs (B_t, P), h, c.
+    mode: str, steps: list[Tensor], state: State, w: LayerWeights, reverse: bool
+) -> tuple[list[Tensor], State]:
+    """T steps of x (B_t, I), first to last, and the state to T outputs (B_t, P), state.
 
     Sequences are sorted by falling length, so that step t runs the first B_t of them and leaves
     the state of the others alone; ``reverse`` runs from the last step to the first.
@@ -35,7 +33,7 @@ def layer(
     outputs: list[Tensor] = []
     for x in reversed(steps) if reverse else steps:
         running = len(x)
-        h_new, c_new = cell(x, h[:running], c[:running], w)
-        outputs.append(h_new)
-        h, c = torch.cat([h_new, h[running:]]), torch.cat([c_new, c[running:]])
-    return outputs[::-1] if reverse else outputs, h, c
+        new = cell(mode, x, [part[:running] for part in state], w)
+        outputs.append(new[0])
+        state = [torch.cat([a, b[running:]]) for a, b in zip(new, state, strict=True)]
+    return outputs[::-1] if reverse else outputs, state

@@ -1,4 +1,8 @@
-"""What ``torch.jit.script`` makes of a SymLSTM: the same layers in a form TorchScript compiles."""
+"""What ``torch.jit.script`` makes of a layer or a cell: the same in a form TorchScript compiles.
+
+An LSTM takes and gives the pair of h and c, all others h alone; TorchScript wants either in the
+signature. Inside, a state is a list, and an empty one stands for zeros.
+"""
 
 from __future__ import annotations
 
@@ -59,91 +63,156 @@ def _weight_modules(owner: GatedModule) -> nn.ModuleList:
     return modules
 
 
-class ScriptableLSTM(nn.Module):
-    """A SymLSTM for TorchScript: shares its parameters, runs PyTorch's operator.
+class _Layer(nn.Module):
+    """A recurrent layer for TorchScript: shares its parameters, runs PyTorch's operator.
 
     Takes tensors, batched or not; a PackedSequence needs the eager module.
     """
 
-    def __init__(self, lstm: Any) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.weights = _weight_modules(lstm)
-        self.num_layers = lstm.num_layers
-        self.count = lstm.num_layers * (2 if lstm.bidirectional else 1)
-        self.bias = lstm.bias
-        self.batch_first = lstm.batch_first
-        self.dropout = lstm.dropout
-        self.bidirectional = lstm.bidirectional
-        self.hidden_size = lstm.hidden_size
-        self.output_size = lstm.proj_size or lstm.hidden_size
-        self.train(lstm.training)
+        self.weights = _weight_modules(layer)
+        self.mode = layer.mode
+        self.num_layers = layer.num_layers
+        self.bias = layer.bias
+        self.batch_first = layer.batch_first
+        self.dropout = layer.dropout
+        self.bidirectional = layer.bidirectional
+        self.shapes = layer.state_shapes(batch=0)
+        self.wrong_dimensions = layer.wrong_dimensions()
+        self.train(layer.training)
+
+    def run(self, input: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if input.dim() != 2 and input.dim() != 3:
+            raise ValueError(self.wrong_dimensions.format(input.dim()))
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            state = [part.unsqueeze(1) for part in state]
+        if len(state) == 0:
+            batch = input.size(0) if self.batch_first else input.size(1)
+            state = [input.new_zeros([count, batch, width]) for count, _, width in self.shapes]
+        output, state = self.operator(input, state)
+        if not batched:
+            output = output.squeeze(0 if self.batch_first else 1)
+            state = [part.squeeze(1) for part in state]
+        return output, state
+
+    def operator(self, input: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        flat: list[Tensor] = []
+        for weight in self.weights:
+            flat.append(weight())
+        bias, layers, dropout, training = self.bias, self.num_layers, self.dropout, self.training
+        both, first = self.bidirectional, self.batch_first
+        if self.mode == "LSTM":
+            output, h, c = torch.lstm(
+                input, state, flat, bias, layers, dropout, training, both, first
+            )
+            return output, [h, c]
+        h = state[0]
+        if self.mode == "GRU":
+            output, h = torch.gru(input, h, flat, bias, layers, dropout, training, both, first)
+        elif self.mode == "RNN_TANH":
+            output, h = torch.rnn_tanh(input, h, flat, bias, layers, dropout, training, both, first)
+        else:
+            output, h = torch.rnn_relu(input, h, flat, bias, layers, dropout, training, both, first)
+        return output, [h]
+
+
+class ScriptableLayer(_Layer):
+    """A SymGRU or a SymRNN for TorchScript."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state: list[Tensor] = []
+        if hx is not None:
+            state = [hx]
+        output, state = self.run(input, state)
+        return output, state[0]
+
+
+class ScriptableLSTM(_Layer):
+    """A SymLSTM for TorchScript."""
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if input.dim() != 2 and input.dim() != 3:
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        if not batched:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-        batch = input.size(0) if self.batch_first else input.size(1)
-        if hx is None:
-            h = input.new_zeros([self.count, batch, self.output_size])
-            c = input.new_zeros([self.count, batch, self.hidden_size])
-        elif batched:
-            h, c = hx
-        else:
-            h, c = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
-        flat: list[Tensor] = []
-        for weight in self.weights:
-            flat.append(weight())
-        output, h, c = torch.lstm(
-            input,
-            [h, c],
-            flat,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
-        )
-        if not batched:
-            output = output.squeeze(0 if self.batch_first else 1)
-            h, c = h.squeeze(1), c.squeeze(1)
-        return output, (h, c)
+        state: list[Tensor] = []
+        if hx is not None:
+            state = [hx[0], hx[1]]
+        output, state = self.run(input, state)
+        return output, (state[0], state[1])
 
 
-class ScriptableLSTMCell(nn.Module):
-    """A SymLSTMCell for TorchScript."""
+class _Cell(nn.Module):
+    """A cell for TorchScript: shares its parameters, runs PyTorch's operator."""
 
     def __init__(self, cell: Any) -> None:
         super().__init__()
         self.weights = _weight_modules(cell)
+        self.mode = cell.mode
+        self.states = len(cell.STATES)
         self.hidden_size = cell.hidden_size
+        self.wrong_dimensions = cell.wrong_dimensions()
+
+    def run(self, input: Tensor, state: list[Tensor]) -> list[Tensor]:
+        if input.dim() != 1 and input.dim() != 2:
+            raise ValueError(self.wrong_dimensions.format(input.dim()))
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            state = [part.unsqueeze(0) for part in state]
+        if len(state) == 0:
+            state = [input.new_zeros([input.size(0), self.hidden_size])] * self.states
+        state = self.operator(input, state)
+        return state if batched else [part.squeeze(0) for part in state]
+
+    def operator(self, input: Tensor, state: list[Tensor]) -> list[Tensor]:
+        flat: list[Tensor] = []
+        for weight in self.weights:
+            flat.append(weight())
+        b_ih: Tensor | None = None
+        b_hh: Tensor | None = None
+        if len(flat) == 4:
+            b_ih, b_hh = flat[2], flat[3]
+        if self.mode == "LSTM":
+            h, c = torch.lstm_cell(input, state, flat[0], flat[1], b_ih, b_hh)
+            return [h, c]
+        h = state[0]
+        if self.mode == "GRU":
+            return [torch.gru_cell(input, h, flat[0], flat[1], b_ih, b_hh)]
+        if self.mode == "RNN_TANH":
+            return [torch.rnn_tanh_cell(input, h, flat[0], flat[1], b_ih, b_hh)]
+        return [torch.rnn_relu_cell(input, h, flat[0], flat[1], b_ih, b_hh)]
+
+
+class ScriptableCell(_Cell):
+    """A SymGRUCell or a SymRNNCell for TorchScript."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        state: list[Tensor] = []
+        if hx is not None:
+            state = [hx]
+        return self.run(input, state)[0]
+
+
+class ScriptableLSTMCell(_Cell):
+    """A SymLSTMCell for TorchScript."""
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        if input.dim() != 1 and input.dim() != 2:
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-        if hx is None:
-            h = input.new_zeros([input.size(0), self.hidden_size])
-            c = h
-        elif batched:
-            h, c = hx
-        else:
-            h, c = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-        flat: list[Tensor] = []
-        for weight in self.weights:
-            flat.append(weight())
-        if len(flat) == 4:
-            h, c = torch.lstm_cell(input, [h, c], flat[0], flat[1], flat[2], flat[3])
-        else:
-            h, c = torch.lstm_cell(input, [h, c], flat[0], flat[1])
-        if not batched:
-            return h.squeeze(0), c.squeeze(0)
-        return h, c
+        state: list[Tensor] = []
+        if hx is not None:
+            state = [hx[0], hx[1]]
+        state = self.run(input, state)
+        return state[0], state[1]
+
+
+def scriptable_layer(layer: GatedModule) -> nn.Module:
+    """A recurrent layer in the form that TorchScript compiles."""
+    return ScriptableLayer(layer) if layer.STATES == "h" else ScriptableLSTM(layer)
+
+
+def scriptable_cell(cell: GatedModule) -> nn.Module:
+    """A cell in the form that TorchScript compiles."""
+    return ScriptableCell(cell) if cell.STATES == "h" else ScriptableLSTMCell(cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 
 class LayerWeights(NamedTuple):
-    """The expanded weights of one layer in one direction, gates stacked as PyTorch stacks them.
+    """The expanded weights of one layer in one direction, G gates stacked as PyTorch stacks them.
 
-    ih: (4·H, I).  hh: (4·H, P).  bias_ih, bias_hh: (4·H,) or None.  hr: (P, H) or None.
+    ih: (G·H, I).  hh: (G·H, P).  bias_ih, bias_hh: (G·H,) or None.  hr: (P, H) or None; where it
+    is None, P = H.
     """
 
     ih: Tensor
@@ -24,31 +25,39 @@ class LayerWeights(NamedTuple):
 
 
 class StackOptions(NamedTuple):
-    """What of a recurrent module's arguments decides how its layers are run."""
+    """What of a recurrent module's arguments decides how its layers are run.
 
+    mode: PyTorch's name of the kind: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
+    """
+
+    mode: str
     num_layers: int
     bidirectional: bool
     dropout: float
     training: bool
 
 
-State = tuple[Tensor, Tensor]
-"""h (L·D, B, P) and c (L·D, B, H), for L layers in D directions."""
+State = list[Tensor]
+"""h, and of an LSTM c too.
 
-Backend = Callable[
-    [Tensor, Tensor | None, State, list[LayerWeights], StackOptions], tuple[Tensor, State]
-]
+Of a module h (L·D, B, P) and c (L·D, B, H), for L layers in D directions; of one layer in one
+direction (B, P) and (B, H).
+"""
+
+Backend = Callable[[Tensor, Tensor | None, State, list[Any], StackOptions], tuple[Tensor, State]]
 """(input, batch_sizes, state, weights, options) -> (output, state).
 
 input: (T, B, I), or (sum of B_t, I) with batch_sizes (T,) as a PackedSequence holds them.
-weights: one for each layer and direction, in PyTorch's order.
+weights: LayerWeights, for the folded backend FoldedWeights, one for each layer and direction, in
+    PyTorch's order.
 output: like the input, with D·P in place of I.
 """
 
-Layer = Callable[
-    [list[Tensor], Tensor, Tensor, LayerWeights, bool], tuple[list[Tensor], Tensor, Tensor]
-]
-"""(steps, h, c, weights, reverse) -> (outputs, h, c); see :func:`symrnn.rnn.reference.layer`."""
+Layer = Callable[[str, list[Tensor], State, Any, bool], tuple[list[Tensor], State]]
+"""(mode, steps, state, weights, reverse) -> (outputs, state).
+
+See :func:`symrnn.rnn.reference.layer`.
+"""
 
 
 def stacked(layer: Layer) -> Backend:
@@ -58,7 +67,7 @@ def stacked(layer: Layer) -> Backend:
         input: Tensor,
         batch_sizes: Tensor | None,
         state: State,
-        weights: list[LayerWeights],
+        weights: list[Any],
         options: StackOptions,
     ) -> tuple[Tensor, State]:
         if input.size(0) == 0:
@@ -66,19 +75,21 @@ def stacked(layer: Layer) -> Backend:
         steps = input.unbind() if batch_sizes is None else input.split(batch_sizes.tolist())
         steps = list(steps)
         directions = 2 if options.bidirectional else 1
-        last: list[tuple[Tensor, Tensor]] = []
+        last: list[State] = []
         for depth in range(options.num_layers):
             if depth > 0 and options.dropout > 0:
                 steps = _dropped(steps, batch_sizes, options)
             sides = []
             for direction in range(directions):
                 k = directions * depth + direction
-                outputs, h, c = layer(steps, state[0][k], state[1][k], weights[k], direction == 1)
+                outputs, ended = layer(
+                    options.mode, steps, [part[k] for part in state], weights[k], direction == 1
+                )
                 sides.append(outputs)
-                last.append((h, c))
+                last.append(ended)
             steps = [torch.cat(side, dim=-1) for side in zip(*sides, strict=True)]
         output = torch.stack(steps) if batch_sizes is None else torch.cat(steps)
-        return output, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
+        return output, [torch.stack(parts) for parts in zip(*last, strict=True)]
 
     return run
 
@@ -86,7 +97,7 @@ def stacked(layer: Layer) -> Backend:
 def _dropped(
     steps: list[Tensor], batch_sizes: Tensor | None, options: StackOptions
 ) -> list[Tensor]:
-    # One mask for the whole layer, drawn in the order in which PyTorch's own CPU LSTM draws it.
+    # One mask for the whole layer, drawn in the order in which PyTorch's own CPU layers draw it.
     joined = torch.stack(steps) if batch_sizes is None else torch.cat(steps)
     joined = F.dropout(joined, options.dropout, options.training)
     return list(joined.unbind() if batch_sizes is None else joined.split(batch_sizes.tolist()))

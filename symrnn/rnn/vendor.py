@@ -1,4 +1,4 @@
-"""PyTorch's own LSTM (oneDNN on a CPU, cuDNN on an NVIDIA GPU) run on expanded weights.
+"""PyTorch's own operators (oneDNN on a CPU, cuDNN on an NVIDIA GPU) run on expanded weights.
 
 A CPU takes the expanded matrices as they are. cuDNN wants all weights in one buffer, at places of
 its own, and copies them there on every call (with a warning) unless the tensors it is given
@@ -11,14 +11,36 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from symrnn.rnn.stack import LayerWeights, StackOptions, State
 
+OPERATORS: dict[str, Any] = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 
-def lstm(
+CELL_OPERATORS: dict[str, Any] = {
+    "LSTM": torch.lstm_cell,
+    "GRU": torch.gru_cell,
+    "RNN_TANH": torch.rnn_tanh_cell,
+    "RNN_RELU": torch.rnn_relu_cell,
+}
+
+
+def cell(mode: str, x: Tensor, state: State, w: LayerWeights) -> State:
+    """One step of a cell; the arguments of :func:`symrnn.rnn.reference.cell`."""
+    hx = state if mode == "LSTM" else state[0]
+    new = CELL_OPERATORS[mode](x, hx, w.ih, w.hh, w.bias_ih, w.bias_hh)
+    return [new] if isinstance(new, Tensor) else list(new)
+
+
+def run(
     input: Tensor,
     batch_sizes: Tensor | None,
     state: State,
@@ -50,12 +72,14 @@ def _call(
         options.training,
         options.bidirectional,
     )
+    operator = OPERATORS[options.mode]
+    hx = state if options.mode == "LSTM" else state[0]
     with _no_word_of_projections(weights[0]):
         if batch_sizes is None:
-            output, h, c = torch.lstm(input, state, *common, False)
+            output, *last = operator(input, hx, *common, False)
         else:
-            output, h, c = torch.lstm(input, batch_sizes, state, *common)
-    return output, (h, c)
+            output, *last = operator(input, batch_sizes, hx, *common)
+    return output, last
 
 
 # torch.compile leaves the operator alone: traced, it would be taken apart into a loop.
@@ -88,8 +112,9 @@ def _cudnn_takes(flat: list[Tensor]) -> bool:
 def _in_one_buffer(flat: list[Tensor], first: LayerWeights, options: StackOptions) -> list[Tensor]:
     """The same tensors, as views of one buffer laid out as cuDNN wants it; differentiable."""
     places, total = _cudnn_layout(
+        options.mode,
         tuple(tuple(tensor.shape) for tensor in flat),
-        first.hh.size(0) // 4,
+        first.hh.size(1) if first.hr is None else first.hr.size(1),
         0 if first.hr is None else first.hr.size(0),
         options.num_layers,
         options.bidirectional,
@@ -112,6 +137,7 @@ def _in_one_buffer(flat: list[Tensor], first: LayerWeights, options: StackOption
 
 @lru_cache(maxsize=64)
 def _cudnn_layout(
+    mode: str,
     shapes: tuple[tuple[int, ...], ...],
     hidden_size: int,
     proj_size: int,
@@ -133,7 +159,7 @@ def _cudnn_layout(
             tensors,
             len(shapes) // (num_layers * (2 if bidirectional else 1)),
             shapes[0][1],
-            rnn.get_cudnn_mode("LSTM"),
+            rnn.get_cudnn_mode(mode),
             hidden_size,
             proj_size,
             num_layers,

@@ -1,6 +1,16 @@
 """The one idea: groups acting on the positions of a matrix, and the matrices they leave alone."""
 
+from symrnn.symmetry.drawing import draw_symmetries, draw_symmetry
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.registry import check_symmetry_name, get_symmetry, list_symmetries
+from symrnn.symmetry.tensor import SymmetricTensor
 
-__all__ = ["Symmetry", "check_symmetry_name", "get_symmetry", "list_symmetries"]
+__all__ = [
+    "SymmetricTensor",
+    "Symmetry",
+    "check_symmetry_name",
+    "draw_symmetries",
+    "draw_symmetry",
+    "get_symmetry",
+    "list_symmetries",
+]

@@ -47,7 +47,7 @@ class Eigen(Symmetry):
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """From the eigendecomposition of a full matrix, drawn as a plain layer draws it."""
         with torch.no_grad():
-            full = v.new_empty(v.shape[:-1] + (self.side, self.side))
+            full = v.new_empty((*v.shape[:-1], self.side, self.side))
             draw(full)
             v.copy_(self.project(full))
 

@@ -17,7 +17,7 @@ from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.orbits import OrbitMap, orbit_map
 
-_MAPS = ("orbit", "sizes", "corner")
+_MAPS = ("orbit", "sizes", "part")
 
 
 class LinearSymmetry(Symmetry):
@@ -30,7 +30,7 @@ class LinearSymmetry(Symmetry):
 
     orbit: Tensor  # annotations are evaluated in this file: TorchScript reads these
     sizes: Tensor
-    corner: Tensor
+    part: Tensor
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class LinearSymmetry(Symmetry):
         """The adjoint of :meth:`_spread`: (..., N, N) to (..., orbits)."""
         return _scatter(w.flatten(-2), self.orbit, sizes, self.deployed)
 
-    def _fold_corner(self, u: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+    def _small(self, u: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
         """The folding's small matrices of one number per orbit (..., orbits)."""
         if self.folding is None:
             raise ValueError(f"{self.name} does not fold")
         self._check_free(u)
-        corner = _spread(u, self.corner, sizes)
-        return self.folding.matrices(corner.unflatten(-1, self.folding.corner(self.side)))
+        part = _spread(u, self.part.flatten(), sizes)
+        return self.folding.matrices(part.unflatten(-1, self.part.shape))
 
     # The index maps follow from the generators and the side: neither a state_dict nor a pickle
     # holds them, and they outlive `to_empty`, which leaves a module's buffers unset.
@@ -70,9 +70,11 @@ class LinearSymmetry(Symmetry):
         self._orbits = orbits
         self.register_buffer("orbit", orbits.orbit.to(device), persistent=False)
         self.register_buffer("sizes", orbits.sizes.to(device), persistent=False)
-        rows, columns = self.folding.corner(self.side) if self.folding else (0, 0)
-        corner = orbits.orbit.view(self.side, self.side)[:rows, :columns].flatten()
-        self.register_buffer("corner", corner.to(device), persistent=False)
+        part = orbits.orbit[:0]
+        if self.folding is not None:
+            rows, columns = (torch.from_numpy(k) for k in self.folding.part(self.side))
+            part = orbits.orbit.view(self.side, self.side)[rows[:, None], columns]
+        self.register_buffer("part", part.to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LinearSymmetry":
         super()._apply(fn, recurse)
@@ -174,7 +176,7 @@ class RawOrbits(LinearSymmetry):
         return self._orbit_sum(w) / self.sizes
 
     def matrices(self, v: Tensor) -> list[Tensor]:
-        return self._fold_corner(v)
+        return self._small(v)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """Each orbit's number is drawn as a plain layer draws an entry."""
@@ -205,7 +207,7 @@ class OrthonormalOrbits(LinearSymmetry):
         return self._orbit_sum(w, self.sizes)
 
     def matrices(self, v: Tensor) -> list[Tensor]:
-        return self._fold_corner(v, self.sizes)
+        return self._small(v, self.sizes)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """A full matrix is drawn as a plain layer draws it, and its mean over the group taken."""

@@ -91,7 +91,7 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
     """
     rows, columns = np.divmod(np.arange(side * side, dtype=np.int32), np.int32(side))
     images = [_flat(generator(rows, columns, side), side) for generator in generators]
-    label = np.arange(side * side, dtype=np.int32)
+    label: Indices = np.arange(side * side, dtype=np.int32)
     changed = True
     while changed:
         before = label.copy()

@@ -110,8 +110,11 @@ def test_prompt(refused: Refused, finished: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--symm skew", ", ".join(f"'{name}'" for name in list_symmetries())),
-        ("--symm-hh ix", "should name gates of 'ifgo', each at most once"),
+        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}"),
+        ("--symm-hh ix", "--symm-hh should name gates of 'ifgo', each at most once"),
+        ("--cell gru --symm-hh ifgo", "--symm-hh should name gates of 'rzn', each at most once"),
+        ("--cell rnn --symm-ih z", "got: 'z' (--cell rnn)"),
+        ("--cell elman", "'lstm', 'gru', 'rnn'"),
         ("--symm-ih ii", "should name gates of 'ifgo', each at most once"),
         ("--recipe adam", "'zaremba', 'annealed'"),
         ("--size huge", "'small', 'medium', 'large'"),

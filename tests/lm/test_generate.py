@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import lm.evaluate
 import lm.generate
 from data import SentencePieceCodec, Vocabulary, WordCodec
 from data.text import blocks_of_lines
@@ -43,6 +44,33 @@ def test_greedy_is_the_likeliest_token_again_and_again(
     for backend in ("auto", "reference", "vendor"):
         made = generate(capsys, finished, *greedy, "--backend", backend)
         assert made.rstrip("\n") + "\n" == wanted
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_other_cells_carry_their_state(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    """Text and perplexity, against the whole text anew for each token, without any state."""
+    train("--out", tmp_path / "run", "--cell", cell, "--precision", "fp64", "--lr", 5)
+    saved = load_saved(tmp_path / "run", torch.device("cpu"))
+    ids, nats = [saved.codec.eos_id], 0.0
+    with torch.no_grad():
+        for _ in range(25):
+            logits = saved.model(torch.tensor(ids)[:, None])[0][-1, 0]
+            ids.append(int(logits.argmax()))
+            nats -= logits.log_softmax(0)[ids[-1]].item()
+    greedy = ["--temperature", "0", "--tokens", "25"]
+    for backend in ("auto", "reference", "script"):
+        made = generate(capsys, tmp_path / "run", *greedy, "--backend", backend)
+        assert made.rstrip("\n") == saved.codec.decode(ids[1:]).rstrip("\n")
+    text = tmp_path / "text"
+    text.write_text(saved.codec.decode([*ids[1:], saved.codec.eos_id]), encoding="utf-8")
+    table = tmp_path / "table"
+    assert (
+        lm.evaluate.main([str(tmp_path / "run"), "--data", str(text), f"--per-token={table}"]) == 0
+    )
+    measured = [float(line.split("\t")[1]) for line in table.read_text().splitlines()[1:26]]
+    assert sum(measured) == pytest.approx(nats, abs=1e-9)
 
 
 def test_drawn_tokens_are_those_of_the_models_probabilities(

@@ -16,10 +16,10 @@ from symrnn.training import load_checkpoint
 
 def plain_copy(
     model: LanguageModel, dropout: float = 0.0
-) -> tuple[nn.Embedding, nn.LSTM, nn.Linear]:
+) -> tuple[nn.Embedding, nn.RNNBase, nn.Linear]:
     """The model's parts as torch has them, with the same weights."""
     encoder = nn.Embedding.from_pretrained(model.encoder.weight.detach().clone(), freeze=False)
-    lstm = model.rnn.to_lstm()
+    lstm = model.rnn.to_plain()
     lstm.dropout = dropout
     decoder = nn.Linear(model.decoder.in_features, model.decoder.out_features)
     decoder.to(model.decoder.weight.dtype).load_state_dict(model.decoder.state_dict())
@@ -45,18 +45,46 @@ def test_dropout_on_the_non_recurrent_connections_alone(layers: int) -> None:
     torch.testing.assert_close(model(ids)[0], decoder(lstm(encoder(ids))[0]))
 
 
-@pytest.mark.parametrize("symm", ["none", "avg", "tri"])
-def test_the_deployed_model_gives_the_same_numbers(symm: str) -> None:
-    model = LanguageModel(11, 6, 6, symm=symm, tied=True).double()
+@pytest.mark.parametrize(
+    ("cell", "symm"),
+    [("lstm", "none"), ("lstm", "avg"), ("lstm", "tri"), ("gru", "avg"), ("rnn", "avg")],
+)
+def test_the_deployed_model_gives_the_same_numbers(cell: str, symm: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, symm=symm, tied=True).double()
     model.initialize(0.5)
     ids = torch.randint(11, (7, 3))
     deployed = model.deployed()
     assert not deployed.training
     assert model.training
-    logits, (h, c) = deployed(ids)
-    wanted, (h_wanted, c_wanted) = model.eval()(ids)
-    torch.testing.assert_close((logits, h, c), (wanted, h_wanted, c_wanted))
+    assert deployed.rnn.symm == "none"
+    torch.testing.assert_close(deployed(ids), model.eval()(ids))
     assert deployed.decoder.weight is deployed.encoder.weight
+
+
+@pytest.mark.parametrize(
+    ("cell", "plain", "gates", "parts"),
+    [("lstm", nn.LSTM, "ifgo", 2), ("gru", nn.GRU, "rzn", 1), ("rnn", nn.RNN, "h", 1)],
+)
+def test_each_cell_carries_its_state_as_a_tuple(
+    cell: str, plain: type[nn.RNNBase], gates: str, parts: int
+) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, symm="avg").double()
+    assert model.rnn.symm_hh == gates
+    encoder, layers, decoder = plain_copy(model)
+    assert type(layers) is plain
+    ids = torch.randint(11, (7, 3))
+    logits, state = model(ids)
+    torch.testing.assert_close(logits, decoder(layers(encoder(ids))[0]))
+    assert [part.shape for part in state] == [(2, 3, 6)] * parts
+    # Window by window, the state handed on, it is the same text.
+    first, state = model(ids[:4])
+    second, _ = model(ids[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), logits)
+
+
+def test_an_unknown_cell_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cell should be one of lstm, gru, rnn, got: 'elman'"):
+        LanguageModel(11, 6, 6, cell="elman")
 
 
 def test_every_weight_starts_within_the_range() -> None:

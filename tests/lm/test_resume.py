@@ -166,6 +166,41 @@ def test_interrupted_once_and_resumed(
     assert_same_run(straight, run)
 
 
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_other_cells_go_on_exactly_too(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str
+) -> None:
+    """Killed within an epoch, after a checkpoint with the hidden state in it."""
+    straight, run = (
+        [*arguments(corpus, tmp_path / name), "--cell", cell, "--epochs", "2"]
+        for name in ("straight", "run")
+    )
+    assert lm.train.main(straight) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.train, "save_checkpoint", dying_after(2, lm.train.save_checkpoint))
+        with pytest.raises(KilledError):
+            lm.train.main(run)
+    kept = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert kept.tensors["state/hidden/0"].shape == (2, 4, 8)
+    assert "state/hidden/1" not in kept.tensors
+    assert lm.train.main(["--resume", str(tmp_path / "run"), "--cell", cell]) == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+def dying_after(calls: int, function: Callable[..., None]) -> Callable[..., None]:
+    """``function``, at whose so-many-th call the run is killed."""
+    left = calls
+
+    def dying(*values: object) -> None:
+        nonlocal left
+        function(*values)
+        left -= 1
+        if left == 0:
+            raise KilledError
+
+    return dying
+
+
 def test_interrupted_in_the_last_validation_is_finished(
     straight: Path,
     corpus: Path,

@@ -15,6 +15,8 @@ import torch
 import lm.evaluate
 import lm.generate
 import lm.train
+from lm.model import LanguageModel
+from lm.spectrum import spectrum_figure
 from symrnn import list_symmetries
 from symrnn.rnn import list_backends
 from symrnn.training import load_checkpoint
@@ -155,6 +157,13 @@ def test_what_a_run_leaves_behind(
     assert "best possible" not in report
 
 
+def test_the_picture_has_a_panel_for_each_layer_and_gate() -> None:
+    for cell, gates in {"lstm": "ifgo", "gru": "rzn", "rnn": "h"}.items():
+        figure = spectrum_figure(LanguageModel(5, 4, 4, cell=cell, symm="avg").rnn)
+        titles = [panel.get_title() for panel in figure.axes]
+        assert titles == [f"layer {layer}, gate {gate}" for layer in (0, 1) for gate in gates]
+
+
 def test_the_plateau_divides_when_validation_is_no_better(
     train: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -206,6 +215,8 @@ def test_without_out_each_run_gets_a_folder_of_its_own(
     first, second = (load_checkpoint(tmp_path / "runs" / n / "best.safetensors") for n in folders)
     for name, tensor in first.tensors.items():  # and the same seed gives the same run
         assert torch.equal(tensor, second.tensors[name])
+    train("--epochs", 1, "--cell", "gru")
+    assert (tmp_path / "runs" / "corpus-small-gru-avg-seed1" / "best.safetensors").exists()
 
 
 def has_compiler() -> bool:
@@ -219,6 +230,10 @@ def has_compiler() -> bool:
         "--precision fp64",
         "--tied --dropout 0.5",
         "--symm-hh if --symm-ih go",
+        "--cell gru --lr 0.3",
+        "--cell gru --lr 0.3 --symm-hh nz --symm-ih r --precision bf16",
+        "--cell rnn",
+        "--cell rnn --symm none --backend script",
         "--embedding-size 5 --layers 1 --dropout 0.3",
         "--layers 3 --dropout 0.3 --recipe annealed",
         "--tokenizer sentencepiece --vocab-size 28",

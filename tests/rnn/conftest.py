@@ -12,9 +12,33 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
-from symrnn import SymLSTM, SymLSTMCell
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
 
-GATES = "ifgo"
+PLAIN: dict[type[nn.Module], Any] = {
+    SymLSTM: nn.LSTM,
+    SymGRU: nn.GRU,
+    SymRNN: nn.RNN,
+    SymLSTMCell: nn.LSTMCell,
+    SymGRUCell: nn.GRUCell,
+    SymRNNCell: nn.RNNCell,
+}
+
+GATES = {
+    SymLSTM: "ifgo",
+    SymGRU: "rzn",
+    SymRNN: "h",
+    SymLSTMCell: "ifgo",
+    SymGRUCell: "rzn",
+    SymRNNCell: "h",
+}
+
+OWN_ARGUMENTS = {
+    SymLSTM: ["proj_size"],
+    SymRNN: ["nonlinearity"],
+    SymRNNCell: ["nonlinearity"],
+}
+
+Module = Any  # a layer or a cell of those above
 
 
 def expanded(numbers: Tensor, form: str, side: int) -> Tensor:
@@ -31,11 +55,11 @@ def expanded(numbers: Tensor, form: str, side: int) -> Tensor:
     return above + above.mT + torch.diag_embed(upper.diagonal(dim1=-2, dim2=-1))
 
 
-def dense_weights(module: SymLSTM | SymLSTMCell, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+def dense_weights(module: Module, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
     """PyTorch's weights by PyTorch's names, from a module's parameters by theirs."""
     weights: dict[str, Tensor] = {}
     blocks: dict[str, dict[str, Tensor]] = {}
-    side = module.hidden_size
+    side, gates = module.hidden_size, GATES[type(module)]
     for key, value in numbers.items():
         kept = re.fullmatch(r"(weight_(?:ih|hh).*?)_(tri|avg_full|avg|rest)", key)
         if kept is None:
@@ -44,34 +68,25 @@ def dense_weights(module: SymLSTM | SymLSTMCell, numbers: dict[str, Tensor]) -> 
         name, form = kept.groups()
         symmetric = module.symm_hh if name.startswith("weight_hh") else module.symm_ih
         if form == "rest":
-            letters = [gate for gate in GATES if gate not in symmetric]
+            letters = [gate for gate in gates if gate not in symmetric]
             parts = value.reshape(len(letters), side, -1)
         else:
-            letters = [gate for gate in GATES if gate in symmetric]
+            letters = [gate for gate in gates if gate in symmetric]
             parts = expanded(value, form, side)
         blocks.setdefault(name, {}).update(zip(letters, parts, strict=True))
     for name, by_gate in blocks.items():
-        weights[name] = torch.cat([by_gate[gate] for gate in GATES])
+        weights[name] = torch.cat([by_gate[gate] for gate in gates])
     return weights
 
 
-def plain_like(module: SymLSTM | SymLSTMCell) -> nn.Module:
+def plain_like(module: Module) -> nn.Module:
     """A plain module of PyTorch with the same arguments, on the same device."""
     like = next(module.parameters())
-    factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
-    if isinstance(module, SymLSTMCell):
-        return nn.LSTMCell(module.input_size, module.hidden_size, module.bias, **factory)
-    plain = nn.LSTM(
-        module.input_size,
-        module.hidden_size,
-        module.num_layers,
-        module.bias,
-        module.batch_first,
-        module.dropout,
-        module.bidirectional,
-        module.proj_size,
-        **factory,
-    )
+    names = ["input_size", "hidden_size", "bias", *OWN_ARGUMENTS.get(type(module), [])]
+    if isinstance(module, SymLSTM | SymGRU | SymRNN):
+        names += ["num_layers", "batch_first", "dropout", "bidirectional"]
+    arguments = {name: getattr(module, name) for name in names}
+    plain = PLAIN[type(module)](**arguments, device=like.device, dtype=like.dtype)
     return plain.train(module.training)
 
 
@@ -127,7 +142,7 @@ def outputs_and_gradients(
 class Oracle:
     """Compares a module with PyTorch's own, called as a function of the same free numbers."""
 
-    def of(self, module: SymLSTM | SymLSTMCell, input: Any, hx: Any = None) -> dict[str, Tensor]:
+    def of(self, module: Module, input: Any, hx: Any = None) -> dict[str, Tensor]:
         plain = plain_like(module)
         numbers = {
             name: parameter.detach().clone().requires_grad_()
@@ -141,7 +156,7 @@ class Oracle:
 
     def check(
         self,
-        module: SymLSTM | SymLSTMCell,
+        module: Module,
         input: Any,
         hx: Any = None,
         *,
@@ -157,7 +172,7 @@ class Oracle:
                 value, expected[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
             )
 
-    def weights(self, module: SymLSTM | SymLSTMCell) -> dict[str, Tensor]:
+    def weights(self, module: Module) -> dict[str, Tensor]:
         """PyTorch's weights by its names."""
         return dense_weights(module, {n: p.detach() for n, p in module.named_parameters()})
 

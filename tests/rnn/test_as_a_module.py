@@ -1,12 +1,14 @@
-"""A SymLSTM in the hands of those who use nn.LSTM: stored, copied, converted, reparametrised."""
+"""The layers in the hands of those who use PyTorch's: stored, copied, converted, reparametrised."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 
-from symrnn import SymLSTM
+from symrnn import SymGRU, SymLSTM, SymRNN
 
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
@@ -27,6 +29,18 @@ SHAPES: list[dict[str, Any]] = [
     {"proj_size": 2, "bidirectional": True, "bias": False, "symm_hh": ""},
 ]
 
+KINDS: dict[str, tuple[Any, Any]] = {  # ours and PyTorch's
+    "lstm": (SymLSTM, nn.LSTM),
+    "gru": (SymGRU, nn.GRU),
+    "rnn": (SymRNN, nn.RNN),
+}
+RELU = {"nonlinearity": "relu", "num_layers": 2}
+CASES = [
+    *(("lstm", options) for options in SHAPES),
+    *((kind, options) for kind in ("gru", "rnn") for options in SHAPES[:3]),
+    ("rnn", RELU),
+]
+
 
 def options_of_plain(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not key.startswith("symm")}
@@ -36,7 +50,7 @@ def nearest(name: str, w: Tensor) -> Tensor:
     """The stacked hidden weights with each block symmetric; anything else as it is."""
     if not name.startswith("weight_hh"):
         return w
-    blocks = w.view(4, -1, w.size(1))
+    blocks = w.view(-1, w.size(1), w.size(1))
     return ((blocks + blocks.mT) / 2).reshape(w.shape)
 
 
@@ -47,13 +61,16 @@ def _no_warnings() -> Any:
         yield
 
 
-@pytest.mark.parametrize("options", SHAPES)
-def test_none_is_nn_lstm_by_name_shape_number_and_state_dict(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_none_is_pytorchs_by_name_shape_number_and_state_dict(
+    kind: str, options: dict[str, Any]
+) -> None:
+    ours, theirs = KINDS[kind]
     torch.manual_seed(8)
-    plain = nn.LSTM(IN, H, **options_of_plain(options))
+    plain = theirs(IN, H, **options_of_plain(options))
     after = torch.rand(1)
     torch.manual_seed(8)
-    none = SymLSTM(IN, H, symm="none", **options)
+    none = ours(IN, H, symm="none", **options)
     assert torch.equal(torch.rand(1), after)
     assert [n for n, _ in none.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert list(none.state_dict()) == list(plain.state_dict())
@@ -61,8 +78,8 @@ def test_none_is_nn_lstm_by_name_shape_number_and_state_dict(options: dict[str, 
         assert torch.equal(none.state_dict()[key], value)
     x = torch.randn(T, B, IN)
     assert torch.equal(none(x)[0], plain(x)[0])
-    for source, target in ((none, nn.LSTM), (plain, SymLSTM)):
-        extra = {"symm": "none"} if target is SymLSTM else {}
+    for source, target in ((none, theirs), (plain, ours)):
+        extra = {"symm": "none"} if target is ours else {}
         loaded = target(IN, H, **options_of_plain(options), **extra)
         assert str(loaded.load_state_dict(source.state_dict())) == "<All keys matched successfully>"
         assert torch.equal(loaded(x)[0], plain(x)[0])
@@ -70,18 +87,20 @@ def test_none_is_nn_lstm_by_name_shape_number_and_state_dict(options: dict[str, 
 
 @pytest.mark.parametrize("symm", ["avg", "avg:full", "tri"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_starting_values(oracle, symm: str, bidirectional: bool) -> None:
-    """avg: the projection of what nn.LSTM starts from; tri: plain draws, one for each orbit."""
+@pytest.mark.parametrize(("kind", "gates"), [("lstm", 4), ("gru", 3), ("rnn", 1)])
+def test_starting_values(oracle, kind: str, gates: int, symm: str, bidirectional: bool) -> None:
+    """avg: the projection of what PyTorch's starts from; tri: plain draws, one for each orbit."""
+    ours, theirs = KINDS[kind]
     torch.manual_seed(8)
-    plain = nn.LSTM(IN, H, 2, bidirectional=bidirectional)
+    plain = theirs(IN, H, 2, bidirectional=bidirectional)
     torch.manual_seed(8)
-    lstm = SymLSTM(IN, H, 2, bidirectional=bidirectional, symm=symm)
+    lstm = ours(IN, H, 2, bidirectional=bidirectional, symm=symm)
     if symm == "tri":
         torch.manual_seed(8)
         for parameter in lstm.parameters():
             drawn = torch.empty(parameter.shape).uniform_(-(H**-0.5), H**-0.5)
             assert torch.equal(parameter, drawn)
-        assert lstm.weight_hh_l0_tri.shape == (4, 15)
+        assert lstm.weight_hh_l0_tri.shape == (gates, 15)
     else:
         for name, w in plain.named_parameters():
             torch.testing.assert_close(getattr(lstm, name), nearest(name, w), rtol=0, atol=1e-7)
@@ -95,39 +114,43 @@ def test_starting_values(oracle, symm: str, bidirectional: bool) -> None:
 
 
 @pytest.mark.parametrize("symm", FORMS)
-@pytest.mark.parametrize("options", SHAPES)
-def test_from_lstm_takes_the_nearest_and_to_lstm_gives_it_back(
-    oracle, options: dict[str, Any], symm: str
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_from_pytorchs_takes_the_nearest_and_the_way_back_gives_it(
+    oracle, kind: str, options: dict[str, Any], symm: str
 ) -> None:
+    ours, theirs = KINDS[kind]
     plain_options = {**options_of_plain(options), "batch_first": True, "dtype": torch.float64}
     if options.get("num_layers", 1) > 1:
         plain_options["dropout"] = 0.25
+    chosen = {"symm_hh": options["symm_hh"]} if "symm_hh" in options else {}
     for training in (True, False):
-        plain = nn.LSTM(IN, H, **plain_options).train(training)
+        plain = theirs(IN, H, **plain_options).train(training)
         random = torch.get_rng_state()
-        lstm = SymLSTM.from_lstm(plain, symm=symm, symm_hh=options.get("symm_hh", "ifgo"))
-        back = lstm.to_lstm()
+        layer = getattr(ours, f"from_{kind}")(plain, symm=symm, **chosen)
+        back = getattr(layer, f"to_{kind}")()
         assert torch.equal(torch.get_rng_state(), random)
-        assert type(back) is nn.LSTM
-        assert repr(back) == repr(plain)  # every argument of the constructor
-        assert lstm.training is back.training is training
+        assert type(layer) is ours
+        assert type(back) is theirs
+        assert repr(back) == repr(plain)  # every argument of the constructor, but for:
+        assert back.mode == plain.mode
+        assert layer.training is back.training is training
         symmetric = symm != "none" and "symm_hh" not in options
         for name, w in plain.named_parameters():
             expected = nearest(name, w) if symmetric else w
             kept = getattr(back, name)
             assert kept.dtype == torch.float64
             torch.testing.assert_close(kept, expected, rtol=0, atol=1e-15)
-            torch.testing.assert_close(kept, oracle.weights(lstm)[name], rtol=0, atol=1e-15)
+            torch.testing.assert_close(kept, oracle.weights(layer)[name], rtol=0, atol=1e-15)
         x = torch.randn(B, T, IN, dtype=torch.float64)
-        lstm.eval(), back.eval()
-        assert torch.equal(lstm(x)[0], back(x)[0])
-        again = SymLSTM.from_lstm(back, symm=symm, symm_hh=options.get("symm_hh", "ifgo"))
-        torch.testing.assert_close(again(x)[0], lstm(x)[0], rtol=0, atol=1e-14)
+        layer.eval(), back.eval()
+        assert torch.equal(layer(x)[0], back(x)[0])
+        again = getattr(ours, f"from_{kind}")(back, symm=symm, **chosen)
+        torch.testing.assert_close(again(x)[0], layer(x)[0], rtol=0, atol=1e-14)
         # Copies: neither shares memory with the other.
         with torch.no_grad():
             plain.bias_ih_l0.zero_() if plain.bias else plain.weight_ih_l0.zero_()
             back.weight_ih_l0.zero_()
-        assert torch.equal(lstm(x)[0], lstm.to_lstm()(x)[0])
+        assert torch.equal(layer(x)[0], getattr(layer, f"to_{kind}")()(x)[0])
 
 
 def test_from_lstm_keeps_gates_backend_dtype_device_and_reads_parametrized_weights() -> None:
@@ -162,52 +185,66 @@ def test_the_matrix_is_read_and_assigned_by_its_name() -> None:
     assert lstm.weight_ih_l0 is tied
 
 
-@pytest.mark.parametrize("options", SHAPES)
-def test_all_weights_flatten_parameters_and_repr(options: dict[str, Any]) -> None:
-    lstm = SymLSTM(IN, H, **options)
-    plain = lstm.to_lstm()
-    assert lstm.flatten_parameters() is None
-    assert len(lstm.all_weights) == len(plain.all_weights)
-    for ours, theirs in zip(lstm.all_weights, plain.all_weights, strict=True):
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_all_weights_flatten_parameters_and_repr(kind: str, options: dict[str, Any]) -> None:
+    layer = KINDS[kind][0](IN, H, **options)
+    plain = layer.to_plain()
+    assert layer.flatten_parameters() is None
+    assert len(layer.all_weights) == len(plain.all_weights)
+    for ours, theirs in zip(layer.all_weights, plain.all_weights, strict=True):
         assert len(ours) == len(theirs)
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a, b)
-    assert plain.extra_repr() in repr(lstm)
-    assert "symm='avg'" in repr(lstm)
+    assert plain.extra_repr() in repr(layer)
+    assert "symm='avg'" in repr(layer)
 
 
 @pytest.mark.parametrize("symm", FORMS)
-def test_copies_have_the_same_numbers_and_their_own_memory(symm: str) -> None:
-    lstm = SymLSTM(IN, H, 2, bidirectional=True, dropout=0.5, symm=symm, symm_hh="fo").eval()
+@pytest.mark.parametrize(
+    ("make", "gates"),
+    [
+        (SymLSTM, "fo"),
+        (SymGRU, "rn"),
+        (SymRNN, "h"),
+        (functools.partial(SymRNN, nonlinearity="relu"), "h"),
+    ],
+    ids=["lstm", "gru", "tanh", "relu"],
+)
+def test_copies_have_the_same_numbers_and_their_own_memory(
+    make: Callable[..., Any], gates: str, symm: str
+) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "symm": symm}
+    layer = make(IN, H, dropout=0.5, symm_hh=gates, **options).eval()
     x = torch.randn(T, B, IN)
-    output = lstm(x)[0].detach()
+    output = layer(x)[0].detach()
     state, whole = io.BytesIO(), io.BytesIO()
-    torch.save(lstm.state_dict(), state)
-    torch.save(lstm, whole)
+    torch.save(layer.state_dict(), state)
+    torch.save(layer, whole)
     state.seek(0), whole.seek(0)
-    fresh = SymLSTM(IN, H, 2, bidirectional=True, dropout=0.5, symm=symm, symm_hh="of").eval()
+    fresh = make(IN, H, dropout=0.5, symm_hh=gates[::-1], **options).eval()
     fresh.load_state_dict(torch.load(state, weights_only=True))
-    loaded_into_a_copy = copy.deepcopy(
-        SymLSTM(IN, H, 2, bidirectional=True, symm=symm, symm_hh="fo")
-    )
-    loaded_into_a_copy.load_state_dict(lstm.state_dict())
+    loaded_into_a_copy = copy.deepcopy(make(IN, H, symm_hh=gates, **options))
+    loaded_into_a_copy.load_state_dict(layer.state_dict())
     copies = [
-        copy.deepcopy(lstm),
-        pickle.loads(pickle.dumps(lstm)),
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
         torch.load(whole, weights_only=False),
         fresh,
         loaded_into_a_copy.eval(),
-        copy.deepcopy(copy.deepcopy(lstm)),
+        copy.deepcopy(copy.deepcopy(layer)),
     ]
     for other in copies:
         assert torch.equal(other(x)[0], output)
-        assert repr(other).replace("dropout=0.5, ", "") == repr(lstm).replace("dropout=0.5, ", "")
+        assert repr(other).replace("dropout=0.5, ", "") == repr(layer).replace("dropout=0.5, ", "")
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.zero_()
         assert not other(x)[0].any()
-    assert torch.equal(lstm(x)[0], output)
-    assert all(not key.startswith("symmetry") for key in lstm.state_dict())
+    assert torch.equal(layer(x)[0], output)
+    assert all(not key.startswith("symmetry") for key in layer.state_dict())
+
+
+def test_a_pickle_holds_the_weights_and_little_more() -> None:
     assert len(pickle.dumps(SymLSTM(1, 200, symm="avg"))) < 4 * 4 * 20_100 + 4 * 5 * 800 + 10_000
 
 
@@ -232,17 +269,19 @@ def test_conversions_of_dtype_and_device() -> None:
 
 
 @pytest.mark.parametrize("symm", FORMS)
-def test_functional_call_and_per_sample_gradients(symm: str) -> None:
-    lstm = SymLSTM(IN, H, 2, symm=symm, backend="reference", dtype=torch.float64)
-    other = {n: torch.randn_like(p) for n, p in lstm.named_parameters()}
+@pytest.mark.parametrize("kind", KINDS)
+def test_functional_call_and_per_sample_gradients(kind: str, symm: str) -> None:
+    make = KINDS[kind][0]
+    layer = make(IN, H, 2, symm=symm, backend="reference", dtype=torch.float64)
+    other = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
     x = torch.randn(T, B, IN, dtype=torch.float64)
-    loaded = SymLSTM(IN, H, 2, symm=symm, dtype=torch.float64)
+    loaded = make(IN, H, 2, symm=symm, dtype=torch.float64)
     loaded.load_state_dict(other)
     expected = loaded(x)[0]
-    torch.testing.assert_close(functional_call(lstm, other, (x,))[0], expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(functional_call(layer, other, (x,))[0], expected, rtol=0, atol=1e-13)
 
     def loss(numbers: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(lstm, numbers, (sample,))[0].square().sum()
+        return functional_call(layer, numbers, (sample,))[0].square().sum()
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(other, x)
     loaded.zero_grad()

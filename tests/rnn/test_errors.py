@@ -1,4 +1,4 @@
-"""Wrong calls fail as those of nn.LSTM do; what is ours says what came and what is allowed."""
+"""Wrong calls fail as PyTorch's layers do; what is ours says what came and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from symrnn import SymLSTM
+from symrnn import SymGRU, SymLSTM, SymRNN
 
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
 BACKENDS = ["reference", "script", "vendor", "auto"]
+
+
+LAYERS = [(SymLSTM, nn.LSTM), (SymGRU, nn.GRU), (SymRNN, nn.RNN)]
 
 
 def both_fail_alike(plain: Callable[[], Any], ours: Callable[[], Any]) -> None:
@@ -26,6 +29,7 @@ def both_fail_alike(plain: Callable[[], Any], ours: Callable[[], Any]) -> None:
     assert str(raised.value) == str(expected.value)
 
 
+@pytest.mark.parametrize(("layer", "plain"), LAYERS)
 @pytest.mark.parametrize(
     ("sizes", "options"),
     [
@@ -43,17 +47,27 @@ def both_fail_alike(plain: Callable[[], Any], ours: Callable[[], Any]) -> None:
         ((IN, H, 2), {"dropout": -0.1}),
         ((IN, H, 2), {"dropout": True}),
         ((IN, H, 2), {"dropout": "0.5"}),
-        ((IN, H), {"proj_size": -1}),
-        ((IN, H), {"proj_size": H}),
-        ((IN, H), {"proj_size": H + 1}),
     ],
 )
-def test_constructor(sizes: tuple[Any, ...], options: dict[str, Any]) -> None:
+def test_constructor(
+    sizes: tuple[Any, ...], options: dict[str, Any], layer: Any, plain: Any
+) -> None:
+    both_fail_alike(lambda: plain(*sizes, **options), lambda: layer(*sizes, **options))
+
+
+@pytest.mark.parametrize("size", [-1, H, H + 1])
+def test_projection_size(size: int) -> None:
     both_fail_alike(
-        lambda: nn.LSTM(*sizes, **options), lambda: SymLSTM(*sizes, symm_hh="", **options)
+        lambda: nn.LSTM(IN, H, proj_size=size), lambda: SymLSTM(IN, H, proj_size=size, symm_hh="")
     )
-    if "proj_size" not in options:
-        both_fail_alike(lambda: nn.LSTM(*sizes, **options), lambda: SymLSTM(*sizes, **options))
+
+
+@pytest.mark.parametrize("nonlinearity", ["sine", "TANH", "", None])
+def test_nonlinearity(nonlinearity: Any) -> None:
+    both_fail_alike(
+        lambda: nn.RNN(IN, H, nonlinearity=nonlinearity),
+        lambda: SymRNN(IN, H, nonlinearity=nonlinearity),
+    )
 
 
 def state(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -91,17 +105,40 @@ WRONG_CALLS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", WRONG_CALLS)
+WRONG_CALLS_OF_ONE_STATE: dict[str, Callable[[nn.Module], Any]] = {
+    **{call: run for call, run in WRONG_CALLS.items() if "state" not in call if " of " not in call},
+    "layers of h": lambda m: m(X, torch.zeros(1, B, H)),
+    "batch of h": lambda m: m(X, torch.zeros(2, B + 1, H)),
+    "width of h": lambda m: m(X, torch.zeros(2, B, H - 1)),
+    "unbatched h": lambda m: m(X, torch.zeros(2, H)),
+    "batched h": lambda m: m(X[:, 0], torch.zeros(2, 1, H)),
+    "width of h unbatched": lambda m: m(X[:, 0], torch.zeros(2, H + 1)),
+    "4-D state": lambda m: m(X, torch.zeros(1, *GOOD)),
+    "dtype of state": lambda m: m(X, torch.zeros(GOOD).double()),
+    "a pair of states": lambda m: m(X, state(GOOD, GOOD)),
+}
+del WRONG_CALLS_OF_ONE_STATE["unbatched c"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "plain", "call"),
+    [
+        *((SymLSTM, nn.LSTM, call) for call in WRONG_CALLS),
+        *((SymGRU, nn.GRU, call) for call in WRONG_CALLS_OF_ONE_STATE),
+        *((SymRNN, nn.RNN, call) for call in WRONG_CALLS_OF_ONE_STATE),
+    ],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("symm", ["none", "avg"])
-def test_calls(symm: str, backend: str, call: str) -> None:
+def test_calls(symm: str, backend: str, layer: Any, plain: Any, call: str) -> None:
     if call == "dtype of state" and backend in ("reference", "script"):
         pytest.skip("the loop meets the state in a product of its own, whose words differ")
-    plain = nn.LSTM(IN, H, 2)
-    ours = SymLSTM(IN, H, 2, symm=symm, backend=backend)
-    both_fail_alike(lambda: WRONG_CALLS[call](plain), lambda: WRONG_CALLS[call](ours))
+    run = (WRONG_CALLS if layer is SymLSTM else WRONG_CALLS_OF_ONE_STATE)[call]
+    theirs = plain(IN, H, 2)
+    ours = layer(IN, H, 2, symm=symm, backend=backend)
+    both_fail_alike(lambda: run(theirs), lambda: run(ours))
     with torch.no_grad():
-        both_fail_alike(lambda: WRONG_CALLS[call](plain), lambda: WRONG_CALLS[call](ours))
+        both_fail_alike(lambda: run(theirs), lambda: run(ours))
 
 
 def test_calls_of_projected_and_batch_first_layers() -> None:
@@ -152,13 +189,18 @@ def test_packed_input_is_checked_in_the_same_words(backend: str) -> None:
             {"input_size": H, "num_layers": 2, "proj_size": 3, "symm_hh": "", "symm_ih": "i"},
             ["symm_ih='i'", "weight_ih_l1", f"{H}×3"],
         ),
+        ({"of": SymGRU, "symm_hh": "i"}, ["symm_hh", "'i'", "'rzn'"]),
+        ({"of": SymRNN, "symm_ih": "n"}, ["symm_ih", "'n'", "'h'"]),
+        ({"of": SymGRU, "symm_ih": "r"}, ["symm_ih='r'", "weight_ih_l0", f"{H}×{IN}"]),
     ],
 )
 def test_errors_of_our_own_name_the_argument_its_value_and_what_is_allowed(
     options: dict[str, Any], words: list[str]
 ) -> None:
+    given: dict[str, Any] = {"of": SymLSTM, "input_size": IN, "hidden_size": H, **options}
+    make = given.pop("of")
     with pytest.raises(ValueError, match=r"symm|proj_size|backend") as raised:
-        SymLSTM(**{"input_size": IN, "hidden_size": H, **options})
+        make(**given)
     assert [word for word in words if word not in str(raised.value)] == []
 
 
@@ -167,6 +209,10 @@ def test_wrong_types_of_our_own_arguments() -> None:
         SymLSTM(IN, H, symm_hh=["i"])
     with pytest.raises(TypeError, match=r"lstm should be an nn\.LSTM, got: GRU"):
         SymLSTM.from_lstm(nn.GRU(IN, H))
+    with pytest.raises(TypeError, match=r"gru should be an nn\.GRU, got: LSTM"):
+        SymGRU.from_gru(nn.LSTM(IN, H))
+    with pytest.raises(TypeError, match=r"rnn should be an nn\.RNN, got: GRU"):
+        SymRNN.from_rnn(nn.GRU(IN, H))
     with pytest.raises(TypeError, match="positional"):
         SymLSTM(IN, H, 1, True, False, 0.0, False, 0, None, None, "avg")
     with pytest.raises(ValueError, match=r"weight_hh_l0 .*\(20, 5\).*\(5, 5\)"):
@@ -206,3 +252,11 @@ def test_a_full_matrix_does_not_pass_for_a_form_nor_a_form_for_a_full_matrix() -
     plain = SymLSTM(IN, H, symm="none")
     with pytest.raises(RuntimeError, match=r"'weight_hh_l0_avg' .* keeps weight_hh_l0 as"):
         plain.load_state_dict(SymLSTM(IN, H).state_dict(), strict=False)
+
+
+@pytest.mark.parametrize(("layer", "plain"), LAYERS)
+def test_pytorchs_weights_are_shown_the_way_in(layer: Any, plain: Any) -> None:
+    name = plain.__name__
+    words = rf"keeps weight_hh_l0 as weight_hh_l0_avg\. Sym{name}\.from_{name.lower()} takes the"
+    with pytest.raises(RuntimeError, match=words):
+        layer(IN, H).load_state_dict(plain(IN, H).state_dict())

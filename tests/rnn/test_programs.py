@@ -1,10 +1,10 @@
-"""A SymLSTM under torch.compile, torch.export, TorchScript and DistributedDataParallel."""
+"""Layers and cells under torch.compile, torch.export, TorchScript and DistributedDataParallel."""
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from symrnn import SymLSTM, SymLSTMCell
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
 
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
+# All forms of one kind, and one form of every kind.
+LAYERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    *((SymLSTM, {"symm": symm, "symm_hh": "fgo"}) for symm in FORMS),
+    (SymGRU, {"symm_hh": "rn"}),
+    (SymRNN, {}),
+    (SymRNN, {"nonlinearity": "relu"}),
+]
+CELLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    *((SymLSTMCell, {"symm": symm, "symm_hh": "fo", "symm_ih": "i"}) for symm in FORMS),
+    (SymGRUCell, {"symm_hh": "rn", "symm_ih": "z"}),
+    (SymRNNCell, {"symm_ih": "h"}),
+    (SymRNNCell, {"nonlinearity": "relu"}),
+]
+
+
+def states_of(make: Callable[..., Any], *shape: int) -> Any:
+    """As the layer or the cell takes them: a pair for an LSTM."""
+    h, c = torch.randn(*shape), torch.randn(*shape)
+    return (h, c) if make in (SymLSTM, SymLSTMCell) else h
 
 
 def through_a_file(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -34,7 +53,7 @@ def through_a_file(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     not any(map(shutil.which, ("c++", "g++", "clang++"))),
     reason="torch.compile needs a C++ compiler",
 )
-@pytest.mark.parametrize("module", ["layer", "cell"])
+@pytest.mark.parametrize("module", ["layer", "gru", "cell"])
 def test_compiled_forward_and_backward_are_equal(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,6 +61,9 @@ def test_compiled_forward_and_backward_are_equal(
     torch.compiler.reset()
     if module == "layer":
         eager: nn.Module = SymLSTM(IN, H, 2, symm="avg", symm_hh="fo")
+        x = torch.randn(T, B, IN)
+    elif module == "gru":
+        eager = SymGRU(IN, H, 2, symm="avg", symm_hh="rn")
         x = torch.randn(T, B, IN)
     else:
         eager = SymLSTMCell(IN, H, symm="avg", symm_hh="fo")
@@ -61,62 +83,69 @@ def test_compiled_forward_and_backward_are_equal(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("symm", FORMS)
-def test_exported_with_a_free_batch(symm: str, strict: bool) -> None:
-    """The number of steps is fixed in the export of an nn.LSTM, so it is here."""
-    lstm = SymLSTM(IN, H, 2, bidirectional=True, symm=symm, symm_hh="fgo").eval()
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_exported_with_a_free_batch(
+    make: Callable[..., Any], options: dict[str, Any], strict: bool
+) -> None:
+    """The number of steps is fixed in the export of PyTorch's layers, so it is here."""
+    layer = make(IN, H, 2, bidirectional=True, **options).eval()
     x = torch.randn(T, B, IN)
     batch = torch.export.Dim("batch", min=2, max=64)
-    exported = torch.export.export(lstm, (x,), strict=strict, dynamic_shapes=({1: batch},))
+    exported = torch.export.export(layer, (x,), strict=strict, dynamic_shapes=({1: batch},))
     for size in (B, 8):
         x = torch.randn(T, size, IN)
-        output, (h, c) = exported.module()(x)
-        expected, (h_expected, c_expected) = lstm(x)
-        torch.testing.assert_close([output, h, c], [expected, h_expected, c_expected])
-    assert set(exported.state_dict) == set(lstm.state_dict())
+        torch.testing.assert_close(exported.module()(x), layer(x))
+    assert set(exported.state_dict) == set(layer.state_dict())
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exported_cell_with_a_free_batch(strict: bool) -> None:
-    cell = SymLSTMCell(IN, H, symm_hh="fo")
-    hx = (torch.randn(B, H), torch.randn(B, H))
+@pytest.mark.parametrize(
+    ("make", "gates"), [(SymLSTMCell, "fo"), (SymGRUCell, "rn"), (SymRNNCell, "h")]
+)
+def test_exported_cell_with_a_free_batch(
+    make: Callable[..., Any], gates: str, strict: bool
+) -> None:
+    cell = make(IN, H, symm_hh=gates)
     batch = torch.export.Dim("batch", min=2, max=64)
     free = {0: batch}
     exported = torch.export.export(
-        cell, (torch.randn(B, IN), hx), strict=strict, dynamic_shapes=(free, (free, free))
+        cell,
+        (torch.randn(B, IN), states_of(make, B, H)),
+        strict=strict,
+        dynamic_shapes=(free, (free, free) if make is SymLSTMCell else free),
     )
-    x, hx = torch.randn(7, IN), (torch.randn(7, H), torch.randn(7, H))
+    x, hx = torch.randn(7, IN), states_of(make, 7, H)
     torch.testing.assert_close(exported.module()(x, hx), cell(x, hx))
 
 
 # ---- TorchScript -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+@pytest.mark.parametrize("shape", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("symm", FORMS)
-def test_scripted_saved_and_loaded(symm: str, batch_first: bool, options: dict[str, Any]) -> None:
-    lstm = SymLSTM(IN, H, batch_first=batch_first, symm=symm, symm_hh="ig", **options)
-    scripted = torch.jit.script(lstm)
-    state = torch.randn(
-        2, 2 * options.get("num_layers", 1) if options.get("bidirectional") else 1, B, H
-    )
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_scripted_saved_and_loaded(
+    make: Callable[..., Any], options: dict[str, Any], batch_first: bool, shape: dict[str, Any]
+) -> None:
+    layer = make(IN, H, batch_first=batch_first, **options, **shape)
+    scripted = torch.jit.script(layer)
+    count = 2 * shape.get("num_layers", 1) if shape.get("bidirectional") else 1
     for run in (scripted, through_a_file(scripted)):
         for steps in (1, T, 7):
             x = torch.randn(B, steps, IN) if batch_first else torch.randn(steps, B, IN)
-            for hx in (None, (state[0], state[1])):
-                torch.testing.assert_close(run(x, hx), lstm(x, hx), rtol=0, atol=1e-6)
+            for hx in (None, states_of(make, count, B, H)):
+                torch.testing.assert_close(run(x, hx), layer(x, hx), rtol=0, atol=1e-6)
         x = torch.randn(T, IN)
-        alone = (state[0][:, 0], state[1][:, 0])
-        torch.testing.assert_close(run(x), lstm(x), rtol=0, atol=1e-6)
-        torch.testing.assert_close(run(x, alone), lstm(x, alone), rtol=0, atol=1e-6)
+        alone = states_of(make, count, H)
+        torch.testing.assert_close(run(x), layer(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(run(x, alone), layer(x, alone), rtol=0, atol=1e-6)
         with pytest.raises(torch.jit.Error, match="Expected input to be 2D or 3D, got 1D"):
             run(torch.zeros(IN))
     # The scripted module shares the parameters: a gradient of one is that of the other.
     scripted(torch.randn(T, B, IN).transpose(0, 1) if batch_first else torch.randn(T, B, IN))[
         0
     ].sum().backward()
-    assert all(p.grad is not None for p in lstm.parameters())
+    assert all(p.grad is not None for p in layer.parameters())
 
 
 def test_scripted_projection_and_dropout() -> None:
@@ -132,15 +161,17 @@ def test_scripted_projection_and_dropout() -> None:
     torch.testing.assert_close(scripted(x)[0], lstm(x)[0])
 
 
-@pytest.mark.parametrize("symm", FORMS)
+@pytest.mark.parametrize(("make", "options"), CELLS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_scripted_cell(symm: str, bias: bool) -> None:
-    cell = SymLSTMCell(H, H, bias, symm=symm, symm_hh="fo", symm_ih="i")
+def test_scripted_cell(make: Callable[..., Any], options: dict[str, Any], bias: bool) -> None:
+    cell = make(H, H, bias, **options)
     for run in (torch.jit.script(cell), through_a_file(torch.jit.script(cell))):
         for batch in ((B,), ()):
-            x, hx = torch.randn(*batch, H), (torch.randn(*batch, H), torch.randn(*batch, H))
+            x, hx = torch.randn(*batch, H), states_of(make, *batch, H)
             torch.testing.assert_close(run(x), cell(x), rtol=0, atol=1e-6)
             torch.testing.assert_close(run(x, hx), cell(x, hx), rtol=0, atol=1e-6)
+        with pytest.raises(torch.jit.Error, match="Expected input to be 1D or 2D, got 3D"):
+            run(torch.zeros(1, 1, H))
 
 
 class Tagger(nn.Module):
@@ -167,13 +198,13 @@ def test_scripted_and_traced_inside_other_modules() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # as tracing an nn.LSTM gives
-@pytest.mark.parametrize("symm", FORMS)
-def test_traced(symm: str) -> None:
-    lstm = SymLSTM(IN, H, 2, symm=symm, symm_hh="fo")
-    traced = through_a_file(torch.jit.trace(lstm, (torch.randn(T, B, IN),)))
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_traced(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    layer = make(IN, H, 2, **options)
+    traced = through_a_file(torch.jit.trace(layer, (torch.randn(T, B, IN),)))
     for steps, batch in ((T, B), (6, 2)):
         x = torch.randn(steps, batch, IN)
-        torch.testing.assert_close(traced(x), lstm(x))
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 # ---- DistributedDataParallel -------------------------------------------------------------------
@@ -189,15 +220,15 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("symm", FORMS)
-def test_distributed_data_parallel(symm: str) -> None:
-    lstm = SymLSTM(IN, H, 2, symm=symm, symm_hh="fo")
-    wrapped = DistributedDataParallel(lstm)
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_distributed_data_parallel(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    layer = make(IN, H, 2, **options)
+    wrapped = DistributedDataParallel(layer)
     x = torch.randn(T, B, IN)
     results = []
-    for run in (lstm, wrapped):
-        lstm.zero_grad()
+    for run in (layer, wrapped):
+        layer.zero_grad()
         output = run(x)[0]
         output.sum().backward()
-        results.append([output.detach(), *[p.grad.clone() for p in lstm.parameters()]])
+        results.append([output.detach(), *[p.grad.clone() for p in layer.parameters()]])
     torch.testing.assert_close(results[1], results[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from symrnn import SymLSTM
+from symrnn import SymGRU, SymLSTM, SymRNN
 from symrnn.rnn import vendor
 from symrnn.rnn.stack import LayerWeights, StackOptions
 
@@ -21,20 +20,24 @@ T, B, IN, H = 6, 4, 3, 5
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN])
 def test_one_buffer_holds_every_tensor_at_its_place_and_zeros_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, gap: int, bias: bool
+    monkeypatch: pytest.MonkeyPatch, make: Any, gap: int, bias: bool
 ) -> None:
     """The layout here is made up: matrices first in reverse order, then biases, gaps between."""
-    lstm = SymLSTM(IN, H, 2, bias, bidirectional=True, dtype=torch.float64)
-    layers = lstm.layer_weights()
+    layer = make(IN, H, 2, bias=bias, bidirectional=True, dtype=torch.float64)
+    layers = layer.layer_weights()
     flat = [tensor for layer in layers for tensor in layer if tensor is not None]
     places, end = [0] * len(flat), 0
     for k in sorted(range(len(flat)), key=lambda k: (flat[k].dim() == 1, -k)):
         places[k] = end
         end += flat[k].numel() + gap
     total = end + 7  # as without biases, whose places stay
-    monkeypatch.setattr(vendor, "_cudnn_layout", lambda *_: (places, total))
-    views = vendor._in_one_buffer(flat, layers[0], StackOptions(2, True, 0.0, True))
+    asked = []
+    monkeypatch.setattr(vendor, "_cudnn_layout", lambda *of: (asked.append(of), (places, total))[1])
+    views = vendor._in_one_buffer(flat, layers[0], StackOptions(layer.mode, 2, True, 0.0, True))
+    assert [of[0] for of in asked] == [layer.mode]
+    assert [of[2] for of in asked] == [H]
     storage = views[0].untyped_storage()
     assert storage.nbytes() == total * 8
     for view, tensor, place in zip(views, flat, places, strict=True):
@@ -81,7 +84,12 @@ def _forms(options: dict[str, Any]) -> list[str]:
     return ["none"] if "proj_size" in options else ["none", "tri", "avg", "avg:full"]
 
 
-GRID = [(options, symm) for options in SHAPES for symm in _forms(options)]
+GRID: list[tuple[Any, dict[str, Any], str]] = [
+    *((SymLSTM, options, symm) for options in SHAPES for symm in _forms(options)),
+    *((SymGRU, options, symm) for options in SHAPES[:4] for symm in ("none", "avg")),
+    *((SymRNN, options, symm) for options in SHAPES[:4] for symm in ("none", "avg")),
+    (SymRNN, {"nonlinearity": "relu", "num_layers": 2}, "avg"),
+]
 
 
 def _input(kind: str, dtype: torch.dtype) -> Tensor | PackedSequence:
@@ -95,13 +103,14 @@ def _like_double(value: Any) -> Any:
     return value.to("cpu", torch.float64)
 
 
-def _run(lstm: SymLSTM, x: Any) -> tuple[list[Tensor], list[Tensor]]:
+def _run(layer: Any, x: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients, in float64 on the CPU."""
-    output, (h, c) = lstm(x)
+    output, state = layer(x)
     data = output.data if isinstance(output, PackedSequence) else output
-    loss = data.double().square().sum() + h.double().sum() + c.double().square().sum()
-    gradients = torch.autograd.grad(loss, list(lstm.parameters()))
-    return [_like_double(t.detach()) for t in (data, h, c)], [_like_double(g) for g in gradients]
+    parts = [data, *(state if isinstance(state, tuple) else [state])]
+    loss = sum(part.double().square().sum() for part in parts)
+    gradients = torch.autograd.grad(loss, list(layer.parameters()))
+    return [_like_double(t.detach()) for t in parts], [_like_double(g) for g in gradients]
 
 
 @pytest.fixture
@@ -114,22 +123,22 @@ def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_tf32")
 @pytest.mark.parametrize("kind", ["padded", "packed"])
 @pytest.mark.parametrize("dtype", GPU_TOLERANCE)
-@pytest.mark.parametrize(("options", "symm"), GRID)
+@pytest.mark.parametrize(("make", "options", "symm"), GRID)
 def test_cudnn_equals_the_loop_and_does_not_warn(
-    options: dict[str, Any], symm: str, dtype: torch.dtype, kind: str
+    make: Any, options: dict[str, Any], symm: str, dtype: torch.dtype, kind: str
 ) -> None:
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no bfloat16")
-    lstm = SymLSTM(IN, H, symm=symm, backend="vendor", device="cuda", dtype=dtype, **options)
-    exact = copy.deepcopy(lstm).to("cpu", torch.float64)
+    layer = make(IN, H, symm=symm, backend="vendor", device="cuda", dtype=dtype, **options)
+    exact = copy.deepcopy(layer).to("cpu", torch.float64)
     exact.backend = "reference"
     x = _input(kind, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outputs, gradients = _run(lstm, x)
+        outputs, gradients = _run(layer, x)
         with torch.no_grad():
-            lstm.eval()(x)
-            lstm.train()
+            layer.eval()(x)
+            layer.train()
     expected_outputs, expected_gradients = _run(exact, _like_double(x))
     for a, b in zip(outputs, expected_outputs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=GPU_TOLERANCE[dtype])
@@ -140,34 +149,39 @@ def test_cudnn_equals_the_loop_and_does_not_warn(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("options", "symm"), GRID)
-def test_cudnn_under_autocast(options: dict[str, Any], symm: str, dtype: torch.dtype) -> None:
-    lstm = SymLSTM(IN, H, symm=symm, backend="vendor", device="cuda", **options)
-    plain = lstm.to_lstm()
+@pytest.mark.parametrize(("make", "options", "symm"), GRID)
+def test_cudnn_under_autocast(
+    make: Any, options: dict[str, Any], symm: str, dtype: torch.dtype
+) -> None:
+    layer = make(IN, H, symm=symm, backend="vendor", device="cuda", **options)
+    plain = layer.to_plain()
     x = _input("padded", torch.float32)
-    exact = lstm(x)[0]
+    exact = layer(x)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with torch.autocast("cuda", dtype):
-            output = lstm(x)[0]
+            output = layer(x)[0]
             assert output.dtype == plain(x)[0].dtype
             loss = output.float().square().sum()
         loss.backward()
     torch.testing.assert_close(output.float(), exact, rtol=0, atol=GPU_TOLERANCE[dtype])
-    for parameter in lstm.parameters():
+    for parameter in layer.parameters():
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.gpu
-def test_the_layout_is_that_of_a_flattened_nn_lstm() -> None:
-    for options, dtype in itertools.product(SHAPES, [torch.float32, torch.float16]):
-        lstm = SymLSTM(IN, H, symm="none", device="cuda", dtype=dtype, **options)
-        plain = lstm.to_lstm()
+@pytest.mark.parametrize(
+    ("make", "options"), [(make, options) for make, options, symm in GRID if symm == "none"]
+)
+def test_the_layout_is_that_of_a_flattened_plain_layer(make: Any, options: dict[str, Any]) -> None:
+    for dtype in (torch.float32, torch.float16):
+        layer = make(IN, H, symm="none", device="cuda", dtype=dtype, **options)
+        plain = layer.to_plain()
         plain.flatten_parameters()
-        layers = lstm.layer_weights()
-        flat = [tensor for layer in layers for tensor in layer if tensor is not None]
-        stack = StackOptions(lstm.num_layers, lstm.bidirectional, 0.0, True)
+        layers = layer.layer_weights()
+        flat = [tensor for weights in layers for tensor in weights if tensor is not None]
+        stack = StackOptions(layer.mode, layer.num_layers, layer.bidirectional, 0.0, True)
         views = vendor._in_one_buffer(flat, LayerWeights(*layers[0]), stack)
         theirs = list(plain.parameters())
         assert [v.storage_offset() for v in views] == [p.storage_offset() for p in theirs]

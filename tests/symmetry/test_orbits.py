@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from symrnn import get_symmetry, list_symmetries
+from symrnn.symmetry import registry
 from symrnn.symmetry.linear import OrthonormalOrbits, RawOrbits
-from symrnn.symmetry.orbits import Generator, Indices, orbit_map, transpose
-
-
-def anti_transpose(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
-    return side - 1 - j, side - 1 - i
+from symrnn.symmetry.orbits import Generator, Indices, antitranspose, orbit_map, transpose
 
 
 def mirror(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
@@ -28,9 +28,9 @@ def shift(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
 GROUPS: dict[str, tuple[Generator, ...]] = {
     "identity": (),
     "transpose": (transpose,),
-    "anti-transpose": (anti_transpose,),
-    "both": (transpose, anti_transpose),
-    "square": (transpose, anti_transpose, mirror),
+    "antitranspose": (antitranspose,),
+    "both": (transpose, antitranspose),
+    "square": (transpose, antitranspose, mirror),
     "translation": (shift,),
     "translation and transpose": (shift, transpose),
 }
@@ -69,22 +69,34 @@ def test_orbits_are_those_of_the_group_numbered_by_first_position(group: str, si
     assert found.orbit.tolist() == [number[p] for p in np.ndindex(side, side)]
 
 
-@pytest.mark.parametrize(
-    ("group", "count"),
-    [
-        ("identity", lambda n: n * n),
-        ("transpose", lambda n: n * (n + 1) // 2),
-        ("both", lambda n: n * (n + 2) // 4),
-        ("square", lambda n: (n // 2) * (n // 2 + 1) // 2),
-        ("translation", lambda n: n),
-        ("translation and transpose", lambda n: 1),
-    ],
-)
-def test_numbers_of_orbits_at_even_sides_are_the_published_ones(group: str, count) -> None:
-    for side in (2, 6, 50):
-        found = orbit_map(GROUPS[group], side)
-        assert len(found.sizes) == count(side)
-        assert int(found.sizes.sum()) == side**2
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_reflections_move_positions_as_they_move_the_matrix(side: int) -> None:
+    rows, columns = np.divmod(np.arange(side**2, dtype=np.int32), np.int32(side))
+    grid = np.arange(side**2).reshape(side, side)
+    moved = {transpose: grid.T, antitranspose: grid[::-1, ::-1].T}
+    for reflection, expected in moved.items():
+        i, j = reflection(rows, columns, side)
+        assert np.array_equal(grid[i, j].reshape(side, side), expected)
+
+
+def drawings() -> dict[str, list[list[str]]]:
+    """The letters that the registry's docstring draws for side 4, by name."""
+    lines = [line.strip() for line in registry.__doc__.splitlines() if re.search(r"\S   ", line)]
+    titles, *rows = (re.split(r"  +", line) for line in lines)
+    letters = zip(*[[cell.split() for cell in row] for row in rows], strict=True)
+    drawn = zip(titles, map(list, letters), strict=True)
+    return {name: letters for title, letters in drawn for name in title.split(", ")}
+
+
+def test_the_drawings_show_every_kind_of_linear_form() -> None:
+    kinds = {re.sub(r"chunk\d+", "chunk2", name) for name in list_symmetries()}
+    assert set(drawings()) == kinds - {"avg:full", "eigen", "ldl"}
+
+
+@pytest.mark.parametrize("name", drawings())
+def test_orbits_of_side_4_as_the_registry_draws_them(name: str) -> None:
+    orbit = get_symmetry(name, 4).orbit.view(4, 4)
+    assert drawings()[name] == [["abcdefghijklmnop"[k] for k in row] for row in orbit]
 
 
 @pytest.mark.parametrize("form", [RawOrbits, OrthonormalOrbits])

@@ -1,0 +1,404 @@
+"""A layer whose recurrent product is folded: h folded, multiplied by small matrices, unfolded.
+
+For forms that have a :class:`symrnn.symmetry.folding.Folding`, kept by the hidden weights of all
+gates. The input product of all steps is one multiplication ahead of the loop. So are, after the
+loop back through time, the gradients of all weights: one product each over all steps, where a
+gradient added up step by step would be read and written T times.
+
+Shapes: T time, B_t the sequences that step t runs, R the sum of all B_t, I input, H hidden,
+G gates; r rows and c columns of a small matrix for one gate.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from symrnn.rnn.pointwise import POINTWISE
+from symrnn.rnn.stack import State
+from symrnn.symmetry.folding import Folding
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+class FoldedWeights(NamedTuple):
+    """The weights of one layer in one direction, G gates stacked; the hidden ones folded.
+
+    ih: (G·H, I).  matrices: the small ones, each (G·r, c).  bias_ih, bias_hh: (G·H,) or None.
+    """
+
+    ih: Tensor
+    matrices: list[Tensor]
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    folding: Folding
+
+
+def layer(
+    mode: str, steps: list[Tensor], state: State, w: FoldedWeights, reverse: bool
+) -> tuple[list[Tensor], State]:
+    """One layer in one direction; the arguments of :func:`symrnn.rnn.reference.layer`."""
+    run = _layer if torch.compiler.is_exporting() else _layer_as_it_is
+    return run(mode, steps, state, w, reverse)
+
+
+def cell(mode: str, x: Tensor, state: State, w: FoldedWeights) -> State:
+    """One step of a cell; the arguments of :func:`symrnn.rnn.reference.cell`."""
+    return layer(mode, [x], state, w, False)[1]
+
+
+def _layer(
+    mode: str, steps: list[Tensor], state: State, w: FoldedWeights, reverse: bool
+) -> tuple[list[Tensor], State]:
+    loop = _Loop(mode, w.folding, state[0].size(1), [len(x) for x in steps], reverse)
+    tensors = [torch.cat(steps), w.ih, w.bias_ih, w.bias_hh, *state, *w.matrices]
+    with _autocast_settled(tensors) as settled:
+        if torch.compiler.is_exporting():
+            output, *state = loop.plainly(*settled)
+        elif torch.is_grad_enabled():
+            output, *state = _Differentiable.apply(loop, *settled)
+        else:
+            output, *state = loop.run(None, *settled)
+    return list(output.split(loop.lengths)), state
+
+
+# torch.compile leaves the loop alone: traced, it would be unrolled.
+_layer_as_it_is = torch.compiler.disable(_layer)
+
+
+# ---- the arithmetic of each kind, with its gradient --------------------------------------------
+
+
+class _Kind(ABC):
+    """What a step of one kind does entry by entry, in place where that saves memory.
+
+    As in :mod:`symrnn.rnn.pointwise`, which is the specification.
+
+    gates, states: how many of them it has.
+    bias_ahead: whether the hidden bias may be added to the input product of all steps.
+    """
+
+    gates = 1
+    states = 1
+    bias_ahead = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
+        """x (B, G, H) and hidden (B, G, H), to be overwritten, to the new state and what to keep.
+
+        Afterwards x holds the activated gates.
+        """
+
+    @abstractmethod
+    def backward(
+        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+    ) -> tuple[State, Tensor]:
+        """The gradients of the old state, but for what went through the product, and of hidden.
+
+        gates: the activated ones (B, G, H).  old: the state before the step.
+        d_x: (B, G, H), where the gradient of x is to be written.
+        """
+
+
+class _LSTM(_Kind):
+    gates = 4
+    states = 2
+
+    def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
+        x += hidden
+        x[:, :2].sigmoid_()
+        x[:, 2].tanh_()
+        x[:, 3].sigmoid_()
+        i, f, g, o = x.unbind(1)
+        c = (f * state[1]).addcmul_(i, g)
+        tanh_c = c.tanh()
+        return [o * tanh_c, c], [tanh_c]
+
+    def backward(
+        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+    ) -> tuple[State, Tensor]:
+        i, f, g, o = gates.unbind(1)
+        d_i, d_f, d_g, d_o = d_x.unbind(1)
+        (tanh_c,), (d_h, d_c) = kept, d_new
+        sigmoid_backward(d_h * tanh_c, o, grad_input=d_o)
+        through_h = d_h * o
+        d_c = d_c + tanh_backward(through_h, tanh_c, grad_input=through_h)
+        sigmoid_backward(d_c * g, i, grad_input=d_i)
+        sigmoid_backward(d_c * old[1], f, grad_input=d_f)
+        tanh_backward(d_c * i, g, grad_input=d_g)
+        return [torch.zeros_like(d_h), d_c * f], d_x
+
+
+class _GRU(_Kind):
+    gates = 3
+    bias_ahead = False  # the reset gate scales it
+
+    def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
+        x[:, :2] += hidden[:, :2]
+        x[:, :2].sigmoid_()
+        r, z, n = x.unbind(1)
+        hidden_n = hidden[:, 2].clone()
+        n.addcmul_(r, hidden_n).tanh_()
+        return [torch.lerp(n, state[0], z)], [hidden_n]
+
+    def backward(
+        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+    ) -> tuple[State, Tensor]:
+        r, z, n = gates.unbind(1)
+        d_r, d_z, d_n = d_x.unbind(1)
+        (hidden_n,), (h,), (d_h,) = kept, old, d_new
+        through_z = d_h * z
+        tanh_backward(d_h - through_z, n, grad_input=d_n)
+        sigmoid_backward(d_h * (h - n), z, grad_input=d_z)
+        sigmoid_backward(d_n * hidden_n, r, grad_input=d_r)
+        d_hidden = d_x.clone()
+        d_hidden[:, 2] *= r
+        return [through_z], d_hidden
+
+
+class _RNNTanh(_Kind):
+    def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
+        x += hidden
+        return [x.tanh_()[:, 0]], []
+
+    def backward(
+        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+    ) -> tuple[State, Tensor]:
+        tanh_backward(d_new[0].unsqueeze(1), gates, grad_input=d_x)
+        return [torch.zeros_like(d_new[0])], d_x
+
+
+class _RNNReLU(_Kind):
+    def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
+        x += hidden
+        return [x.relu_()[:, 0]], []
+
+    def backward(
+        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+    ) -> tuple[State, Tensor]:
+        torch.mul(d_new[0].unsqueeze(1), gates > 0, out=d_x)
+        return [torch.zeros_like(d_new[0])], d_x
+
+
+_KINDS: dict[str, _Kind] = {
+    "LSTM": _LSTM(),
+    "GRU": _GRU(),
+    "RNN_TANH": _RNNTanh(),
+    "RNN_RELU": _RNNReLU(),
+}
+
+# ---- the loop ----------------------------------------------------------------------------------
+
+
+class _Taken(NamedTuple):
+    """What the way back needs of a step.
+
+    old: the state (B_t, H) before it.  folded: what was multiplied.  kept: by the kind.
+    """
+
+    old: State
+    folded: list[Tensor]
+    kept: list[Tensor]
+
+
+class _Notes:
+    """What the way back needs of all steps: the activated gates (R, G·H), and each step's own."""
+
+    gates: Tensor
+
+    def __init__(self) -> None:
+        self.taken: dict[int, _Taken] = {}
+
+
+class _Loop(NamedTuple):
+    """The steps of a layer.
+
+    mode: PyTorch's name of the kind.
+    side: H.
+    lengths: B_t of each step; sequences are sorted by falling length.
+    reverse: from the last step to the first.
+    """
+
+    mode: str
+    folding: Folding
+    side: int
+    lengths: list[int]
+    reverse: bool
+
+    @property
+    def kind(self) -> _Kind:
+        return _KINDS[self.mode]
+
+    def order(self) -> list[int]:
+        """The steps in the order in which they are run."""
+        steps = list(range(len(self.lengths)))
+        return steps[::-1] if self.reverse else steps
+
+    def parts(self, tensors: Sequence[Tensor]) -> tuple[State, list[Tensor]]:
+        """State and small matrices out of one sequence of both."""
+        return list(tensors[: self.kind.states]), list(tensors[self.kind.states :])
+
+    def steps(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """(R, G·H) as T views (B_t, G, H)."""
+        return tensor.unflatten(1, (self.kind.gates, self.side)).split(self.lengths)
+
+    def product(self, folded: list[Tensor], matrices: list[Tensor], bias: Tensor | None) -> Tensor:
+        """Folded h (B_t, c) times the small matrices (G·r, c), unfolded: (B_t, G, H)."""
+        products = [
+            (part @ m.mT).unflatten(1, (self.kind.gates, -1))
+            for part, m in zip(folded, matrices, strict=True)
+        ]
+        hidden = self.folding.outputs(products, self.side, -1)
+        return hidden if bias is None else hidden + bias.view(-1, self.side)
+
+    def plainly(
+        self,
+        input: Tensor,
+        w_ih: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Input (R, I), weights, state and matrices to outputs (R, H) and the last state.
+
+        In operators that change nothing in place, with the gradients that autograd gives them.
+        """
+        state, matrices = self.parts(tensors)
+        x = F.linear(input, w_ih, bias_ih).split(self.lengths)
+        outputs: dict[int, Tensor] = {}
+        for t in self.order():
+            old = [part[: self.lengths[t]] for part in state]
+            hidden = self.product(self.folding.inputs(old[0], -1), matrices, bias_hh)
+            new = POINTWISE[self.mode](x[t], hidden.flatten(1), old)
+            outputs[t] = new[0]
+            state = _with_the_others(new, state)
+        return torch.cat([outputs[t] for t in range(len(x))]), *state
+
+    def run(
+        self,
+        notes: _Notes | None,
+        input: Tensor,
+        w_ih: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`plainly`, in fewer operators and less memory.
+
+        notes: to be filled for the way back.
+        """
+        state, matrices = self.parts(tensors)
+        if self.kind.bias_ahead and bias_ih is not None and bias_hh is not None:
+            bias_ih, bias_hh = bias_ih + bias_hh, None
+        gates = F.linear(input, w_ih, bias_ih)
+        x = self.steps(gates)
+        outputs: dict[int, Tensor] = {}
+        for t in self.order():
+            old = [part[: self.lengths[t]] for part in state]
+            folded = self.folding.inputs(old[0], -1)
+            new, kept = self.kind.forward(x[t], self.product(folded, matrices, bias_hh), old)
+            if notes is not None:
+                notes.taken[t] = _Taken(old, folded, kept)
+            outputs[t] = new[0]
+            state = _with_the_others(new, state)
+        if notes is not None:
+            notes.gates = gates
+        return torch.cat([outputs[t] for t in range(len(x))]), *state
+
+
+def _with_the_others(new: State, old: State) -> State:
+    """The new state (B_t, H), with those that the step did not run as they were: (B, H)."""
+    return [
+        torch.cat([a, b[len(a) :]]) if len(a) < len(b) else a for a, b in zip(new, old, strict=True)
+    ]
+
+
+class _Differentiable(torch.autograd.Function):
+    """:meth:`_Loop.run` with its gradient, back through time by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, loop: _Loop, *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.loop, ctx.notes = loop, _Notes()
+        ctx.save_for_backward(*tensors)
+        return loop.run(ctx.notes, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *d_results: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: it is autograd's
+            saved = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+            wanted = [tensor for tensor, wants in saved if wants]
+            results = ctx.loop.plainly(*ctx.saved_tensors)
+            found = iter(
+                torch.autograd.grad(
+                    results, wanted, d_results, create_graph=True, materialize_grads=True
+                )
+            )
+            return None, *(next(found) if wants else None for wants in ctx.needs_input_grad[1:])
+        wants = ctx.needs_input_grad[1:]
+        return None, *_backward(ctx.loop, ctx.notes, wants, ctx.saved_tensors, *d_results)
+
+
+def _backward(
+    loop: _Loop,
+    notes: _Notes,
+    wanted: Sequence[bool],
+    tensors: Sequence[Any],
+    d_output: Tensor,
+    *d_last: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the arguments ``tensors`` of :meth:`_Loop.run` from those of its results.
+
+    wanted: for each argument whether its gradient is; None stands for it otherwise.
+    """
+    input, w_ih, bias, _, *rest = tensors
+    _, matrices = loop.parts(rest)
+    d_gates = torch.empty_like(notes.gates)
+    gates, d_x = loop.steps(notes.gates), loop.steps(d_gates)
+    d_outputs = d_output.split(loop.lengths)
+    d_state = list(d_last)
+    # Of each step, in the order of the way back: the gradients of its products and hidden part.
+    d_products: list[list[Tensor]] = []
+    d_hiddens: list[Tensor] = []
+    order = loop.order()[::-1]
+    for t in order:
+        step = notes.taken[t]
+        d_new = [part[: loop.lengths[t]] for part in d_state]
+        d_new[0] = d_new[0] + d_outputs[t]
+        d_old, d_hidden = loop.kind.backward(gates[t], step.kept, step.old, d_new, d_x[t])
+        grads = [part.flatten(1) for part in loop.folding.outputs_adjoint(d_hidden, -1)]
+        through = [part @ m for part, m in zip(grads, matrices, strict=True)]
+        d_old[0] += loop.folding.inputs_adjoint(through, loop.side, -1)
+        d_state = _with_the_others(d_old, d_state)
+        d_products.append(grads)
+        d_hiddens.append(d_hidden)
+    d_matrices = [
+        torch.cat([grads[k] for grads in d_products]).mT
+        @ torch.cat([notes.taken[t].folded[k] for t in order])
+        for k in range(len(matrices))
+    ]
+    d_bias = None if bias is None else d_gates.sum(0)
+    d_bias_hh = d_bias
+    if bias is not None and not loop.kind.bias_ahead:
+        d_bias_hh = torch.cat(d_hiddens).sum(0).flatten()
+    d_input = d_gates @ w_ih if wanted[0] else None
+    d_w_ih = d_gates.mT @ input if wanted[1] else None
+    return d_input, d_w_ih, d_bias, d_bias_hh, *d_state, *d_matrices
+
+
+@contextmanager
+def _autocast_settled(tensors: list[Any]) -> Iterator[list[Any]]:
+    """The tensors in autocast's dtype, and autocast off inside."""
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield tensors
+        return
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        yield [None if tensor is None else tensor.to(dtype) for tensor in tensors]

@@ -1,0 +1,217 @@
+"""What SymLSTM, SymGRU and SymRNN share: the call, its checks, the way from and to PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from symrnn.rnn.backends import BACKENDS, choose
+from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.scriptable import scriptable_layer
+from symrnn.rnn.stack import LayerWeights, StackOptions, State
+
+
+class RecurrentLayer(GatedModule):
+    """Base of the recurrent layers; a subclass says which of PyTorch's it stands in for.
+
+    plain: that one with the arguments of the call, without storage (device "meta"). It has checked
+        the arguments, and raised what it always raised.
+    symm, symm_hh, symm_ih, backend, device, dtype: of :class:`symrnn.SymLSTM`.
+    """
+
+    PLAIN: ClassVar[type[nn.RNNBase]]
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = (
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+    )
+
+    def __init__(
+        self,
+        plain: nn.RNNBase,
+        symm: str,
+        symm_hh: str,
+        symm_ih: str,
+        backend: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.mode = plain.mode
+        self.input_size = plain.input_size
+        self.hidden_size = plain.hidden_size
+        self.num_layers = plain.num_layers
+        self.bias = plain.bias
+        self.batch_first = plain.batch_first
+        self.dropout = plain.dropout
+        self.bidirectional = plain.bidirectional
+        self.proj_size = plain.proj_size
+        self.backend = backend
+        self._keep(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """Run the layers; arguments and results are those of PyTorch's layer.
+
+        input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) unbatched, or a PackedSequence.
+        hx: h (L·D, B, P), of an LSTM the pair of it and c (L·D, B, H), without B for unbatched
+            input; zeros by default.
+
+        Returns the output, (T, B, D·P) or in the form of the input, and the last state in the form
+        of hx. T time, B batch, I input, L layers, D directions, H hidden, P the projection's size
+        or H.
+        """
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+            self._check_input(data, 2)
+            batch = int(batch_sizes[0])
+            if hx is None:
+                state = self._zeros(data, batch)
+            else:
+                state = _select(self._parts(hx), sorted_indices)
+            self._check_state(state, batch)
+            output, state = self._run(data, batch_sizes, state)
+            packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            return packed, self._whole(_select(state, unsorted_indices))
+
+        if input.dim() not in (2, 3):
+            raise ValueError(self.wrong_dimensions().format(input.dim()))
+        batched = input.dim() == 3
+        self._check_input(input, input.dim())
+        given = None if hx is None else self._parts(hx)
+        if given is not None:
+            self._check_dimensions(given, input.dim())
+        if not batched:
+            input = input.unsqueeze(1)
+            given = None if given is None else [part.unsqueeze(1) for part in given]
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        state = self._zeros(input, input.size(1)) if given is None else given
+        self._check_state(state, input.size(1))
+        output, state = self._run(input, None, state)
+        if not batched:
+            return output.squeeze(1), self._whole([part.squeeze(1) for part in state])
+        return output.transpose(0, 1) if self.batch_first else output, self._whole(state)
+
+    def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
+        backend = self.backend
+        if backend == "auto":
+            backend = choose(self, input, batch_sizes)
+        weights: Callable[[str], Any] = (
+            self._folded_weights if backend == "folded" else self._layer_weights
+        )
+        options = StackOptions(
+            self.mode, self.num_layers, self.bidirectional, self.dropout, self.training
+        )
+        return BACKENDS[backend](
+            input, batch_sizes, state, [weights(suffix) for suffix in self._suffixes()], options
+        )
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """The expanded weights of every layer and direction, in PyTorch's order."""
+        return [self._layer_weights(suffix) for suffix in self._suffixes()]
+
+    def _suffixes(self) -> list[str]:
+        """What the names of each layer's and direction's weights end in, in PyTorch's order."""
+        return [
+            f"_l{layer}{direction}"
+            for layer in range(self.num_layers)
+            for direction in ("", "_reverse")[: self._directions]
+        ]
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        """The shapes of h, and of an LSTM c, for so many sequences."""
+        count = self.num_layers * self._directions
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.STATES)]
+        return [(count, batch, width) for width in widths]
+
+    def _zeros(self, input: Tensor, batch: int) -> State:
+        return [input.new_zeros(shape) for shape in self.state_shapes(batch)]
+
+    # ---- checks, in PyTorch's words ------------------------------------------------------------
+
+    def wrong_dimensions(self) -> str:
+        """What is said of an input of {} dimensions."""
+        word = " tensor" if self.PLAIN is nn.RNN else ""
+        return f"{self.PLAIN.__name__}: Expected input to be 2D or 3D, got {{}}D{word} instead"
+
+    def _check_input(self, input: Tensor, dimensions: int) -> None:
+        dtype = next(self.parameters()).dtype
+        if input.dtype != dtype and not _autocast_enabled(input.device.type):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.dim() != dimensions:
+            raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def _check_dimensions(self, state: State, dimensions: int) -> None:
+        if all(part.dim() == dimensions for part in state):
+            return
+        found = [f"{part.dim()}-D" for part in state]
+        if len(found) == 1:
+            which, got = "hx", f"{found[0]} tensor"
+        else:
+            which, got = "hx and cx", f"({', '.join(found)}) tensors"
+        kind = "batched 3-D" if dimensions == 3 else "unbatched 2-D"
+        raise RuntimeError(f"For {kind} input, {which} should also be {dimensions}-D but got {got}")
+
+    def _check_state(self, state: State, batch: int) -> None:
+        for k, (part, expected) in enumerate(zip(state, self.state_shapes(batch), strict=True)):
+            if part.shape != expected:
+                which = "hidden" if len(state) == 1 else f"hidden[{k}]"
+                raise RuntimeError(f"Expected {which} size {expected}, got {list(part.shape)}")
+
+    def _other_ways(self) -> str:
+        name = self.PLAIN.__name__
+        return (
+            f". {type(self).__name__}.from_{name.lower()} takes the weights of an nn.{name}, "
+            f"to_{name.lower()} gives them"
+        )
+
+    # ---- what users of PyTorch's layers reach for ----------------------------------------------
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The expanded weights of each layer and direction, as ``nn.LSTM.all_weights``."""
+        return [
+            [tensor for tensor in layer if tensor is not None] for layer in self.layer_weights()
+        ]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the expanded weights are laid out for the operator on every call."""
+
+    def extra_repr(self) -> str:
+        plain = self.PLAIN.extra_repr(self)  # type: ignore[arg-type]
+        return f"{plain}, {self._symmetry_repr()}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return scriptable_layer(self)
+
+
+def _select(state: State, order: Tensor | None) -> State:
+    """The batch of each part (…, B, …) in another order."""
+    return state if order is None else [part.index_select(1, order) for part in state]
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)

@@ -1,0 +1,512 @@
+"""Packed models: one file that holds each symmetric matrix as its free numbers.
+
+The file is what the safetensors library writes, so ``safetensors.torch.load_file`` gives the
+model's ``state_dict`` as it stands, free numbers where matrices are symmetric; of tied tensors it
+holds the first. The entry "symrnn.packed" of its ``__metadata__`` (see
+:mod:`symrnn.training.verified`; its sha256 covers all of this) has under "meta" a JSON object of
+
+    forms  plain name of each symmetric matrix -> how it is kept, enough to build it back
+    tied   name -> the name of the same tensor that is in the file
+    meta   as given
+
+A matrix is kept in one of three ways, with "kind" for
+
+    gates   stacked gates of a recurrent layer, some of them symmetric: symm, side, gates, symmetric
+    matrix  a square weight parametrized by a form: symm, side
+    tensor  a weight parametrized over two of its axes: symm, axes, shape, groups
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from symrnn.rnn.gates import GateMatrix, check_gates
+from symrnn.rnn.keeping import GatedModule
+from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry.tensor import check_axes
+from symrnn.training.errors import UserError
+from symrnn.training.files import to_json
+from symrnn.training.verified import FileKind
+
+_STORED = (torch.float16, torch.bfloat16, torch.float32)
+_FLOATS = (*_STORED, torch.float64)
+
+
+class PackedError(UserError):
+    """A packed model could not be written, is not one, or is not one of this model."""
+
+
+_KIND = FileKind(
+    key="symrnn.packed",
+    version=1,
+    noun="packed model",
+    title="packed model",
+    error=PackedError,
+)
+
+
+def save_packed(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Write the ``state_dict`` of ``model`` to ``path``, symmetric matrices as free numbers.
+
+    Tied tensors are written once. A former file is replaced in one step; what fails leaves it
+    untouched, and nothing beside it.
+
+    dtype: torch.float16, torch.bfloat16 or torch.float32, which floating tensors are rounded to
+        (numbers too small for float16 to zero); by default each stays as it is.
+    meta: JSON (dicts with str keys, lists, str, int, float, bool, None) to go with it.
+
+    Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
+    the largest of ``dtype``; ValueError for another ``dtype`` and for what has no packed form: a
+    tensor that is sparse or on the meta device, further parametrizations on a symmetric one;
+    TypeError for ``meta`` that is not JSON.
+
+    >>> save_packed(model, "model.safetensors", dtype=torch.float16)
+    >>> load_packed(model, "model.safetensors")
+    """
+    path = Path(path)
+    if dtype is not None and dtype not in _STORED:
+        allowed = ", ".join(map(str, _STORED))
+        raise ValueError(f"dtype should be None or one of {allowed}, got: {dtype}")
+    meta = {} if meta is None else meta
+    if not isinstance(meta, dict):
+        raise TypeError(f"meta should be of type dict, got: {type(meta).__name__}")
+    to_json(meta, "meta")  # here, so that an error names a place in what was given
+    forms = _forms_of(model)
+    state = model.state_dict()
+    for form in forms.values():
+        for key in form.keys:
+            if key not in state:
+                raise ValueError(f"the state_dict has no {key!r}, which {form.name} is kept in")
+    tied: dict[str, str] = {}
+    for first, *others in _same_tensors(state):
+        tied.update(dict.fromkeys(others, first))
+    tensors = {name: state[name] for name in state if name not in tied}
+    if dtype is not None:
+        for name, tensor in tensors.items():
+            if tensor.dtype in _FLOATS:
+                tensors[name] = _rounded(tensor, dtype, f"{path}: {name}")
+    specs = {name: form.spec() for name, form in forms.items()}
+    _KIND.write(path, tensors, {"forms": specs, "tied": tied, "meta": meta})
+
+
+def load_packed(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Fill ``model`` with a packed model; short for ``open_packed(path).load_into(model)``."""
+    open_packed(path).load_into(model)
+
+
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a packed model rather than anything else, whole or not."""
+    return _KIND.is_at(Path(path))
+
+
+def open_packed(path: str | os.PathLike[str]) -> Packed:
+    """Read and verify a packed model. Needs the file's size in memory once.
+
+    Raises PackedError, each with its own message, for a path that is missing, a folder, or not
+    readable; for an empty file, a pickle (never opened), a file that is not safetensors, one that
+    is but holds no packed model, one of another version; for a truncated or overlong file, if
+    anything in it was changed, and if what it says of its matrices does not hold.
+    """
+    path = Path(path)
+    tensors, contents = _KIND.read(path)
+    try:
+        forms = {name: _read_form(name, spec) for name, spec in contents["forms"].items()}
+        tied, meta = contents["tied"], contents["meta"]
+        if not (isinstance(tied, dict) and isinstance(meta, dict)):
+            raise TypeError("its tied and meta are no objects")
+        _check_names(tensors, forms, tied)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PackedError(f"{path}: is refused, as it contradicts itself: {error}") from error
+    return Packed(path, meta, tensors, tied, forms)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed model as read.
+
+    path: of the file.
+    meta: as given to :func:`save_packed`.
+    tensors: what the file holds, on the CPU, by the names of the ``state_dict``.
+    tied: the other names of tied tensors, each with the one that is in ``tensors``.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    tied: dict[str, str]
+    _forms: dict[str, _Form]
+
+    def load_into(self, model: nn.Module) -> None:
+        """Fill ``model``, on any device, which must match name by name.
+
+        A matrix that the model keeps in the same form gets the free numbers; one that it keeps
+        plain, such as ``rnn.weight_hh_l0`` of an ``nn.LSTM``, gets the expanded matrix, computed
+        in the widest of float32 and the types of file and model. Floating numbers are rounded
+        once to the type that the model has; other types must agree.
+
+        Raises PackedError, before anything was changed, for a matrix kept in another form or
+        plain in the file alone; a tensor of another shape or type; a number above the largest of
+        the model's type; tensors that only one of the two has; and where the model ties what are
+        two tensors in the file. ValueError for a model on the meta device.
+        """
+        forms = _forms_of(model)
+        state = model.state_dict()
+        for name, tensor in state.items():
+            if not isinstance(tensor, Tensor) or tensor.is_meta:
+                raise ValueError(f"{name} of the model is no tensor, or on the meta device")
+        for name in [*forms, *self._forms]:
+            self._check_form(name, forms.get(name), state)
+        # What fills each tensor of the model: one of the file, or the matrix of a form.
+        expanded = {
+            name: form for name, form in self._forms.items() if name in state and name not in forms
+        }
+        absorbed = {key for form in expanded.values() for key in form.keys}
+        held = ((self.tensors.keys() | self.tied.keys()) - absorbed) | expanded.keys()
+        self._check_names(held, state)
+        made = {
+            name: self._expanded(expanded[name], tensor)
+            if name in expanded
+            else self._rounded(name, self._tensor(name), tensor)
+            for name, tensor in state.items()
+        }
+        for first, *others in _same_tensors(state):
+            for other in others:
+                if self._source(first, expanded) != self._source(other, expanded):
+                    raise PackedError(
+                        f"{self.path}: {first} and {other} are two tensors in the file; "
+                        "the model ties them"
+                    )
+        state.update(made)  # in place: it carries the versions of the model's modules
+        model.load_state_dict(state)
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.tensors[self.tied.get(name, name)]
+
+    def _source(self, name: str, expanded: Mapping[str, _Form]) -> object:
+        """Equal for two names that the file fills with the same numbers."""
+        if name not in expanded:
+            return self.tied.get(name, name)
+        form = expanded[name]
+        return form.spec(), [self.tied.get(key, key) for key in form.keys]
+
+    def _check_form(self, name: str, theirs: _Form | None, state: Mapping[str, Tensor]) -> None:
+        """Refuses a matrix that the model keeps as ``theirs``, if it does, and the file otherwise.
+
+        Not where the model keeps it plain, or lacks it.
+        """
+        ours = self._forms.get(name)
+        if ours is not None and theirs is not None and ours != theirs:
+            if ours.full_shape != theirs.full_shape:
+                raise self._another("size", name, ours.full_shape, theirs.full_shape)
+            raise self._another("form", name, ours, theirs)
+        if ours is None and theirs is not None and self._holds(name):
+            raise PackedError(
+                f"{self.path}: {name} is a plain matrix in the file; the model keeps it as "
+                f"{theirs} (load it into a plain model and make that symmetric)"
+            )
+        # Numbers of a form that only one side tells of may look like those of any.
+        if ours is None and theirs is not None and any(self._holds(key) for key in theirs.keys):
+            raise self._another("form", name, "none", theirs)
+        if theirs is None and ours is not None and any(key in state for key in ours.keys):
+            raise self._another("form", name, ours, "none")
+
+    def _holds(self, name: str) -> bool:
+        return name in self.tensors or name in self.tied
+
+    def _another(self, what: str, name: str, ours: object, theirs: object) -> PackedError:
+        return PackedError(
+            f"{self.path}: {name} has another {what}: {ours} in the file, {theirs} in the model"
+        )
+
+    def _check_names(self, held: Set[str], state: Mapping[str, Tensor]) -> None:
+        missing = [name for name in state if name not in held]
+        unexpected = sorted(held - state.keys())
+        differences = []
+        if missing:
+            differences.append(f"the file lacks {_some(missing)}")
+        if unexpected:
+            differences.append(f"the model lacks {_some(unexpected)}")
+        if differences:
+            raise PackedError(f"{self.path}: is not of this model: {'; '.join(differences)}")
+
+    def _rounded(self, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+        """``tensor`` of the file, to fill ``like`` of the model."""
+        if tensor.shape != like.shape:
+            raise self._another("size", name, tuple(tensor.shape), tuple(like.shape))
+        if tensor.dtype != like.dtype and not {tensor.dtype, like.dtype} <= {*_FLOATS}:
+            raise self._another("type", name, tensor.dtype, like.dtype)
+        return _rounded(tensor, like.dtype, f"{self.path}: {name}")
+
+    def _expanded(self, form: _Form, like: Tensor) -> Tensor:
+        """The full matrix of ``form``, to fill ``like`` of the model."""
+        if form.full_shape != tuple(like.shape):  # before it is built: what a file says may be huge
+            raise self._another("size", form.name, form.full_shape, tuple(like.shape))
+        numbers = [self._tensor(key) for key in form.keys]
+        types = {like.dtype, *(tensor.dtype for tensor in numbers)}
+        if not types <= {*_FLOATS}:
+            raise self._another("type", form.name, numbers[0].dtype, like.dtype)
+        wide = torch.float64 if torch.float64 in types else torch.float32
+        try:
+            with torch.no_grad():
+                full = form.build([tensor.to(wide) for tensor in numbers])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PackedError(
+                f"{self.path}: {form.name}, {form}, cannot be built: {error}"
+            ) from error
+        return self._rounded(form.name, full, like)
+
+
+def _same_tensors(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of tensors that are one and the same memory, two or more each."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.numel():
+            place = (tensor.device, tensor.data_ptr())
+            seen_as = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj())
+            groups.setdefault((place, seen_as), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """``tensor`` in ``dtype``; PackedError if a finite number becomes infinite."""
+    if tensor.dtype == dtype:
+        return tensor
+    rounded = tensor.to(dtype)
+    if torch.any(rounded.isinf() & tensor.isfinite()):
+        largest = tensor[tensor.isfinite()].abs().max().item()
+        raise PackedError(
+            f"{what} holds {largest:.6g}, too large for {dtype}, "
+            f"which ends at {torch.finfo(dtype).max:.6g}"
+        )
+    return rounded
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of ``names``, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+# ---- the forms of a model's matrices ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one symmetric matrix is kept: enough to build it from its numbers.
+
+    name: its plain name, such as "rnn.weight_hh_l0".
+    symm: the symmetry's name.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    symm: str
+
+    def __post_init__(self) -> None:
+        check_symmetry_name(f"the form of {self.name}", self.symm)
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of its numbers in a state_dict."""
+        # Where `torch.nn.utils.parametrize` puts a parametrized tensor.
+        owner, dot, tensor = self.name.rpartition(".")
+        return [f"{owner}{dot}parametrizations.{tensor}.original"]
+
+    @property
+    @abstractmethod
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of the full matrix."""
+
+    @abstractmethod
+    def build(self, numbers: list[Tensor]) -> Tensor:
+        """The full matrix, from its numbers in the order of ``keys``."""
+
+    def spec(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        fields = dataclasses.asdict(self)
+        del fields["name"]
+        return {"kind": self.kind, **fields}
+
+
+@dataclass(frozen=True)
+class _Matrix(_Form):
+    """A square weight parametrized by a symmetry."""
+
+    kind = "matrix"
+
+    side: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(f"the side of {self.name}", self.side)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return self.side, self.side
+
+    def build(self, numbers: list[Tensor]) -> Tensor:
+        return get_symmetry(self.symm, self.side).to(numbers[0].device)(numbers[0])
+
+    def __str__(self) -> str:
+        return f"{self.symm} of side {self.side}"
+
+
+@dataclass(frozen=True)
+class _Tensor(_Form):
+    """A weight parametrized by a symmetry over two of its axes."""
+
+    kind = "tensor"
+
+    axes: str
+    shape: list[int]
+    groups: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_axes(self.axes)
+        if not isinstance(self.shape, list):
+            raise TypeError(f"the shape of {self.name} is {self.shape!r}")
+        _check_sizes(f"the shape of {self.name}", *self.shape)
+        _check_sizes(f"the groups of {self.name}", self.groups)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape)
+
+    def build(self, numbers: list[Tensor]) -> Tensor:
+        form = SymmetricTensor(symm=self.symm, axes=self.axes, shape=self.shape, groups=self.groups)
+        return form.to(numbers[0].device)(numbers[0])
+
+    def __str__(self) -> str:
+        groups = "" if self.groups == 1 else f" in {self.groups} groups"
+        return f"{self.symm} of shape {self.full_shape}{groups}, axes={self.axes!r}"
+
+
+@dataclass(frozen=True)
+class _Gates(_Form):
+    """Stacked gates of a recurrent layer, some of which are symmetric."""
+
+    kind = "gates"
+
+    side: int
+    gates: str
+    symmetric: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(f"the side of {self.name}", self.side)
+        if not (isinstance(self.gates, str) and isinstance(self.symmetric, str)):
+            raise TypeError(f"the gates of {self.name} are {self.gates!r}, {self.symmetric!r}")
+        if len(set(self.gates)) != len(self.gates) or not self.symmetric:
+            raise ValueError(f"the gates of {self.name} are {self.gates!r}, {self.symmetric!r}")
+        if check_gates(f"the gates of {self.name}", self.symmetric, self.gates) != self.symmetric:
+            raise ValueError(f"the gates of {self.name} are in another order: {self.symmetric!r}")
+
+    @property
+    def keys(self) -> list[str]:
+        owner, dot, _ = self.name.rpartition(".")
+        kept = (self._matrix.free_name, self._matrix.rest_name)
+        return [f"{owner}{dot}{name}" for name in kept if name]
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return len(self.gates) * self.side, self.side
+
+    def build(self, numbers: list[Tensor]) -> Tensor:
+        symmetry = get_symmetry(self.symm, self.side).to(numbers[0].device)
+        return self._matrix.build(numbers[0], numbers[1] if numbers[1:] else None, symmetry)
+
+    @property
+    def _matrix(self) -> GateMatrix:
+        name = self.name.rpartition(".")[2]
+        return GateMatrix(name, self.gates, self.symmetric, self.side, self.side, self.symm)
+
+    def __str__(self) -> str:
+        return f"{self.symm} of side {self.side} for the gates {self.symmetric} of {self.gates}"
+
+
+_KINDS: dict[str, type[_Form]] = {form.kind: form for form in (_Matrix, _Tensor, _Gates)}
+
+
+def _check_sizes(what: str, *sizes: int) -> None:
+    for size in sizes:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{what} should be int and at least 1, got: {size!r}")
+
+
+def _read_form(name: str, spec: dict[str, Any]) -> _Form:
+    """The form that a file tells of; TypeError, ValueError if it can be none."""
+    fields = dict(spec)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"{name} is kept as {kind!r}; known are {', '.join(_KINDS)}")
+    return _KINDS[kind](name=name, **fields)
+
+
+def _check_names(
+    tensors: Mapping[str, Tensor], forms: Mapping[str, _Form], tied: Mapping[str, str]
+) -> None:
+    """Raises ValueError unless the forms' numbers and the tied tensors are in a file."""
+    for name, stored in tied.items():
+        if name in tensors or stored not in tensors:
+            raise ValueError(f"{name} cannot be tied to {stored}")
+    held = tensors.keys() | tied.keys()
+    for name, form in forms.items():
+        absent = [key for key in form.keys if key not in held]
+        if absent:
+            raise ValueError(f"{name} is kept as {form}, but there is no {absent[0]}")
+        if name in held:
+            raise ValueError(f"{name} is kept as {form}, and plain too")
+
+
+def _forms_of(model: nn.Module) -> dict[str, _Form]:
+    """The forms of the symmetric matrices of ``model``, by their plain names."""
+    forms: list[_Form] = []
+    for path, part in model.named_modules(remove_duplicate=False):
+        if isinstance(part, GatedModule):
+            prefix = f"{path}." if path else ""
+            for matrix in part.gate_matrices():
+                if matrix.symmetric:
+                    assert part.symmetry is not None
+                    form = _Gates(
+                        name=prefix + matrix.name,
+                        symm=part.symmetry.name,
+                        side=matrix.rows,
+                        gates=matrix.gates,
+                        symmetric=matrix.symmetric,
+                    )
+                    forms.append(form)
+        elif isinstance(part, ParametrizationList):
+            forms += _parametrized(path, part)
+    return {form.name: form for form in forms}
+
+
+def _parametrized(path: str, chain: ParametrizationList) -> Iterator[_Form]:
+    """The form of a parametrized tensor, if it is symmetric; ``path`` is that of its chain."""
+    if not any(isinstance(part, (Symmetry, SymmetricTensor)) for part in chain):
+        return
+    owner, _, tensor = path.rpartition("parametrizations.")
+    name, first = owner + tensor, chain[0]
+    if len(chain) > 1:
+        raise ValueError(f"{name} has other parametrizations beside its symmetry; pack it without")
+    if isinstance(first, Symmetry):
+        yield _Matrix(name, first.name, first.side)
+    elif isinstance(first, SymmetricTensor):
+        yield _Tensor(name, **first.spec())
