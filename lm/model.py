@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymGRU, SymLSTM, SymRNN
+from symrnn import SymGRU, SymLSTM, SymRNN, harden
 from symrnn.rnn import RecurrentLayer
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
@@ -92,11 +92,24 @@ class LanguageModel(nn.Module):
         output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
         return self.decoder(self.drop(output)), (hx,) if isinstance(hx, Tensor) else hx
 
+    def hardened(self) -> LanguageModel:
+        """A copy whose hidden weights have symmetric matrices, with the upper triangles of ours.
+
+        They are kept in the form "tri".
+        """
+        made = copy.deepcopy(self)
+        harden(made.rnn)
+        kind = type(made.rnn)
+        made.rnn = kind.from_plain(made.rnn.to_plain(), "tri", backend=made.rnn.backend)
+        return made
+
     def deployed(self) -> LanguageModel:
         """This model for inference: the symmetric weights expanded once instead of every call.
 
-        A copy, in evaluation mode, which gives the same numbers.
+        (Not with backend "folded", which never expands them.) A copy, in evaluation mode, which
+        gives the same numbers.
         """
         made = copy.deepcopy(self)
-        made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
+        if self.rnn.backend != "folded":
+            made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
         return made.eval()

@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "symm": "avg",
     "symm_hh": None,
     "symm_ih": "",
+    "soft_symmetry": 0.0,
+    "soft_norm": 2,
     "tied": False,
     "backend": "auto",
     "precision": "fp32",
@@ -115,6 +117,14 @@ def make_parser() -> argparse.ArgumentParser:
     letters = ", ".join(f"{name}: {layers.GATES}" for name, layers in CELLS.items())
     add("--symm-hh", metavar="GATES", help=f"gates with symmetric hidden weights ({letters})")
     add("--symm-ih", metavar="GATES", help="gates with symmetric input weights (none)")
+    add(
+        "--soft-symmetry",
+        type=number(float, 0, open_low=True),
+        metavar="RHO",
+        help="full hidden weights W, with RHO·‖W − Wᵀ‖ added to the loss; the model that is "
+        "measured and kept has their upper triangles (implies --symm none)",
+    )
+    add("--soft-norm", type=int, choices=[1, 2], help="which norm that is (2)")
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
@@ -169,10 +179,19 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The whole configuration of a new run: defaults, then the recipe, then what is given."""
     config = {**DEFAULTS, **given}
+    if config["soft_symmetry"]:
+        if given.get("symm", "none") != "none":
+            raise UserError(
+                f"--soft-symmetry wants --symm none, for it draws full matrices towards symmetric "
+                f"ones; got: --symm {given['symm']}"
+            )
+        config["symm"] = "none"
+    elif "soft_norm" in given:
+        raise UserError(f"--soft-norm {given['soft_norm']} is that of --soft-symmetry: give both")
     recipe = asdict(recipe_of(config["size"], config["recipe"]))
     if "hidden_size" in given and "embedding_size" not in given:
         recipe["embedding_size"] = given["hidden_size"]
-    config = {**config, **recipe, **given}
+    config = {**config, **recipe, **{name: given[name] for name in recipe if name in given}}
     if config["symm_hh"] is None:
         config["symm_hh"] = CELLS[config["cell"]].GATES
     config |= gates_of(config, config["cell"])

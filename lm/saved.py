@@ -1,4 +1,8 @@
-"""A trained model and its vocabulary, in one file: what training writes and the others read."""
+"""A trained model and its vocabulary, in one file: what training writes and the others read.
+
+The best model of a run is a packed one (:mod:`symrnn.storage`), with configuration and vocabulary
+for its meta; a checkpoint, from which a run goes on, holds as much and more, and is read as well.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from torch import Tensor
 
 from data import Codec, DataError, codec_from_state
 from lm.model import LanguageModel
-from symrnn import count_parameters
+from symrnn import count_parameters, open_packed, save_packed
+from symrnn.storage import Packed, is_packed
 from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpoint
 
 MODEL = "model/"
@@ -25,12 +30,17 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 
 @dataclass(frozen=True)
 class Saved:
-    """A model read from a checkpoint, in evaluation mode, with all that belongs to it."""
+    """A model read from a file, in evaluation mode, with all that belongs to it.
+
+    config: that of its training, with the backend and precision that it is to run with.
+    meta: as kept; of a best model its epoch and valid_perplexity.
+    """
 
     path: Path
     model: LanguageModel
     codec: Codec
     config: dict[str, Any]
+    meta: dict[str, Any]
 
 
 def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
@@ -87,6 +97,13 @@ def restore_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
         ) from error
 
 
+def save_best(
+    path: Path, model: LanguageModel, config: Mapping[str, Any], codec: Codec, **meta: Any
+) -> None:
+    """Write ``model``, which ``config`` describes, as a packed model; ``meta`` goes with it."""
+    save_packed(model, path, meta={"config": dict(config), "codec": codec.state(), **meta})
+
+
 def load_saved(
     path: str | Path | None,
     device: torch.device,
@@ -94,23 +111,26 @@ def load_saved(
     backend: str = "auto",
     precision: str | None = None,
 ) -> Saved:
-    """The model in a checkpoint file, in a run's folder (its best), or of the newest run.
+    """The model in a file, packed or a checkpoint, in a run's folder (its best), or of the newest.
 
     backend, precision: what it is to run with; without a precision, the one it was trained with.
 
-    Raises UserError if there is none, CheckpointError if the file is damaged or something else.
+    Raises UserError if there is none, if the file is damaged or something else.
     """
     file = _checkpoint_file(path)
-    checkpoint = load_checkpoint(file)
+    kept = open_packed(file) if is_packed(file) else load_checkpoint(file)
     try:
-        config = {**checkpoint.meta["config"], "backend": backend}
+        config = {**kept.meta["config"], "backend": backend}
         config["precision"] = precision or config["precision"]
-        codec = codec_from_state(checkpoint.meta["codec"])
+        codec = codec_from_state(kept.meta["codec"])
         model = build_model(config, len(codec))
     except (KeyError, TypeError, DataError) as error:
-        raise CheckpointError(f"{file}: not the checkpoint of a language model: {error}") from error
-    restore_model(model, checkpoint)
-    return Saved(file, model.to(device).eval(), codec, config)
+        raise CheckpointError(f"{file}: not a language model: {error}") from error
+    if isinstance(kept, Packed):
+        kept.load_into(model)
+    else:
+        restore_model(model, kept)
+    return Saved(file, model.to(device).eval(), codec, config, kept.meta)
 
 
 def _checkpoint_file(path: str | Path | None) -> Path:

@@ -26,9 +26,10 @@ from lm.saved import (
     precision_of,
     print_counts,
     restore_model,
+    save_best,
 )
 from lm.spectrum import spectrum_figure
-from symrnn.surgery import parameter_groups
+from symrnn import parameter_groups, soft_symmetry_penalty
 from symrnn.training import (
     CheckpointError,
     Interrupt,
@@ -252,8 +253,12 @@ class Training:
         loss = cross_entropy(logits, targets).mean()
         value = loss.item()
         self._require_finite(f"perplexity (loss {value:g})", exponential(value))
-        # The mean is over steps and batch; Zaremba's loss is summed over the steps.
-        (loss * self.recipe.steps if self.recipe.loss == "sum" else loss).backward()
+        if self.recipe.loss == "sum":  # the mean is over steps and batch; Zaremba's over the batch
+            loss = loss * self.recipe.steps
+        if self.config["soft_symmetry"]:
+            penalty = soft_symmetry_penalty(self.model.rnn, self.config["soft_norm"])
+            loss = loss + self.config["soft_symmetry"] * penalty
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         self._require_finite("gradient's norm", norm)
         self.optimizer.step()
@@ -273,7 +278,8 @@ class Training:
     def _validate(self) -> None:
         """Measure the validation text, keep the best model, log, and anneal on a plateau."""
         progress = self.progress
-        score = self._measure(self.model, "valid")
+        model = self._final()
+        score = self._measure(model, "valid")
         nats = score.nats / score.tokens
         self._require_finite(f"validation perplexity (loss {nats:g})", score.perplexity)
         train = exponential(progress.nats / len(self.batches))
@@ -287,7 +293,7 @@ class Training:
                 "epoch": progress.epoch,
             },
         )
-        self.tracker.figure(progress.step, "recurrent eigenvalues", spectrum_figure(self.model.rnn))
+        self.tracker.figure(progress.step, "recurrent eigenvalues", spectrum_figure(model.rnn))
         print(
             f"epoch {progress.epoch:2}/{self.recipe.epochs}  lr {progress.lr:<8.4g}  "
             f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
@@ -296,13 +302,13 @@ class Training:
         )
         if nats < progress.best:
             progress.best = nats
-            self._save_best(score)
+            self._save_best(model, score)
         elif self.recipe.schedule == "plateau":
             progress.lr /= self.recipe.lr_divide
 
     def _test(self) -> None:
         """Measure the test text with the best model, and log it."""
-        best = load_saved(self.run.best, self.device)
+        best = load_saved(self.run.best, self.device, backend=self.config["backend"])
         self.tested = self._measure(best.model, "test")
         self.tracker.scalars(
             self.progress.step,
@@ -322,11 +328,11 @@ class Training:
         """Say what came of it: the best model's perplexities, parameters, time and memory."""
         progress = self.progress
         if not self.run.best.exists():  # interrupted before any validation
-            self._save_best(self._measure(self.model, "valid"))
-        best = load_checkpoint(self.run.best)
-        restore_model(self.model, best)
+            model = self._final()
+            self._save_best(model, self._measure(model, "valid"))
+        best = load_saved(self.run.best, self.device, backend=self.config["backend"])
         valid = best.meta["valid_perplexity"]
-        test = self.tested or self._measure(self.model, "test")
+        test = self.tested or self._measure(best.model, "test")
         print()
         if progress.epoch <= self.recipe.epochs:
             print(f"interrupted in epoch {progress.epoch}; to go on:")
@@ -334,7 +340,7 @@ class Training:
         print(f"best model            epoch {best.meta['epoch']}, {self.run.best}")
         print(f"valid perplexity      {valid:.2f}{self._bound('valid')}")
         print(f"test perplexity       {test.perplexity:.2f}{_per_word(test)}{self._bound('test')}")
-        print_counts(self.model, self.corpus.codec)
+        print_counts(best.model, best.codec)
         print(f"time                  {progress.seconds:.1f} s")
         print(f"peak memory           {peak_memory(self.device) / 2**20:.0f} MiB")
 
@@ -361,14 +367,19 @@ class Training:
         unit = "" if text.words == text.tokens else " a word"
         return f"   (best possible {self.corpus.entropy.perplexity[split]:.2f}{unit})"
 
-    def _meta(self) -> dict[str, Any]:
-        return {"config": self.config, "codec": self.corpus.codec.state()}
+    def _final(self) -> LanguageModel:
+        """The model as it is measured and kept: with soft symmetry, made symmetric."""
+        return self.model.hardened() if self.config["soft_symmetry"] else self.model
 
-    def _save_best(self, score: Score) -> None:
-        save_checkpoint(
+    def _save_best(self, model: LanguageModel, score: Score) -> None:
+        rnn = model.rnn
+        save_best(
             self.run.best,
-            model_tensors(self.model),
-            {**self._meta(), "epoch": self.progress.epoch, "valid_perplexity": score.perplexity},
+            model,
+            {**self.config, "symm": rnn.symm, "symm_hh": rnn.symm_hh},
+            self.corpus.codec,
+            epoch=self.progress.epoch,
+            valid_perplexity=score.perplexity,
         )
 
     def _save_last(self) -> None:
@@ -386,7 +397,7 @@ class Training:
         save_checkpoint(
             self.run.last,
             {**model_tensors(self.model), **tensors},
-            {**self._meta(), "state": packed},
+            {"config": self.config, "codec": self.corpus.codec.state(), "state": packed},
         )
 
 
@@ -430,7 +441,8 @@ def _free_folder(config: dict[str, Any]) -> Path:
     parts = [Path(config["data"]).name, config["size"]]
     if config["cell"] != "lstm":
         parts.append(config["cell"])
-    parts.append(config["symm"].replace(":", "-"))
+    soft = f"soft{config['soft_symmetry']:g}"
+    parts.append(soft if config["soft_symmetry"] else config["symm"].replace(":", "-"))
     if config["recipe"] != "zaremba":
         parts.append(config["recipe"])
     name = "-".join([*parts, f"seed{config['seed']}"])
