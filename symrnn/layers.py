@@ -17,27 +17,39 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from symrnn.symmetry import SymmetricTensor
 
+PAYS = 2**15
+"""From how many entries of the whole weight on folding is faster than expanding, on a CPU.
+
+Between the sizes measured in results/folding.md: smaller layers spend more on the few operations
+that fold than they save, at nearly any number of vectors.
+"""
+
 
 class FoldedLinear(nn.Linear):
-    """``nn.Linear``, which folds its input if its weight is of a form that folds."""
+    """``nn.Linear``, which folds its input if its weight is of a form that folds.
+
+    fold: whether it does; None for where that is faster than expanding, from :data:`PAYS` on.
+    """
+
+    fold: bool | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        form = folding_form(self, math.prod(input.shape[:-1]))
+        form = _folding_form(self)
         if form is None:
             return super().forward(input)
         return _folded(form, self, input, -1, F.linear)
 
 
 class _FoldedConv(nn.modules.conv._ConvNd):
-    """What the three convolutions share."""
+    """What the three convolutions share; ``fold`` as in :class:`FoldedLinear`."""
+
+    fold: bool | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         spatial = len(self.kernel_size)
         if input.dim() not in (spatial + 1, spatial + 2):
             return super().forward(input)  # whose error it is
-        form = folding_form(
-            self, math.prod([*input.shape[: -1 - spatial], *input.shape[-spatial:]])
-        )
+        form = _folding_form(self)
         if form is None:
             return super().forward(input)
         product = lambda x, w: self._conv_forward(x, w, None)  # noqa: E731
@@ -65,17 +77,15 @@ FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 """Each plain layer's counterpart that folds."""
 
 
-def folding_form(layer: nn.Module, positions: int) -> SymmetricTensor | None:
-    """The form to fold the layer's input by, or None if its whole weight is to be used.
-
-    positions: how many vectors of channels the input has.
-    """
+def _folding_form(layer: FoldedLinear | _FoldedConv) -> SymmetricTensor | None:
+    """The form to fold the layer's input by, or None if its whole weight is to be used."""
     if not is_parametrized(layer, "weight"):
         return None
     form, *others = layer.parametrizations.weight  # type: ignore[union-attr, misc]
     if others or not isinstance(form, SymmetricTensor) or form.folding is None:
         return None
-    return form
+    fold = math.prod(form.shape) >= PAYS if layer.fold is None else layer.fold
+    return form if fold else None
 
 
 def _folded(

@@ -230,8 +230,8 @@ def unsymmetrize(module: nn.Module) -> None:
                     # PyTorch takes the attribute off the class, which copies of the layer share.
                     kind = type(part)
                     part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+                    forms.original = _anew(forms.original)
                     parametrize.remove_parametrizations(part, attribute)
-                    getattr(part, attribute).grad = None  # that of the free numbers
             plain = {folded: plain for plain, folded in FOLDED.items()}
             if type(part) in plain:
                 part.__class__ = plain[type(part)]
@@ -408,7 +408,16 @@ def _parametrize(forms: dict[_Weight, SymmetricTensor]) -> None:
     for weight, form in forms.items():
         if weight.attribute == "weight" and type(weight.module) in FOLDED:
             weight.module.__class__ = FOLDED[type(weight.module)]
+        weight.module.register_parameter(weight.attribute, _anew(weight.value))
         parametrize.register_parametrization(weight.module, weight.attribute, form)
+
+
+def _anew(parameter: Tensor) -> nn.Parameter:
+    """The same numbers as a new parameter.
+
+    PyTorch's parametrizations change one in place, its shape too, wherever else it is held.
+    """
+    return nn.Parameter(parameter.detach(), parameter.requires_grad)
 
 
 def _become(module: nn.Module, other: nn.Module) -> None:

@@ -33,6 +33,12 @@ SPATIAL = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 convolutions = pytest.mark.parametrize("kind", list(SPATIAL))
 
 
+@pytest.fixture(autouse=True)
+def _folding_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers of these tests are far below the size from which on folding is faster."""
+    monkeypatch.setattr("symrnn.layers.PAYS", 0)
+
+
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=torch.float64).to(dtype)
 
@@ -257,6 +263,21 @@ def test_folding_saves_multiplications(name: str, fraction: float) -> None:
 
 
 # ---- errors ------------------------------------------------------------------------------------
+
+
+def test_small_layers_use_their_whole_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("symrnn.layers.PAYS", 2**15)
+
+    def multiplications(side: int, fold: bool | None) -> int:
+        layer = nn.Linear(side, side)
+        symmetrize(layer, "block4")
+        layer.fold = fold
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(1, side))
+        return counter.get_total_flops() // 2
+
+    assert multiplications(180, None) == multiplications(180, False) == 180**2
+    assert multiplications(184, None) == multiplications(184, True) == 92**2
 
 
 @pytest.mark.parametrize(

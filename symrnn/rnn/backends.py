@@ -33,19 +33,22 @@ def check_backend(name: str) -> None:
 
 
 def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> str:
-    """The backend that is fastest for this input, by measured rules.
+    """The backend that is fastest for this input, by rules measured on a CPU; elsewhere "vendor".
 
-    On a CPU PyTorch's LSTM re-packs all weights on every call. For a step or a few without
-    gradients that costs more than the steps themselves, and the scripted loop, which reads the
-    weights where they lie, is faster: by how much stands in results/backends.md, and the bounds
-    below come from there. Everywhere else the vendor's operator is. Autocast goes to the vendor's
-    too, so that the dtype of the output is that of ``nn.LSTM`` at any length. Only the LSTM was
-    measured: a GRU and an RNN are always run by the vendor's operator.
+    - Forms that fold are folded where that is faster than PyTorch's operator on expanded weights
+      (results/folding.md, for the LSTM and the GRU).
+    - PyTorch's LSTM re-packs all weights on every call. For a step or a few without gradients that
+      costs more than the steps themselves, and the scripted loop, which reads the weights where
+      they lie, is faster (results/backends.md, for the LSTM).
+    - Everywhere else the vendor's operator is. Autocast goes there too, so that the dtype of the
+      output is that of PyTorch's layer at any length.
 
     input: (T, B, I), or (sum of B_t, I) with batch_sizes.
     """
     if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
         return "vendor"
+    if _folding_pays(module, input.size(0) if batch_sizes is None else batch_sizes.size(0)):
+        return "folded"
     if (
         module.mode == "LSTM"
         and batch_sizes is None
@@ -58,7 +61,20 @@ def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> st
 
 def choose_for_cell(module: GatedModule, input: Tensor) -> str:
     """As :func:`choose`, for one step of a cell: input (B, I)."""
-    return "vendor"
+    if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
+        return "vendor"
+    return "folded" if _folding_pays(module, 1) else "vendor"
+
+
+def _folding_pays(module: GatedModule, steps: int) -> bool:
+    """Whether folding is faster than the vendor's operator on weights to be expanded."""
+    if not module.folds or module.mode not in ("LSTM", "GRU"):
+        return False
+    assert module.symmetry is not None
+    quarter = module.symmetry.cost < 0.3  # a quarter, and a bit more on odd sides
+    if torch.is_grad_enabled():
+        return module.hidden_size >= (650 if quarter else 1500)
+    return steps == 1 or (module.hidden_size >= 1500 and quarter)
 
 
 def _is_traced() -> bool:

@@ -221,7 +221,8 @@ class GatedModule(nn.Module):
     def _give(self, plain: nn.Module) -> None:
         """Copy the expanded weights into ``plain``."""
         for name, weight in plain.named_parameters():
-            value = self._weight(name)
+            with torch.enable_grad():  # so that it says whether it wants a gradient
+                value = self._weight(name)
             with torch.no_grad():
                 weight.copy_(value)
             weight.requires_grad_(value.requires_grad)

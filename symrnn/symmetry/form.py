@@ -24,6 +24,7 @@ class Symmetry(nn.Module):
     deployed: how many different numbers the expanded matrix holds.
     lr_scale: by how much a learning rate wants to be multiplied for the free numbers.
     folding: how to multiply by less than the whole matrix; None where nothing is saved.
+    cost: multiplications of the folded product as a fraction of the N² of the whole one.
     """
 
     lr_scale: float = 1.0
@@ -37,6 +38,7 @@ class Symmetry(nn.Module):
         self.numel = numel
         self.deployed = deployed
         self.folding = folding
+        self.cost = 1.0 if folding is None else folding.cost(side)
 
     @abstractmethod
     def expand(self, v: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _spread(u: Tensor, orbit: Tensor, sizes: Tensor | None) -> Tensor:
     if torch.jit.is_scripting():
         return _gather(u, orbit, sizes)
     # A program that is written down keeps operators, not Python's gradients.
-    written_down = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    written_down = torch.jit.is_tracing() or torch.compiler.is_compiling()
     return (_gather if written_down else _Spread.apply)(u, orbit, sizes)
 
 

@@ -22,6 +22,7 @@ from symrnn import (
     get_symmetry,
     list_symmetries,
 )
+from symrnn.rnn.backends import choose
 
 FOLDING = [name for name in list_symmetries() if get_symmetry(name, 4).folding is not None]
 
@@ -212,3 +213,40 @@ def test_it_trains_in_a_compiled_model() -> None:
     x = torch.randn(5, 2, 3)
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("of", "side", "symm", "steps", "grad", "backend"),
+    [
+        (SymLSTM, 650, "block4", 35, True, "folded"),
+        (SymLSTM, 649, "chunk4", 35, True, "folded"),
+        (SymGRU, 650, "tri8", 35, True, "folded"),
+        (SymLSTM, 650, "tri4", 35, True, "vendor"),
+        (SymLSTM, 1500, "tri4", 35, True, "folded"),
+        (SymLSTM, 200, "block16", 35, True, "vendor"),
+        (SymLSTM, 650, "block4", 35, False, "vendor"),
+        (SymLSTM, 1500, "block4", 35, False, "folded"),
+        (SymLSTM, 200, "tri4", 1, False, "folded"),
+        (SymLSTM, 1500, "avg", 35, True, "vendor"),
+        (SymRNN, 1500, "block4", 35, True, "vendor"),
+    ],
+)
+def test_auto_folds_where_it_was_measured_to_be_faster(
+    of: type, side: int, symm: str, steps: int, grad: bool, backend: str
+) -> None:
+    layer = of(3, side, symm=symm, device="meta")
+    with torch.set_grad_enabled(grad):
+        assert choose(layer, torch.empty(steps, 1, 3), None) == backend
+        assert choose(layer, torch.empty(steps, 3), torch.ones(steps)) == backend
+        with torch.autocast("cpu"):
+            assert choose(layer, torch.empty(steps, 1, 3), None) == "vendor"
+
+
+def test_auto_gives_the_same_either_way() -> None:
+    layer = SymLSTM(3, 8, symm="tri8", dtype=torch.float64)
+    x = random(6, 2, 3)
+    with torch.no_grad():
+        state = None
+        for step in x.split(1):  # one step at a time it folds
+            output, state = layer(step, state)
+    torch.testing.assert_close(output[0], layer(x)[0][-1], rtol=1e-12, atol=1e-12)
