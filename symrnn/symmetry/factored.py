@@ -60,10 +60,13 @@ class LDL(Symmetry):
         d    da
         da   daa + e         v = (d, e, a)
 
-    Without pivoting, as the order of rows is the order of units. A symmetric matrix whose leading
-    minors vanish has no such factors: a pivot that is smaller than the square root of the dtype's
-    precision, relative to the largest entry, is taken as large as that, which changes the matrix
-    by about as much.
+    Without pivoting, as the order of rows is the order of units. A symmetric matrix one of whose
+    leading minors vanishes has no such factors, and near one that does they are large. So a pivot
+    below the square root of the dtype's precision, relative to the largest entry, is taken as
+    large as that, which changes the matrix by about as much; and ``project``, which computes in
+    float64 and then rounds, comes the less near the larger the matrix: of random symmetric ones in
+    float32 the largest error was 1 % of the largest entry at N = 200 and up to 12 % at N = 650
+    (in float64 below 1e-9). Its gradient is not defined.
     """
 
     below: Tensor  # flat positions of the entries below the diagonal; read by TorchScript
@@ -85,6 +88,7 @@ class LDL(Symmetry):
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
+        w = w.detach()
         smallest = torch.finfo(w.dtype).eps ** 0.5
         lower, d = _ldl(_symmetric(w).to(torch.float64), smallest)
         return torch.cat([d, lower.flatten(-2)[..., self.below]], -1).to(w.dtype)
@@ -98,7 +102,8 @@ class LDL(Symmetry):
         with torch.no_grad():
             draw(v)
 
-    # The positions follow from the side: kept out of state_dict and set anew after `to_empty`.
+    # The positions follow from the side: neither a state_dict nor a pickle holds them, and they are
+    # set anew after `to_empty`.
 
     def _place(self, device: torch.device) -> None:
         row, column = torch.tril_indices(self.side, self.side, -1, device=device)
@@ -108,6 +113,15 @@ class LDL(Symmetry):
         super()._apply(fn, recurse)
         self._place(self.below.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {name: b for name, b in self._buffers.items() if name != "below"}
+        return {**self.__dict__, "_buffers": buffers, "_place_of": self.below.new_empty(0)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device = state.pop("_place_of").device
+        super().__setstate__(state)
+        self._place(device)
 
 
 def _symmetric(w: Tensor) -> Tensor:
