@@ -166,7 +166,7 @@ class _GRU(_Kind):
 class _RNNTanh(_Kind):
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
         x += hidden
-        return [x.tanh_()[:, 0]], []
+        return [x.tanh_()[:, 0].clone()], []  # not a view: what is handed out may be changed
 
     def backward(
         self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
@@ -178,7 +178,7 @@ class _RNNTanh(_Kind):
 class _RNNReLU(_Kind):
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
         x += hidden
-        return [x.relu_()[:, 0]], []
+        return [x.relu_()[:, 0].clone()], []
 
     def backward(
         self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
@@ -384,9 +384,10 @@ def _backward(
         for k in range(len(matrices))
     ]
     d_bias = None if bias is None else d_gates.sum(0)
-    d_bias_hh = d_bias
-    if bias is not None and not loop.kind.bias_ahead:
-        d_bias_hh = torch.cat(d_hiddens).sum(0).flatten()
+    d_bias_hh = None
+    if d_bias is not None:
+        ahead = loop.kind.bias_ahead
+        d_bias_hh = d_bias.clone() if ahead else torch.cat(d_hiddens).sum(0).flatten()
     d_input = d_gates @ w_ih if wanted[0] else None
     d_w_ih = d_gates.mT @ input if wanted[1] else None
     return d_input, d_w_ih, d_bias, d_bias_hh, *d_state, *d_matrices

@@ -164,6 +164,21 @@ def test_inputs_and_states_are_left_alone(grad: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_may_be_changed_in_place(kind: str) -> None:
+    gradients = []
+    for change in (False, True):
+        torch.manual_seed(0)
+        layer = LAYERS[kind](3, 4, symm="block4", backend="folded")
+        output, state = layer(torch.randn(5, 2, 3))
+        if change:
+            with torch.no_grad():
+                for tensor in tensors(state):
+                    tensor.zero_()
+        gradients.append(torch.autograd.grad(output.sum(), list(layer.parameters())))
+    assert all(map(torch.equal, *gradients))
+
+
 def test_autocast_multiplies_in_its_dtype(kind: str) -> None:
     folded = LAYERS[kind](8, 8, symm="block4", backend="folded")
     x = torch.randn(5, 2, 8)

@@ -115,7 +115,7 @@ def test_copies_and_pickles_are_equal_and_stay_on_their_device(name: str, device
     assert {m.device.type for m in index_maps(elsewhere).values()} <= {"meta"}
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMS) - {"ldl"}))
+@pytest.mark.parametrize("name", FORMS)
 def test_pickles_hold_no_index_maps(name: str) -> None:
     assert len(pickle.dumps(get_symmetry(name, 300))) < 4000  # a map alone has 90,000 entries
 
