@@ -164,7 +164,6 @@ def test_inputs_and_states_are_left_alone(grad: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("kind", LAYERS)
 def test_results_may_be_changed_in_place(kind: str) -> None:
     gradients = []
     for change in (False, True):
@@ -179,6 +178,7 @@ def test_results_may_be_changed_in_place(kind: str) -> None:
     assert all(map(torch.equal, *gradients))
 
 
+@pytest.mark.parametrize("kind", LAYERS)
 def test_autocast_multiplies_in_its_dtype(kind: str) -> None:
     folded = LAYERS[kind](8, 8, symm="block4", backend="folded")
     x = torch.randn(5, 2, 8)
