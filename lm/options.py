@@ -185,6 +185,12 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
                 f"--soft-symmetry wants --symm none, for it draws full matrices towards symmetric "
                 f"ones; got: --symm {given['symm']}"
             )
+        for name in ("symm_hh", "symm_ih"):
+            if given.get(name):
+                raise UserError(
+                    "--soft-symmetry draws on the hidden weights of all gates, and no others: "
+                    f"leave out --{name.replace('_', '-')} {given[name]}"
+                )
         config["symm"] = "none"
     elif "soft_norm" in given:
         raise UserError(f"--soft-norm {given['soft_norm']} is that of --soft-symmetry: give both")

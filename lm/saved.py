@@ -124,7 +124,9 @@ def load_saved(
         config["precision"] = precision or config["precision"]
         codec = codec_from_state(kept.meta["codec"])
         model = build_model(config, len(codec))
-    except (KeyError, TypeError, DataError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{file}: not a language model: its meta lacks {error}") from error
+    except (TypeError, DataError) as error:
         raise CheckpointError(f"{file}: not a language model: {error}") from error
     if isinstance(kept, Packed):
         kept.load_into(model)

@@ -4,8 +4,8 @@
 
 A short run with dropout on the built-in corpus is trained once without interruption. Then, ten
 times, it is started anew, killed with SIGKILL at a random moment, resumed, and its final
-checkpoint is compared with the uninterrupted run's, bit for bit: every tensor of the model, the
-carried state and the random states.
+checkpoint and best model are compared with the uninterrupted run's, bit for bit: every tensor of
+the models, the carried state and the random states.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from report import table, write_report
 
+from symrnn import open_packed
+from symrnn.storage import is_packed
 from symrnn.training import load_checkpoint, unpack_state
 
 SHORT = (
@@ -36,8 +38,11 @@ def train(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def equal_files(a: Path, b: Path) -> bool:
-    """Whether two final checkpoints hold the same tensors, bit for bit."""
-    first, second = load_checkpoint(a).tensors, load_checkpoint(b).tensors
+    """Whether two checkpoints, or two packed models, hold the same tensors, bit for bit."""
+    first, second = (
+        open_packed(file).tensors if is_packed(file) else load_checkpoint(file).tensors
+        for file in (a, b)
+    )
     return first.keys() == second.keys() and all(
         torch.equal(first[name].view(torch.uint8), second[name].view(torch.uint8))
         if first[name].dim()

@@ -11,12 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 import lm.evaluate
 import lm.train
+from lm.model import LanguageModel
 from lm.perplexity import Score
-from symrnn import list_symmetries
+from lm.saved import load_saved
+from symrnn import list_symmetries, open_packed, save_packed
 from symrnn.training import load_checkpoint, save_checkpoint
 
 Refused = Callable[..., str]
@@ -110,7 +114,23 @@ def test_prompt(refused: Refused, finished: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}"),
+        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}, eigen:R"),
+        ("--symm skew", "got: 'skew'"),
+        ("--symm eigen:0", "eigen:R (a rank R), got: 'eigen:0'"),
+        ("--symm eigen:1.5", "eigen:R (a rank R), got: 'eigen:1.5'"),
+        ("--symm chunk3", "eigen:R (a rank R), got: 'chunk3'"),
+        ("--symm eigen:99", "'eigen:99' has rank 99; side 8 takes 1 to 8"),
+        ("--symm avg --backend folded", 'backend="folded" wants hidden weights of all gates in'),
+        ("--soft-symmetry 0", "--soft-symmetry: should be a number above 0, got: '0'"),
+        ("--soft-symmetry nan", "--soft-symmetry: should be a number above 0, got: 'nan'"),
+        ("--soft-symmetry 0.1 --soft-norm 3", "--soft-norm: invalid choice: 3 (choose from 1, 2)"),
+        ("--soft-norm 1", "--soft-norm 1 is that of --soft-symmetry: give both"),
+        ("--soft-norm 2 --symm none", "--soft-norm 2 is that of --soft-symmetry: give both"),
+        ("--soft-symmetry 0.1 --symm avg", "--soft-symmetry wants --symm none, for it draws full"),
+        ("--soft-symmetry 0.1 --symm eigen:3", "ones; got: --symm eigen:3"),
+        ("--soft-symmetry 0.1 --symm-hh if", "of all gates, and no others: leave out --symm-hh if"),
+        ("--soft-symmetry 0.1 --symm-ih g", "of all gates, and no others: leave out --symm-ih g"),
+        ("--soft-symmetry 0.1 --backend folded", "wants hidden weights of all gates in a form"),
         ("--symm-hh ix", "--symm-hh should name gates of 'ifgo', each at most once"),
         ("--cell gru --symm-hh ifgo", "--symm-hh should name gates of 'rzn', each at most once"),
         ("--cell rnn --symm-ih z", "got: 'z' (--cell rnn)"),
@@ -213,6 +233,7 @@ def test_no_run_yet(
     ("arguments", "message"),
     [
         ("--symm tri", "--symm tri contradicts the run in {run}, which has avg"),
+        ("--soft-symmetry 0.1", "--soft-symmetry 0.1 contradicts the run in {run}, which has 0.0"),
         ("--hidden-size 16", "--hidden-size 16 contradicts the run in {run}, which has 8"),
         ("--layers 1", "--layers 1 contradicts the run in {run}, which has 2"),
         ("--vocab-size 10", "--vocab-size 10 contradicts the run in {run}, which has None"),
@@ -248,7 +269,7 @@ def test_a_run_of_another_program(refused: Refused, run_copy: Path) -> None:
     assert "config.json: is damaged" in refused("train", "--resume", run_copy)
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------
+# ---- checkpoints and packed models ---------------------------------------------------------------
 
 
 def truncate(path: Path) -> None:
@@ -273,11 +294,27 @@ def replace_by_nothing(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def replace_by_plain_safetensors(path: Path) -> None:
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+
+
 def replace_by_another_program(path: Path) -> None:
     save_checkpoint(path, {"weight": torch.zeros(3)}, {"config": {"model": "resnet-18"}})
 
 
-def replace_by_another_size(path: Path) -> None:
+DAMAGES = {
+    truncate: "is truncated or damaged: it ends after",
+    corrupt: "is damaged, or another program changed it",
+    replace_by_pickle: "is a pickle as torch.save writes it",
+    replace_by_text: "it is no safetensors file",
+    replace_by_nothing: "is empty (0 bytes)",
+    replace_by_plain_safetensors: "is a safetensors file, but not a training checkpoint",
+    replace_by_another_program: ": not ",
+}
+"""What may have become of any file, and what is said then."""
+
+
+def another_size(path: Path) -> None:
     kept = load_checkpoint(path)
     tensors = {name: tensor[..., :1] for name, tensor in kept.tensors.items()}
     save_checkpoint(path, tensors, kept.meta)
@@ -295,29 +332,105 @@ def lose_the_state(path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate", "generate"])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        corrupt,
-        replace_by_pickle,
-        replace_by_text,
-        replace_by_nothing,
-        replace_by_another_program,
-        replace_by_another_size,
-        lose_a_tensor,
-        lose_the_state,
-    ],
-)
+@pytest.mark.parametrize("damage", [*DAMAGES, another_size, lose_a_tensor, lose_the_state])
 def test_damaged_checkpoints(
     refused: Refused, run_copy: Path, program: str, damage: Callable[[Path], None]
 ) -> None:
-    file = run_copy / ("last.safetensors" if program == "train" else "best.safetensors")
+    file = run_copy / "last.safetensors"
     damage(file)
     before = snapshot(run_copy)
-    arguments = ["--resume", run_copy] if program == "train" else [run_copy]
-    assert str(file) in refused(program, *arguments)
+    arguments = ["--resume", run_copy] if program == "train" else [file]
+    message = refused(program, *arguments)
+    assert str(file) in message
+    assert DAMAGES.get(damage, "") in message
     assert snapshot(run_copy) == before
+
+
+def repack(path: Path, model: nn.Module | None = None, **meta: object) -> None:
+    """Write a packed model anew, with another model or other entries of its meta."""
+    kept = open_packed(path).meta
+    save_packed(model or load_saved(path, torch.device("cpu")).model, path, meta={**kept, **meta})
+
+
+def pack_another_size(path: Path) -> None:
+    repack(path, LanguageModel(21, 16, 16))
+
+
+def pack_without_a_tensor(path: Path) -> None:
+    model = load_saved(path, torch.device("cpu")).model
+    model.decoder.bias = None
+    repack(path, model)
+
+
+def pack_another_form(path: Path) -> None:
+    repack(path, LanguageModel(21, 8, 8, symm="tri8"))
+
+
+def pack_other_gates(path: Path) -> None:
+    repack(path, LanguageModel(21, 8, 8, symm="avg", symm_hh="if"))
+
+
+def pack_a_plain_model(path: Path) -> None:
+    repack(path, LanguageModel(21, 8, 8, symm="none"))
+
+
+def pack_another_cell(path: Path) -> None:
+    repack(path, LanguageModel(21, 8, 8, cell="gru"))
+
+
+def pack_another_vocabulary(path: Path) -> None:
+    repack(path, codec={"kind": "word", "tokens": ["<eos>", "a", "b"]})
+
+
+def pack_no_vocabulary(path: Path) -> None:
+    repack(path, codec={"kind": "?"})
+
+
+def pack_another_kind_of_model(path: Path) -> None:
+    save_packed(nn.Linear(3, 3), path)
+
+
+def pack_of_another_program(path: Path) -> None:
+    repack(path, nn.Linear(3, 3), config={"model": "resnet-18"})
+
+
+PACKED_DAMAGES = {
+    pack_another_size: "has another size: ",
+    pack_without_a_tensor: "is not of this model: the file lacks decoder.bias",
+    pack_another_form: "rnn.weight_hh_l0 has another form: tri8 of side 8 for the gates ifgo of "
+    "ifgo in the file, avg of side 8 for the gates ifgo of ifgo in the model",
+    pack_other_gates: "rnn.weight_hh_l0 has another form: avg of side 8 for the gates if of ifgo",
+    pack_a_plain_model: "rnn.weight_hh_l0 is a plain matrix in the file; the model keeps it as avg",
+    pack_another_cell: "rnn.weight_hh_l0 has another size: (24, 8) in the file, (32, 8) in the mod",
+    pack_another_vocabulary: "encoder.weight has another size: (21, 8) in the file, (3, 8) in the ",
+    pack_no_vocabulary: "not a language model: the state of a codec must have kind 'word', ",
+    pack_another_kind_of_model: "not a language model: its meta lacks 'config'",
+    pack_of_another_program: "not a language model: its meta lacks 'precision'",
+}
+
+
+@pytest.mark.parametrize("program", ["evaluate", "generate"])
+@pytest.mark.parametrize("damage", [*DAMAGES, *PACKED_DAMAGES])
+def test_damaged_packed_models(
+    refused: Refused, run_copy: Path, program: str, damage: Callable[[Path], None]
+) -> None:
+    file = run_copy / "best.safetensors"
+    damage(file)
+    before = snapshot(run_copy)
+    message = refused(program, run_copy)
+    assert message.startswith(f"{file}: ")
+    assert {**DAMAGES, **PACKED_DAMAGES}[damage] in message
+    assert snapshot(run_copy) == before
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, *PACKED_DAMAGES])
+def test_a_damaged_best_model_of_a_run_to_be_tested(
+    refused: Refused, run_copy: Path, damage: Callable[[Path], None]
+) -> None:
+    """A finished run that is resumed only tests its best model."""
+    file = run_copy / "best.safetensors"
+    damage(file)
+    assert str(file) in refused("train", "--resume", run_copy)
 
 
 def test_a_missing_checkpoint(refused: Refused, run_copy: Path) -> None:
@@ -351,9 +464,9 @@ def test_a_run_that_diverges_late_keeps_its_best(
 ) -> None:
     out, original = tmp_path / "run", lm.train.Training._save_best
 
-    def then_diverge(self: lm.train.Training, score: Score) -> None:
-        original(self, score)
-        torch.nn.init.constant_(self.model.decoder.bias, math.nan)
+    def then_diverge(self: lm.train.Training, model: LanguageModel, score: Score) -> None:
+        original(self, model, score)
+        nn.init.constant_(self.model.decoder.bias, math.nan)
 
     monkeypatch.setattr(lm.train.Training, "_save_best", then_diverge)
     message = refused("train", "--data", corpus, *SMALL.split(), "--epochs", 2, "--out", out)
@@ -364,9 +477,9 @@ def test_a_run_that_diverges_late_keeps_its_best(
 
 def test_a_model_that_gives_no_probabilities(refused: Refused, run_copy: Path) -> None:
     best = run_copy / "best.safetensors"
-    kept = load_checkpoint(best)
-    kept.tensors["model/decoder.bias"].fill_(math.nan)
-    save_checkpoint(best, kept.tensors, kept.meta)
+    model = load_saved(best, torch.device("cpu")).model
+    nn.init.constant_(model.decoder.bias, math.nan)
+    repack(best, model)
     assert "the largest logit is nan" in refused("generate", best)
 
 
@@ -378,14 +491,14 @@ def test_a_full_disk_spares_the_last_checkpoint(
     out = small_disk / "run"
     train("--out", out)
     before = snapshot(out)
-    wanted = load_checkpoint(out / "best.safetensors")
+    wanted = open_packed(out / "best.safetensors")
     shutil.rmtree(out / "tensorboard")
     (out / "last.safetensors").unlink()
     free = shutil.disk_usage(small_disk).free
     (small_disk / "ballast").write_bytes(bytes(free - room))
     message = refused("train", "--resume", out, "--log-every", 1, "--save-every", 1)
     assert "the disk is full" in message
-    assert load_checkpoint(out / "best.safetensors").meta.keys() == wanted.meta.keys()
+    assert open_packed(out / "best.safetensors").meta.keys() == wanted.meta.keys()
     assert not list(out.glob(".symrnn-*"))
     (small_disk / "ballast").unlink()
     # With room again, it goes on from what there is.

@@ -12,6 +12,7 @@ import torch
 import lm.evaluate
 from data import encode_file
 from lm.saved import load_saved
+from symrnn import open_packed
 
 
 def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, str]:
@@ -90,9 +91,7 @@ def test_by_default_the_newest_run_and_its_test_text(
 def test_the_perplexity_that_training_reported(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from symrnn.training import load_checkpoint
-
-    kept = load_checkpoint(finished / "best.safetensors").meta["valid_perplexity"]
+    kept = open_packed(finished / "best.safetensors").meta["valid_perplexity"]
     said = evaluate(capsys, finished, "--split", "valid")
     assert float(said["perplexity per token"]) == pytest.approx(kept, abs=1e-3)
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import lm.train
+from symrnn import open_packed
 from symrnn.training import load_checkpoint
 
 FULL = "--dropout 0.5 --save-every 3 --log-every 2 --epochs 3 --recipe annealed"
@@ -24,8 +25,8 @@ FULL = "--dropout 0.5 --save-every 3 --log-every 2 --epochs 3 --recipe annealed"
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Equal to the bit, but for the times."""
-    for file in ("last.safetensors", "best.safetensors"):
-        first, second = (load_checkpoint(folder / file) for folder in (one, other))
+    for read, file in ((load_checkpoint, "last.safetensors"), (open_packed, "best.safetensors")):
+        first, second = (read(folder / file) for folder in (one, other))
         assert first.tensors.keys() == second.tensors.keys()
         for name, tensor in first.tensors.items():
             assert torch.equal(tensor, second.tensors[name]), name
@@ -97,7 +98,7 @@ class KilledError(BaseException):
     """Stands for SIGKILL: nobody catches it, and nothing is done on the way out."""
 
 
-@pytest.mark.parametrize("moment", ["scalars", "figure", "save_checkpoint"])
+@pytest.mark.parametrize("moment", ["scalars", "figure", "save_best", "save_checkpoint"])
 def test_killed_between_any_two_writes(
     straight: Path,
     corpus: Path,
@@ -107,15 +108,15 @@ def test_killed_between_any_two_writes(
 ) -> None:
     """Every line, figure and checkpoint of a run in turn is the last that a killed run wrote."""
     run, kills = tmp_path / "run", 0
-    owner = lm.train if moment == "save_checkpoint" else lm.train.Tracker
+    owner = lm.train if moment.startswith("save") else lm.train.Tracker
     original = getattr(owner, moment)
     monkeypatch.setattr(lm.train.Tracker, "hparams", lambda *_: None)
     for _ in range(200):
         calls, fatal = 0, 1 + kills % 5  # sometimes late, so that it gets on
 
-        def dying(*values: object, fatal: int = fatal) -> None:
+        def dying(*values: object, fatal: int = fatal, **named: object) -> None:
             nonlocal calls
-            original(*values)
+            original(*values, **named)
             calls += 1
             if calls == fatal:
                 raise KilledError
@@ -166,14 +167,17 @@ def test_interrupted_once_and_resumed(
     assert_same_run(straight, run)
 
 
-@pytest.mark.parametrize("cell", ["gru", "rnn"])
-def test_other_cells_go_on_exactly_too(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+    "form", ["--symm tri8", "--soft-symmetry 0.1", "--soft-symmetry 0.02 --soft-norm 1"]
+)
+def test_other_cells_and_forms_go_on_exactly_too(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, form: str
 ) -> None:
     """Killed within an epoch, after a checkpoint with the hidden state in it."""
+    options = ["--cell", cell, *form.split(), "--epochs", "2"]
     straight, run = (
-        [*arguments(corpus, tmp_path / name), "--cell", cell, "--epochs", "2"]
-        for name in ("straight", "run")
+        [*arguments(corpus, tmp_path / name), *options] for name in ("straight", "run")
     )
     assert lm.train.main(straight) == 0
     with monkeypatch.context() as patch:
@@ -182,8 +186,8 @@ def test_other_cells_go_on_exactly_too(
             lm.train.main(run)
     kept = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert kept.tensors["state/hidden/0"].shape == (2, 4, 8)
-    assert "state/hidden/1" not in kept.tensors
-    assert lm.train.main(["--resume", str(tmp_path / "run"), "--cell", cell]) == 0
+    assert ("state/hidden/1" in kept.tensors) == (cell == "lstm")
+    assert lm.train.main(["--resume", str(tmp_path / "run"), *options]) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
@@ -191,9 +195,9 @@ def dying_after(calls: int, function: Callable[..., None]) -> Callable[..., None
     """``function``, at whose so-many-th call the run is killed."""
     left = calls
 
-    def dying(*values: object) -> None:
+    def dying(*values: object, **named: object) -> None:
         nonlocal left
-        function(*values)
+        function(*values, **named)
         left -= 1
         if left == 0:
             raise KilledError
@@ -273,15 +277,9 @@ def test_time_adds_up_over_resumes(
         return clock
 
     monkeypatch.setattr("lm.train.time.monotonic", tick)
-    run, original = tmp_path / "run", lm.train.save_checkpoint
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-
-        def dying(path: Path, *values: object) -> None:
-            original(path, *values)  # type: ignore[arg-type]
-            if path.name == "best.safetensors":
-                raise KilledError
-
-        patch.setattr(lm.train, "save_checkpoint", dying)
+        patch.setattr(lm.train, "save_best", dying_after(1, lm.train.save_best))
         with pytest.raises(KilledError):
             lm.train.main(arguments(corpus, run))
     kept = seconds_in(run)

@@ -1,0 +1,125 @@
+"""The files of a run, the packed best model and the checkpoint, as everybody may read them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import lm.evaluate
+import lm.generate
+from lm.model import LanguageModel
+from lm.saved import build_model, load_saved
+from symrnn import count_parameters, load_packed, open_packed
+from symrnn.storage import is_packed
+from symrnn.training import load_checkpoint
+
+
+def said(capsys: pytest.CaptureFixture[str], file: Path) -> list[str]:
+    """What evaluate and generate say of a file, but for its name and the times."""
+    capsys.readouterr()
+    lm.evaluate.main([str(file), "--threads", "1"])
+    lm.generate.main([str(file), "--threads", "1", "--tokens", "40"])
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if not line.startswith(("checkpoint ", "time ", "tokens per"))]
+
+
+@pytest.fixture(scope="module", params=["none", "avg", "tri8", "eigen:3"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, whose best model is therefore its last."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    options = f"--hidden-size 8 --batch-size 4 --epochs 1 --threads 1 --symm {request.param}"
+    corpus: Path = request.getfixturevalue("corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.train.Tracker.figure", lambda *_: None)
+        lm.train.main(["--data", str(corpus), "--out", str(folder), *options.split()])
+    return folder
+
+
+def test_any_safetensors_reader_gets_the_free_numbers_of_the_best_model(run: Path) -> None:
+    best = run / "best.safetensors"
+    model = build_model(open_packed(best).meta["config"], 21)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    tensors = safetensors.torch.load_file(best)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
+    last = load_checkpoint(run / "last.safetensors").tensors
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, last[f"model/{name}"])
+
+
+def test_the_best_models_file_is_as_small_as_counted(run: Path) -> None:
+    content = (run / "best.safetensors").read_bytes()
+    header = int.from_bytes(content[:8], "little")
+    symm = open_packed(run / "best.safetensors").meta["config"]["symm"]
+    # 21 words of 8 numbers in and out; 2 layers of 4 gates with 64 input weights and 16 biases.
+    rest = 21 * 8 + 21 * 9 + 2 * 4 * (64 + 16)
+    numbers = rest + 2 * 4 * {"none": 64, "avg": 36, "tri8": 10, "eigen:3": 27}[symm]
+    assert len(content) == 8 + header + 4 * numbers
+    model = load_saved(run, torch.device("cpu")).model
+    assert count_parameters(model).deployed == numbers
+
+
+def test_the_best_model_tells_what_it_is(run: Path) -> None:
+    assert is_packed(run / "best.safetensors")
+    assert not is_packed(run / "last.safetensors")
+    meta = open_packed(run / "best.safetensors").meta
+    assert meta.keys() == {"config", "codec", "epoch", "valid_perplexity"}
+    assert meta["config"] == load_checkpoint(run / "last.safetensors").meta["config"]
+    assert meta["codec"] == load_checkpoint(run / "last.safetensors").meta["codec"]
+    assert meta["epoch"] == 1
+
+
+def test_best_and_last_are_read_alike(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = said(capsys, run / "best.safetensors")
+    assert any(line.startswith("nats ") for line in wanted)
+    assert said(capsys, run) == wanted
+    assert said(capsys, run / "last.safetensors") == wanted
+    # What kind a file is stands in it, not in its name.
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    shutil.copy(run / "last.safetensors", swapped / "best.safetensors")
+    assert said(capsys, swapped) == wanted
+
+
+def test_a_packed_model_fills_an_equal_and_a_plain_one(run: Path) -> None:
+    saved = load_saved(run, torch.device("cpu"))
+    symm, vocabulary = saved.config["symm"], len(saved.codec)
+    same = LanguageModel(vocabulary, 8, 8, symm=symm).eval()
+    load_packed(same, run / "best.safetensors")
+    plain = LanguageModel(vocabulary, 8, 8, symm="none").eval()
+    load_packed(plain, run / "best.safetensors")
+    ids = torch.randint(vocabulary, (30, 3))
+    wanted, _ = saved.model(ids)
+    assert torch.equal(same(ids)[0], wanted)
+    assert torch.equal(plain(ids)[0], wanted)
+    for name, weight in plain.rnn.named_parameters():
+        assert torch.equal(weight, getattr(saved.model.rnn, name)), name
+
+
+def test_tied_weights_are_kept_once(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--out", tmp_path / "run", "--tied", "--epochs", 1)
+    kept = open_packed(tmp_path / "run" / "best.safetensors")
+    assert kept.tied == {"decoder.weight": "encoder.weight"}
+    assert "decoder.weight" not in kept.tensors
+    model = load_saved(tmp_path / "run", torch.device("cpu")).model
+    assert model.decoder.weight is model.encoder.weight
+    wanted = said(capsys, tmp_path / "run" / "last.safetensors")
+    assert said(capsys, tmp_path / "run" / "best.safetensors") == wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_a_model_is_read_in_the_precision_asked_for(finished: Path, precision: str) -> None:
+    model = load_saved(finished, torch.device("cpu"), precision=precision).model
+    wanted = torch.float64 if precision == "fp64" else torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    kept = open_packed(finished / "best.safetensors").tensors
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, kept[name].to(wanted))
