@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from symrnn import SymGRU, SymLSTM, SymRNN, harden
 from symrnn.rnn import RecurrentLayer
+from symrnn.rnn.backends import folding_pays
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "lstm": SymLSTM,
@@ -106,10 +107,17 @@ class LanguageModel(nn.Module):
     def deployed(self) -> LanguageModel:
         """This model for inference: the symmetric weights expanded once instead of every call.
 
-        (Not with backend "folded", which never expands them.) A copy, in evaluation mode, which
-        gives the same numbers.
+        (Not where they are folded, and never expanded.) A copy, in evaluation mode, which gives
+        the same numbers.
         """
-        made = copy.deepcopy(self)
-        if self.rnn.backend != "folded":
+        made = copy.deepcopy(self).eval()
+        with torch.no_grad():
+            folded = self.rnn.backend == "folded" or (
+                self.rnn.backend == "auto"
+                and self.decoder.weight.is_cpu
+                and folding_pays(self.rnn, steps=2)
+            )
+        if not folded:
             made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
-        return made.eval()
+            made.rnn.eval()
+        return made

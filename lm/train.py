@@ -247,9 +247,9 @@ class Training:
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
         """One update; the loss per token in nats, and the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        hidden = None if self.hidden is None else tuple(part.detach() for part in self.hidden)
         with self.precision():
-            logits, self.hidden = self.forward(inputs, hidden)
+            logits, hidden = self.forward(inputs, self.hidden)
+        self.hidden = tuple(part.detach() for part in hidden)
         loss = cross_entropy(logits, targets).mean()
         value = loss.item()
         self._require_finite(f"perplexity (loss {value:g})", exponential(value))

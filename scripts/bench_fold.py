@@ -131,7 +131,7 @@ HEADER = ["whole, ms", "expanded, ms", "folded, ms", "whole / expanded", "whole 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("results/folding.md"))
     options = parser.parse_args()

@@ -20,8 +20,9 @@ from symrnn.symmetry import SymmetricTensor
 PAYS = 2**15
 """From how many entries of the whole weight on folding is faster than expanding, on a CPU.
 
-Between the sizes measured in results/folding.md: smaller layers spend more on the few operations
-that fold than they save, at nearly any number of vectors.
+Between sizes measured in results/folding.md: smaller layers spend more on the few operations that
+fold than they save, at nearly any number of vectors. On other devices nothing was measured, and
+the whole weight is used.
 """
 
 
@@ -39,6 +40,10 @@ class FoldedLinear(nn.Linear):
             return super().forward(input)
         return _folded(form, self, input, -1, F.linear)
 
+    def reset_parameters(self) -> None:
+        if not _draw(self):
+            super().reset_parameters()
+
 
 class _FoldedConv(nn.modules.conv._ConvNd):
     """What the three convolutions share; ``fold`` as in :class:`FoldedLinear`."""
@@ -54,6 +59,10 @@ class _FoldedConv(nn.modules.conv._ConvNd):
             return super().forward(input)
         product = lambda x, w: self._conv_forward(x, w, None)  # noqa: E731
         return _folded(form, self, input, -1 - spatial, product)
+
+    def reset_parameters(self) -> None:
+        if not _draw(self):
+            super().reset_parameters()
 
 
 class FoldedConv1d(_FoldedConv, nn.Conv1d):
@@ -84,8 +93,30 @@ def _folding_form(layer: FoldedLinear | _FoldedConv) -> SymmetricTensor | None:
     form, *others = layer.parametrizations.weight  # type: ignore[union-attr, misc]
     if others or not isinstance(form, SymmetricTensor) or form.folding is None:
         return None
-    fold = math.prod(form.shape) >= PAYS if layer.fold is None else layer.fold
-    return form if fold else None
+    if layer.fold is not None:
+        return form if layer.fold else None
+    original: Any = layer.parametrizations.weight.original  # type: ignore[union-attr]
+    return form if original.is_cpu and math.prod(form.shape) >= PAYS else None
+
+
+def _draw(layer: FoldedLinear | _FoldedConv) -> bool:
+    """Draw new starting values; False for a layer whose weight is plain.
+
+    As PyTorch's layers do, uniform in ±1/√(numbers that go into an output), of the form's family:
+    drawing the whole weight, as they do, would change a copy of it.
+    """
+    if not is_parametrized(layer, "weight"):
+        return False
+    form, *others = layer.parametrizations.weight  # type: ignore[union-attr, misc]
+    if others or not isinstance(form, SymmetricTensor):
+        return False
+    bound = 1 / math.sqrt(max(math.prod(form.shape[1:]), 1))
+    original: Any = layer.parametrizations.weight.original  # type: ignore[union-attr]
+    form.initialize(original, lambda tensor: tensor.uniform_(-bound, bound))
+    bias: Any = layer.bias
+    if bias is not None:
+        nn.init.uniform_(bias, -bound, bound)
+    return True
 
 
 def _folded(

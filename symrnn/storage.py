@@ -73,8 +73,8 @@ def save_packed(
 
     Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
     the largest of ``dtype``; ValueError for another ``dtype`` and for what has no packed form: a
-    tensor that is sparse or on the meta device, further parametrizations on a symmetric one;
-    TypeError for ``meta`` that is not JSON.
+    tensor that is sparse or on the meta device, extra state that is no tensor, further
+    parametrizations on a symmetric one; TypeError for ``meta`` that is not JSON.
 
     >>> save_packed(model, "model.safetensors", dtype=torch.float16)
     >>> load_packed(model, "model.safetensors")
@@ -89,6 +89,9 @@ def save_packed(
     to_json(meta, "meta")  # here, so that an error names a place in what was given
     forms = _forms_of(model)
     state = model.state_dict()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} of the state_dict is {type(tensor).__name__}, not a tensor")
     for form in forms.values():
         for key in form.keys:
             if key not in state:

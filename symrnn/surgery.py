@@ -6,13 +6,14 @@ Everything here works in place, on models that need not know of this library.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -23,11 +24,11 @@ from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
 from symrnn.symmetry.soft import asymmetry, upper
 from symrnn.symmetry.tensor import check_axes, square_sides
 
-Where = str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]
+Where = str | type[nn.Module] | Sequence[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 """Which weights are meant: a pattern with * and ?, such as "encoder.*", for the name of a module
-or of a weight ("encoder.0.weight"); a type of module, or several; or a function of the weight's
-name and its module. Of a recurrent module all but the function mean its hidden weights; the input
-weights only if the pattern says "weight_ih"."""
+or of a weight ("encoder.0.weight"); a type of module; several of these; or a function of the
+weight's name and its module. Of a recurrent module all but the function mean its hidden weights;
+the input weights only if the pattern says "weight_ih"."""
 
 _RECURRENT: dict[type[nn.Module], type[GatedModule]] = {
     nn.LSTM: SymLSTM,
@@ -173,13 +174,16 @@ def symmetrize(
 
     Recurrent modules become ``SymLSTM`` and its siblings. Other weights get a parametrization
     (``torch.nn.utils.parametrize``), and linear layers and convolutions fold their input where the
-    form folds. The parameters are new ones: make the optimizer afterwards.
+    form folds (an attribute of theirs, ``fold``, set to True or False, decides otherwise). The
+    parameters are new ones: make the optimizer afterwards. A projection is a mean and so smaller
+    than what it is taken of: in an untrained model, draw new starting values by the layers'
+    ``reset_parameters()``.
 
     Returns a report that prints as a table. :func:`unsymmetrize` leads back to plain layers.
 
     Raises ValueError for an unknown form, and if ``where`` names nothing, or a weight that cannot
-    be symmetric: not square, shared with another module, symmetric already. The model is then as
-    it was.
+    be symmetric: not square, shared with another module, computed from other parameters, not
+    finite, symmetric already. The model is then as it was.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
     >>> torch.nn.init.ones_(model[1].weight);
@@ -190,7 +194,9 @@ def symmetrize(
     """
     check_symmetry_name("symm", symm)
     check_axes(axes)
-    chosen = [(weight, _form(weight, symm, axes)) for weight in _chosen(module, where, axes)]
+    chosen = list(
+        _with_forms(_chosen(module, where, axes), symm, axes, skip=where is None and axes != "both")
+    )
     changes: list[Change] = []
     for part in {id(weight.module): weight.module for weight, _ in chosen}.values():
         weights = {weight: form for weight, form in chosen if weight.module is part}
@@ -232,6 +238,8 @@ def unsymmetrize(module: nn.Module) -> None:
                     part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
                     forms.original = _anew(forms.original)
                     parametrize.remove_parametrizations(part, attribute)
+            # As in a plain layer, weights first: optimizers know parameters by their order.
+            part._parameters = dict(sorted(part._parameters.items(), key=lambda p: "bias" in p[0]))
             plain = {folded: plain for plain, folded in FOLDED.items()}
             if type(part) in plain:
                 part.__class__ = plain[type(part)]
@@ -271,8 +279,17 @@ class _Weight:
             return "its module is symmetric already"
         if parametrize.is_parametrized(self.module, self.attribute):
             return "it has a parametrization already"
-        if type(self.module) in _COUNTERPART and axes != "channel":
-            return f'recurrent weights want axes="channel", got: {axes!r}'
+        if type(self.module) in _COUNTERPART:
+            if axes != "channel":
+                return f'recurrent weights want axes="channel", got: {axes!r}'
+            own = {name for name, _ in _attributes(self.module)}
+        else:
+            own = {self.attribute}
+        # Weight and spectral norm of the older kind, and pruning, set it anew before each call.
+        if not own <= self.module._parameters.keys():
+            return "it is computed from other parameters"
+        if is_lazy(self.value):
+            return "it has no shape before the first call"
         try:
             square_sides(self.value.shape, axes, self.groups)
         except ValueError as error:
@@ -308,17 +325,26 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, int]]:
         gates = len(_COUNTERPART[type(module)].GATES)
         if isinstance(module, GatedModule):
             names = [matrix.name for matrix in module.gate_matrices()]
+        elif isinstance(module, nn.RNNBase):
+            names = module._flat_weights_names
         else:
-            names = [name for name, _ in module.named_parameters(recurse=False)]
+            names = ["weight_ih", "weight_hh"]
         for name in names:
             if name.startswith(("weight_ih", "weight_hh")):
                 yield name, gates
 
 
-def _chosen(model: nn.Module, where: Where | None, axes: str) -> list[_Weight]:
-    """The weights that ``where`` names, all of which can be symmetric; ValueError otherwise."""
+def _chosen(
+    model: nn.Module, where: Where | None, axes: str, *, in_place: bool = False
+) -> list[_Weight]:
+    """The weights that ``where`` names, all of which can be symmetric; ValueError otherwise.
+
+    in_place: the tensors themselves are meant, however many modules share one; each once.
+    """
     weights = list(_weights(model))
-    shared = _shared(model)
+    shared = set() if in_place else _shared(model)
+    if in_place:
+        weights = list({id(weight.value): weight for weight in reversed(weights)}.values())[::-1]
     if where is None:
         return [
             weight
@@ -343,7 +369,7 @@ def _chosen(model: nn.Module, where: Where | None, axes: str) -> list[_Weight]:
             shape = list(weight.value.shape)
             raise ValueError(f"{weight.name} of shape {shape} cannot be symmetric: {reason}")
     for weight in chosen:
-        if type(weight.module) in _COUNTERPART:
+        if type(weight.module) in _COUNTERPART and not in_place:
             _require_whole(weight, chosen, weights)
     return chosen
 
@@ -354,8 +380,15 @@ def _matches(weight: _Weight, where: Where) -> bool:
             return False
         module = weight.name.rpartition(".")[0]
         return fnmatchcase(weight.name, where) or fnmatchcase(module, where)
-    if isinstance(where, type | tuple):
+    if isinstance(where, type):
         return isinstance(weight.module, where) and not weight.is_input
+    if isinstance(where, Sequence):
+        return any(_matches(weight, one) for one in where)
+    if not callable(where):
+        raise TypeError(
+            "where should be a pattern, a type of module, a sequence of these, or a function of "
+            f"name and module, got: {where!r}"
+        )
     return bool(where(weight.name, weight.module))
 
 
@@ -376,18 +409,30 @@ def _shared(model: nn.Module) -> set[int]:
     shared: set[int] = set()
     for part in model.modules():
         for parameter in part._parameters.values():
-            (shared if id(parameter) in seen else seen).add(id(parameter))
+            if parameter is not None:
+                (shared if id(parameter) in seen else seen).add(id(parameter))
     return shared
 
 
-def _form(weight: _Weight, symm: str, axes: str) -> SymmetricTensor:
-    """The form of a weight; ValueError, naming it, if there is none."""
-    value = weight.value
-    try:
-        return SymmetricTensor(symm, value.shape, axes, weight.groups).to(value.device)
-    except ValueError as error:
+def _with_forms(
+    weights: list[_Weight], symm: str, axes: str, *, skip: bool
+) -> Iterator[tuple[_Weight, SymmetricTensor]]:
+    """Each weight with its form; ValueError, naming the weight, if there is none.
+
+    skip: leave out weights whose size the form does not come in.
+    """
+    for weight in weights:
+        value = weight.value
         shape = list(value.shape)
-        raise ValueError(f"{weight.name} of shape {shape} cannot be {symm}: {error}") from error
+        if not value.is_meta and not value.isfinite().all():
+            raise ValueError(f"{weight.name} of shape {shape} holds numbers that are not finite")
+        try:
+            form = SymmetricTensor(symm, value.shape, axes, weight.groups).to(value.device)
+        except ValueError as error:
+            if skip:
+                continue
+            raise ValueError(f"{weight.name} of shape {shape} cannot be {symm}: {error}") from error
+        yield weight, form
 
 
 def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> None:
@@ -421,13 +466,17 @@ def _anew(parameter: Tensor) -> nn.Parameter:
 
 
 def _become(module: nn.Module, other: nn.Module) -> None:
-    """Make ``module`` what ``other`` is, wherever it is held; its hooks and its mode stay."""
-    fresh = vars(nn.Module())
-    hooks = {
-        name: value for name, value in vars(module).items() if "hook" in name and name in fresh
+    """Make ``module`` what ``other`` is, wherever it is held; hooks and users' attributes stay."""
+    plainly = {"symm": "none"} if isinstance(module, GatedModule) else {}
+    usual = {*vars(type(module)(1, 1, device="meta", **plainly))}
+    bare = vars(nn.Module())
+    kept = {
+        name: value
+        for name, value in vars(module).items()
+        if name not in usual or ("hook" in name and name in bare)
     }
     module.__dict__.clear()
-    module.__dict__.update({**vars(other), **hooks})
+    module.__dict__.update({**vars(other), **kept})
     object.__setattr__(module, "__class__", type(other))
 
 
@@ -454,7 +503,8 @@ def soft_symmetry_penalty(module: nn.Module, p: int = 2, where: Where | None = N
 
     Add it, times a rate, to a loss; :func:`harden` makes the weights symmetric in the end.
     """
-    parts = [asymmetry(weight.blocks, p).sum() for weight in _chosen(module, where, "channel")]
+    weights = _chosen(module, where, "channel", in_place=True)
+    parts = [asymmetry(weight.blocks, p).sum() for weight in weights]
     if not parts:
         raise ValueError("the model has no square weight that is not symmetric already")
     return torch.stack(parts).sum()
@@ -466,7 +516,7 @@ def harden(module: nn.Module, where: Where | None = None) -> Report:
     The layers stay plain ones. where: as of :func:`soft_symmetry_penalty`.
     """
     changes = []
-    for weight in _chosen(module, where, "channel"):
+    for weight in _chosen(module, where, "channel", in_place=True):
         old = weight.value.detach().clone()
         with torch.no_grad():
             weight.blocks.copy_(upper(weight.blocks))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from symrnn import (
     ParameterCount,
@@ -302,9 +302,9 @@ def test_forms_that_do_not_exist_are_refused_and_nothing_changed() -> None:
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"^symm should be one of tri, avg, .*, got: 'none'$"):
         symmetrize(model, "none")
-    message = "grouped.weight of shape [6, 3, 1, 1] cannot be eigen:4: name: 'eigen:4' has rank 4"
+    message = "grouped.weight of shape [6, 3, 1, 1] cannot be eigen:4: 'eigen:4' has rank 4"
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        symmetrize(model, "eigen:4")
+        symmetrize(model, "eigen:4", "grouped")
     message = 'mix.weight of shape [6, 6, 3, 3] cannot be ldl: axes="both" wants a linear form'
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         symmetrize(model, "ldl", axes="both")
@@ -1136,3 +1136,122 @@ def test_counts_of_symmetrised_models(symm: str) -> None:
             assert counts.recurrent == sum(after[name] for name in [*LSTM, *GRU])
     unsymmetrize(model)
     assert count_parameters(model) == plain
+
+
+# ---- models that others made -------------------------------------------------------------------
+
+
+def types_of(model: nn.Module) -> list[type]:
+    return [type(part) for part in model.modules()]
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=str)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_computed_from_others_are_left_alone(norm: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), norm(nn.Linear(8, 8)))
+    assert [change.name for change in symmetrize(model, "tri")] == ["0.weight"]
+    model(torch.randn(2, 8))
+    with pytest.raises(ValueError, match=r"1.weight of shape .* computed from other parameters"):
+        harden(model, "1")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_recurrent_weights_computed_from_others_are_left_alone() -> None:
+    lstm = nn.utils.weight_norm(nn.LSTM(8, 8), "weight_hh_l0")
+    assert len(symmetrize(lstm, "tri")) == 0
+    with pytest.raises(
+        ValueError, match=r"weight_hh_l0 of shape .* computed from other parameters"
+    ):
+        symmetrize(lstm, "tri", "weight_hh_l0")
+    assert type(lstm) is nn.LSTM
+
+
+def test_pruned_weights_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    assert len(symmetrize(model, "tri")) == 0
+
+
+def test_layers_without_a_shape_yet_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8))
+    assert len(symmetrize(model, "tri")) == 1
+
+
+@pytest.mark.parametrize("symm", ["avg", "eigen", "ldl"])
+def test_weights_that_are_not_finite_are_refused_before_anything_changes(symm: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[2].weight[3, 4] = math.nan
+    before = types_of(model)
+    with pytest.raises(ValueError, match=r"2.weight of shape \[8, 8\] holds numbers .* not finite"):
+        symmetrize(model, symm)
+    assert types_of(model) == before
+
+
+def test_where_takes_several_patterns_and_types() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.LSTM(8, 8), nn.Conv1d(8, 8, 1))
+    changed = symmetrize(model, "tri", ["1", nn.LSTM])
+    assert [change.name for change in changed] == ["1.weight", "2.weight_hh_l0"]
+
+
+def test_a_where_of_another_kind_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"where should be a pattern, .* got: 5"):
+        symmetrize(nn.Linear(8, 8), "tri", 5)  # type: ignore[arg-type]
+
+
+def test_a_rank_that_some_layers_are_too_small_for() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(4, 4))
+    assert [change.name for change in symmetrize(model, "eigen:5")] == ["0.weight"]
+    with pytest.raises(ValueError, match=r"1.weight of shape .* cannot be eigen:5"):
+        symmetrize(model, "eigen:5", "1")
+
+
+def test_tied_weights_are_penalised_and_hardened_once() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    w = model[0].weight.detach()
+    torch.testing.assert_close(soft_symmetry_penalty(model, 2).detach(), (w - w.mT).norm())
+    assert [change.name for change in harden(model)] == ["0.weight"]
+    assert torch.equal(model[1].weight, model[1].weight.mT)
+
+
+def test_attributes_that_users_set_on_a_recurrent_module_stay() -> None:
+    lstm = nn.LSTM(4, 4)
+    lstm.note = "mine"
+    symmetrize(lstm, "tri")
+    assert lstm.note == "mine"
+    unsymmetrize(lstm)
+    assert lstm.note == "mine"
+    assert type(lstm) is nn.LSTM
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.MultiheadAttention(4, 2), nn.GRU(4, 4)]
+)
+def test_plain_layers_have_their_parameters_in_the_plain_order_again(layer: nn.Module) -> None:
+    before = [name for name, _ in layer.named_parameters()]
+    symmetrize(layer, "tri")
+    unsymmetrize(layer)
+    assert [name for name, _ in layer.named_parameters()] == before
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 3, groups=1)])
+@pytest.mark.parametrize(("symm", "spread"), [("block16", 1.0), ("avg8", 8**-0.5), ("tri", 1.0)])
+def test_new_starting_values_are_of_the_forms_family(make: Any, symm: str, spread: float) -> None:
+    """Raw numbers as large as a plain entry; means over the group (of 8) as much smaller."""
+    layer = make(128, 128)
+    plain = layer.weight.std().item()
+    symmetrize(layer, symm)
+    layer.reset_parameters()
+    # 128² entries, or a sixteenth as many free numbers: the estimate is good to a few per cent.
+    assert layer.weight.std().item() / plain == pytest.approx(spread, rel=0.1)
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    assert layer.bias.abs().max() <= bound
+
+
+def test_plain_layers_of_the_folding_kind_draw_as_plain_ones() -> None:
+    layer = nn.Linear(8, 8)
+    symmetrize(layer, "tri")
+    unsymmetrize(layer)
+    layer.reset_parameters()
+    assert type(layer) is nn.Linear

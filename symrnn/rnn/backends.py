@@ -47,7 +47,7 @@ def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> st
     """
     if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
         return "vendor"
-    if _folding_pays(module, input.size(0) if batch_sizes is None else batch_sizes.size(0)):
+    if folding_pays(module, input.size(0) if batch_sizes is None else batch_sizes.size(0)):
         return "folded"
     if (
         module.mode == "LSTM"
@@ -63,22 +63,24 @@ def choose_for_cell(module: GatedModule, input: Tensor) -> str:
     """As :func:`choose`, for one step of a cell: input (B, I)."""
     if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
         return "vendor"
-    return "folded" if _folding_pays(module, 1) else "vendor"
+    return "folded" if folding_pays(module, 1) else "vendor"
 
 
-def _folding_pays(module: GatedModule, steps: int) -> bool:
-    """Whether folding is faster than the vendor's operator on weights to be expanded."""
+def folding_pays(module: GatedModule, steps: int) -> bool:
+    """Whether folding is faster than the vendor's operator on weights to be expanded, on a CPU."""
     if not module.folds or module.mode not in ("LSTM", "GRU"):
         return False
     assert module.symmetry is not None
     quarter = module.symmetry.cost < 0.3  # a quarter, and a bit more on odd sides
+    large = module.hidden_size >= 1500
     if torch.is_grad_enabled():
-        return module.hidden_size >= (650 if quarter else 1500)
-    return steps == 1 or (module.hidden_size >= 1500 and quarter)
+        return large or (quarter and module.hidden_size >= 650)
+    # By the table, any two of these outweigh the few operations that fold.
+    return sum((quarter, large, steps == 1)) >= 2
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _few(steps: int, batch: int, hidden_size: int) -> bool:

@@ -57,15 +57,16 @@ def cell(mode: str, x: Tensor, state: State, w: FoldedWeights) -> State:
 def _layer(
     mode: str, steps: list[Tensor], state: State, w: FoldedWeights, reverse: bool
 ) -> tuple[list[Tensor], State]:
-    loop = _Loop(mode, w.folding, state[0].size(1), [len(x) for x in steps], reverse)
+    loop = _Loop(mode, w.folding, state[0].size(1), [x.size(0) for x in steps], reverse)
     tensors = [torch.cat(steps), w.ih, w.bias_ih, w.bias_hh, *state, *w.matrices]
     with _autocast_settled(tensors) as settled:
-        if torch.compiler.is_exporting():
-            output, *state = loop.plainly(*settled)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            results = loop.plainly(*settled)
         elif torch.is_grad_enabled():
-            output, *state = _Differentiable.apply(loop, *settled)
+            results = _Differentiable.apply(loop, *settled)
         else:
-            output, *state = loop.run(None, *settled)
+            results, _ = loop.run(*settled)
+    output, *state = results[: 1 + len(state)]
     return list(output.split(loop.lengths)), state
 
 
@@ -197,24 +198,35 @@ _KINDS: dict[str, _Kind] = {
 # ---- the loop ----------------------------------------------------------------------------------
 
 
-class _Taken(NamedTuple):
-    """What the way back needs of a step.
+class _Notes(NamedTuple):
+    """What the way back needs of the forward loop, all steps in one tensor each.
 
-    old: the state (B_t, H) before it.  folded: what was multiplied.  kept: by the kind.
+    gates: activated, (R, G·H).  old: the states before the steps, each (R, H).
+    folded: what was multiplied by each small matrix, (R, c).  kept: what the kind keeps, (R, H).
     """
 
-    old: State
+    gates: Tensor
+    old: list[Tensor]
     folded: list[Tensor]
     kept: list[Tensor]
 
+    @staticmethod
+    def of(gates: Tensor, taken: list[tuple[State, list[Tensor], list[Tensor]]]) -> _Notes:
+        """The notes of each step's old state, folded input and what was kept, first to last."""
+        joined = (
+            [torch.cat(all) for all in zip(*one, strict=True)] for one in zip(*taken, strict=True)
+        )
+        return _Notes(gates, *joined)
 
-class _Notes:
-    """What the way back needs of all steps: the activated gates (R, G·H), and each step's own."""
+    def flat(self) -> list[Tensor]:
+        return [self.gates, *self.old, *self.folded, *self.kept]
 
-    gates: Tensor
-
-    def __init__(self) -> None:
-        self.taken: dict[int, _Taken] = {}
+    @staticmethod
+    def unflat(tensors: Sequence[Tensor], states: int, matrices: int) -> _Notes:
+        """The notes of what :meth:`flat` gave."""
+        gates, *rest = tensors
+        folded = rest[states:]
+        return _Notes(gates, rest[:states], folded[:matrices], folded[matrices:])
 
 
 class _Loop(NamedTuple):
@@ -283,66 +295,84 @@ class _Loop(NamedTuple):
 
     def run(
         self,
-        notes: _Notes | None,
         input: Tensor,
         w_ih: Tensor,
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """As :meth:`plainly`, in fewer operators and less memory.
-
-        notes: to be filled for the way back.
-        """
+        noting: bool = False,
+    ) -> tuple[tuple[Tensor, ...], _Notes | None]:
+        """As :meth:`plainly`, in fewer operators and less memory; with notes for the way back."""
         state, matrices = self.parts(tensors)
         if self.kind.bias_ahead and bias_ih is not None and bias_hh is not None:
             bias_ih, bias_hh = bias_ih + bias_hh, None
         gates = F.linear(input, w_ih, bias_ih)
         x = self.steps(gates)
         outputs: dict[int, Tensor] = {}
+        taken: dict[int, tuple[State, list[Tensor], list[Tensor]]] = {}
         for t in self.order():
             old = [part[: self.lengths[t]] for part in state]
             folded = self.folding.inputs(old[0], -1)
             new, kept = self.kind.forward(x[t], self.product(folded, matrices, bias_hh), old)
-            if notes is not None:
-                notes.taken[t] = _Taken(old, folded, kept)
+            if noting:
+                taken[t] = old, folded, kept
             outputs[t] = new[0]
             state = _with_the_others(new, state)
-        if notes is not None:
-            notes.gates = gates
-        return torch.cat([outputs[t] for t in range(len(x))]), *state
+        steps = range(len(x))
+        notes = _Notes.of(gates, [taken[t] for t in steps]) if noting else None
+        return (torch.cat([outputs[t] for t in steps]), *state), notes
 
 
 def _with_the_others(new: State, old: State) -> State:
     """The new state (B_t, H), with those that the step did not run as they were: (B, H)."""
     return [
-        torch.cat([a, b[len(a) :]]) if len(a) < len(b) else a for a, b in zip(new, old, strict=True)
+        torch.cat([a, b[a.size(0) :]]) if a.size(0) < b.size(0) else a
+        for a, b in zip(new, old, strict=True)
     ]
 
 
 class _Differentiable(torch.autograd.Function):
-    """:meth:`_Loop.run` with its gradient, back through time by hand."""
+    """:meth:`_Loop.run` with its gradient, back through time by hand.
+
+    What the way back needs is returned beside the results, for that is how PyTorch keeps it: freed
+    after its use, and seen by those who keep it elsewhere.
+    """
 
     @staticmethod
-    def forward(ctx: Any, loop: _Loop, *tensors: Any) -> tuple[Tensor, ...]:
-        ctx.loop, ctx.notes = loop, _Notes()
-        ctx.save_for_backward(*tensors)
-        return loop.run(ctx.notes, *tensors)
+    def forward(loop: _Loop, *tensors: Any) -> tuple[Tensor, ...]:
+        results, notes = loop.run(*tensors, noting=True)
+        assert notes is not None
+        return *results, *notes.flat()
 
     @staticmethod
-    def backward(ctx: Any, *d_results: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: it is autograd's
-            saved = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-            wanted = [tensor for tensor, wants in saved if wants]
-            results = ctx.loop.plainly(*ctx.saved_tensors)
-            found = iter(
-                torch.autograd.grad(
-                    results, wanted, d_results, create_graph=True, materialize_grads=True
-                )
-            )
-            return None, *(next(found) if wants else None for wants in ctx.needs_input_grad[1:])
-        wants = ctx.needs_input_grad[1:]
-        return None, *_backward(ctx.loop, ctx.notes, wants, ctx.saved_tensors, *d_results)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.loop, *tensors = inputs
+        notes = output[1 + ctx.loop.kind.states :]
+        ctx.mark_non_differentiable(*notes)
+        ctx.set_materialize_grads(False)  # zeros for the notes too
+        ctx.save_for_backward(*tensors, *notes)
+
+    @staticmethod
+    def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+        loop: _Loop = ctx.loop
+        _, *wanted = ctx.needs_input_grad
+        tensors, noted = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        state, matrices = loop.parts(tensors[4:])
+        notes = _Notes.unflat(noted, len(state), len(matrices))
+        like = [notes.old[0], *state]
+        d = [
+            torch.zeros_like(part) if given is None else given
+            for given, part in zip(d_results[: len(like)], like, strict=True)
+        ]
+        if not torch.is_grad_enabled():
+            return None, *_backward(loop, notes, wanted, tensors, *d)
+        # A gradient of this gradient is wanted, which is autograd's.
+        leaves = [tensor for tensor, wants in zip(tensors, wanted, strict=True) if wants]
+        results = loop.plainly(*tensors)
+        found = iter(
+            torch.autograd.grad(results, leaves, d, create_graph=True, materialize_grads=True)
+        )
+        return None, *(next(found) if wants else None for wants in wanted)
 
 
 def _backward(
@@ -361,33 +391,33 @@ def _backward(
     _, matrices = loop.parts(rest)
     d_gates = torch.empty_like(notes.gates)
     gates, d_x = loop.steps(notes.gates), loop.steps(d_gates)
+    kept = [part.split(loop.lengths) for part in notes.kept]
+    old = [part.split(loop.lengths) for part in notes.old]
     d_outputs = d_output.split(loop.lengths)
     d_state = list(d_last)
-    # Of each step, in the order of the way back: the gradients of its products and hidden part.
-    d_products: list[list[Tensor]] = []
-    d_hiddens: list[Tensor] = []
-    order = loop.order()[::-1]
-    for t in order:
-        step = notes.taken[t]
+    d_products: dict[int, list[Tensor]] = {}
+    d_hidden: dict[int, Tensor] = {}
+    for t in reversed(loop.order()):
         d_new = [part[: loop.lengths[t]] for part in d_state]
         d_new[0] = d_new[0] + d_outputs[t]
-        d_old, d_hidden = loop.kind.backward(gates[t], step.kept, step.old, d_new, d_x[t])
-        grads = [part.flatten(1) for part in loop.folding.outputs_adjoint(d_hidden, -1)]
-        through = [part @ m for part, m in zip(grads, matrices, strict=True)]
+        d_old, d_hidden[t] = loop.kind.backward(
+            gates[t], [part[t] for part in kept], [part[t] for part in old], d_new, d_x[t]
+        )
+        parts = loop.folding.outputs_adjoint(d_hidden[t], -1)
+        d_products[t] = [part.flatten(1) for part in parts]
+        through = [part @ m for part, m in zip(d_products[t], matrices, strict=True)]
         d_old[0] += loop.folding.inputs_adjoint(through, loop.side, -1)
         d_state = _with_the_others(d_old, d_state)
-        d_products.append(grads)
-        d_hiddens.append(d_hidden)
+    steps = range(len(loop.lengths))
     d_matrices = [
-        torch.cat([grads[k] for grads in d_products]).mT
-        @ torch.cat([notes.taken[t].folded[k] for t in order])
-        for k in range(len(matrices))
+        torch.cat([d_products[t][k] for t in steps]).mT @ folded
+        for k, folded in enumerate(notes.folded)
     ]
-    d_bias = None if bias is None else d_gates.sum(0)
-    d_bias_hh = None
-    if d_bias is not None:
+    d_bias = d_bias_hh = None
+    if bias is not None:
         ahead = loop.kind.bias_ahead
-        d_bias_hh = d_bias.clone() if ahead else torch.cat(d_hiddens).sum(0).flatten()
+        d_bias = d_gates.sum(0)
+        d_bias_hh = d_bias.clone() if ahead else torch.cat(list(d_hidden.values())).sum(0).flatten()
     d_input = d_gates @ w_ih if wanted[0] else None
     d_w_ih = d_gates.mT @ input if wanted[1] else None
     return d_input, d_w_ih, d_bias, d_bias_hh, *d_state, *d_matrices

@@ -150,9 +150,21 @@ class GatedModule(nn.Module):
                 f'"tri8" or "block4", got: {self._symmetry_repr()}'
             )
 
+    def _dtype(self) -> torch.dtype:
+        """That of the weights; also in replicas, which have tensors for parameters."""
+        for matrix in self.gate_matrices():
+            for kept in (matrix.free(self), matrix.plain(self)):
+                if kept is not None:
+                    return kept.dtype
+        raise AssertionError("no weights")
+
     def _parts(self, hx: Any) -> State:
         """The state as PyTorch takes it, h or the pair of h and c, as a list."""
-        return [hx] if self.STATES == "h" else [hx[0], hx[1]]
+        if self.STATES == "h":
+            return [hx]
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        return [hx[0], hx[1]]
 
     def _whole(self, state: State) -> Any:
         """The state as PyTorch gives it."""

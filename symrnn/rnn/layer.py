@@ -149,7 +149,7 @@ class RecurrentLayer(GatedModule):
         return f"{self.PLAIN.__name__}: Expected input to be 2D or 3D, got {{}}D{word} instead"
 
     def _check_input(self, input: Tensor, dimensions: int) -> None:
-        dtype = next(self.parameters()).dtype
+        dtype = self._dtype()
         if input.dtype != dtype and not _autocast_enabled(input.device.type):
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "

@@ -19,7 +19,8 @@ class SymLSTM(RecurrentLayer):
     symm_ih: likewise for the input weights of every layer; their blocks must be square, so the
         input size has to equal the hidden size, and deeper layers must not be bidirectional.
     backend: "reference" (a plain loop), "script" (TorchScript), "vendor" (PyTorch's own oneDNN or
-        cuDNN operator on the expanded weights), or "auto", the fastest for each call.
+        cuDNN operator on the expanded weights), "folded" (a loop whose recurrent product is folded,
+        for hidden weights of all gates in a form that folds), or "auto", the fastest for each call.
 
     The free numbers of the symmetric gates are parameters of shape (gates, numel), named after
     the matrix and the form: ``weight_hh_l0_avg``. The matrix itself can be read as

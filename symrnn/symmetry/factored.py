@@ -24,7 +24,7 @@ class Eigen(Symmetry):
 
     def __init__(self, name: str, side: int, rank: int) -> None:
         if not 1 <= rank <= side:
-            raise ValueError(f"name: {name!r} has rank {rank}; side {side} takes 1 to {side}")
+            raise ValueError(f"{name!r} has rank {rank}; a matrix of side {side} takes 1 to {side}")
         # A product of high rank holds no more different numbers than a triangle.
         deployed = min(side * rank + rank, side * (side + 1) // 2)
         super().__init__(name, side, side * rank + rank, deployed)
@@ -78,6 +78,8 @@ class LDL(Symmetry):
 
     def expand(self, v: Tensor) -> Tensor:
         self._check_free(v)
+        if not torch.jit.is_scripting():
+            self._follow(v)
         shape = list(v.shape[:-1])
         d, entries = v[..., : self.side], v[..., self.side :]
         below = self.below.expand(shape + [self.below.size(0)])  # noqa: RUF005
@@ -88,6 +90,7 @@ class LDL(Symmetry):
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
+        self._follow(w)
         w = w.detach()
         smallest = torch.finfo(w.dtype).eps ** 0.5
         lower, d = _ldl(_symmetric(w).to(torch.float64), smallest)
@@ -96,8 +99,8 @@ class LDL(Symmetry):
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """Each entry of d and L is drawn as a plain layer draws an entry.
 
-        The factors of a random symmetric matrix would have entries of any size, for its leading
-        minors come close to zero: nothing to begin a training with.
+        So the matrix starts near its diagonal. The factors of a random symmetric matrix would have
+        entries of any size, for its leading minors come close to zero: nothing to begin with.
         """
         with torch.no_grad():
             draw(v)
@@ -105,11 +108,19 @@ class LDL(Symmetry):
     # The positions follow from the side: neither a state_dict nor a pickle holds them, and they are
     # set anew after `to_empty`.
 
+    @torch.inference_mode(False)
     def _place(self, device: torch.device) -> None:
         row, column = torch.tril_indices(self.side, self.side, -1, device=device)
         self.register_buffer("below", row * self.side + column, persistent=False)
 
+    @torch.jit.unused
+    def _follow(self, tensor: Tensor) -> None:
+        if self.below.device != tensor.device:
+            self._place(tensor.device)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LDL":
+        if self.below.is_meta:
+            self._place(torch.device("cpu"))
         super()._apply(fn, recurse)
         self._place(self.below.device)
         return self

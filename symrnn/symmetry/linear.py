@@ -43,29 +43,40 @@ class LinearSymmetry(Symmetry):
         super().__init__(name, orbits.side, count if numel is None else numel, count, folding)
         self._place_maps(orbits, torch.get_default_device())
 
-    def _spread(self, u: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def _spread(self, u: Tensor, scaled: bool = False) -> Tensor:
         """One number per orbit (..., orbits) to every position: (..., N, N).
 
-        sizes: of the orbits, to divide each number by their square root.
+        scaled: each divided by the square root of its orbit's size.
         """
-        w = _spread(u, self.orbit, sizes)
+        if not torch.jit.is_scripting():
+            self._follow(u)
+        w = _spread(u, self.orbit, self.sizes if scaled else None)
         return w.view(list(u.shape[:-1]) + [self.side, self.side])  # noqa: RUF005
 
-    def _orbit_sum(self, w: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def _orbit_sum(self, w: Tensor, scaled: bool = False) -> Tensor:
         """The adjoint of :meth:`_spread`: (..., N, N) to (..., orbits)."""
-        return _scatter(w.flatten(-2), self.orbit, sizes, self.deployed)
+        if not torch.jit.is_scripting():
+            self._follow(w)
+        return _scatter(w.flatten(-2), self.orbit, self.sizes if scaled else None, self.deployed)
 
-    def _small(self, u: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+    def _orbit_mean(self, w: Tensor) -> Tensor:
+        """The mean over each orbit: (..., N, N) to (..., orbits)."""
+        return self._orbit_sum(w) / self.sizes  # in this order: the sum sees to the maps' place
+
+    def _small(self, u: Tensor, scaled: bool = False) -> list[Tensor]:
         """The folding's small matrices of one number per orbit (..., orbits)."""
         if self.folding is None:
             raise ValueError(f"{self.name} does not fold")
         self._check_free(u)
-        part = _spread(u, self.part.flatten(), sizes)
+        self._follow(u)
+        part = _spread(u, self.part.flatten(), self.sizes if scaled else None)
         return self.folding.matrices(part.unflatten(-1, self.part.shape))
 
     # The index maps follow from the generators and the side: neither a state_dict nor a pickle
-    # holds them, and they outlive `to_empty`, which leaves a module's buffers unset.
+    # holds them, and they outlive `to_empty`, which leaves a module's buffers unset. They are not
+    # made in inference mode, whose tensors no later training could use.
 
+    @torch.inference_mode(False)
     def _place_maps(self, orbits: OrbitMap, device: torch.device) -> None:
         self._orbits = orbits
         self.register_buffer("orbit", orbits.orbit.to(device), persistent=False)
@@ -76,7 +87,19 @@ class LinearSymmetry(Symmetry):
             part = orbits.orbit.view(self.side, self.side)[rows[:, None], columns]
         self.register_buffer("part", part.to(device), persistent=False)
 
+    @torch.jit.unused
+    def _follow(self, tensor: Tensor) -> None:
+        """See that the maps are where the tensor is.
+
+        They stay behind on "meta" when a module made there is given the tensors of a state_dict,
+        and PyTorch would read them without a word.
+        """
+        if self.orbit.device != tensor.device:
+            self._place_maps(self._orbits, tensor.device)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LinearSymmetry":
+        if self.orbit.is_meta:  # nothing there could be copied
+            self._place_maps(self._orbits, torch.device("cpu"))
         super()._apply(fn, recurse)
         self._place_maps(self._orbits, self.orbit.device)
         return self
@@ -173,7 +196,7 @@ class RawOrbits(LinearSymmetry):
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
-        return self._orbit_sum(w) / self.sizes
+        return self._orbit_mean(w)
 
     def matrices(self, v: Tensor) -> list[Tensor]:
         return self._small(v)
@@ -200,14 +223,14 @@ class OrthonormalOrbits(LinearSymmetry):
 
     def expand(self, v: Tensor) -> Tensor:
         self._check_free(v)
-        return self._spread(v, self.sizes)
+        return self._spread(v, scaled=True)
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
-        return self._orbit_sum(w, self.sizes)
+        return self._orbit_sum(w, scaled=True)
 
     def matrices(self, v: Tensor) -> list[Tensor]:
-        return self._small(v, self.sizes)
+        return self._small(v, scaled=True)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """A full matrix is drawn as a plain layer draws it, and its mean over the group taken."""
@@ -241,4 +264,4 @@ class FullMatrix(LinearSymmetry):
             draw(v)
 
     def _mean(self, w: Tensor) -> Tensor:
-        return self._spread(self._orbit_sum(w) / self.sizes)
+        return self._spread(self._orbit_mean(w))

@@ -82,6 +82,7 @@ class OrbitMap:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is shared must serve those who train, whoever comes first
 def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
     """Compute the orbits of the group that ``generators`` generate, on a side × side matrix.
 

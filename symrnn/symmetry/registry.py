@@ -1,13 +1,4 @@
-"""The names of the symmetries, and the one function that turns a name into an object.
-
-The orbits of each, on a matrix of side 4; equal letters are one number::
-
-    tri, avg    tri4, avg4  tri8, avg8  block4      block16     chunk2      chunk2:rows
-    a b c d     a b c d     a b b a     a b b a     a a a a     a b a b     a b c d
-    b e f g     b e f c     b c c b     c d d c     a a a a     c d c d     e f g h
-    c f h i     c f e b     b c c b     c d d c     a a a a     e f e f     a b c d
-    d g i j     d c b a     a b b a     a b b a     a a a a     g h g h     e f g h
-"""
+"""The names of the symmetries, and the one function that turns a name into an object."""
 
 from __future__ import annotations
 
@@ -97,6 +88,14 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     eigen, eigen:R            V diag(λ) Vᵀ of rank R, N/2 if not given      NR + R
     ldl                       L diag(d) Lᵀ, L unit lower triangular         N(N+1)/2
     ========================  ============================================  ======================
+
+    On a matrix of side 4, where equal letters are one number::
+
+        tri, avg    tri4, avg4  tri8, avg8  block4      block16     chunk2      chunk2:rows
+        a b c d     a b c d     a b b a     a b b a     a a a a     a b a b     a b c d
+        b e f g     b e f c     b c c b     c d d c     a a a a     c d c d     e f g h
+        c f h i     c f e b     b c c b     c d d c     a a a a     e f e f     a b c d
+        d g i j     d c b a     a b b a     a b b a     a a a a     g h g h     e f g h
 
     ``tri``, ``block`` and ``chunk`` keep an orbit's entry itself, ``avg`` the same in orthonormal
     coordinates; "avg:full" is an over-complete ``avg`` that keeps a full matrix. On an odd side

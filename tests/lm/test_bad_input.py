@@ -119,7 +119,7 @@ def test_prompt(refused: Refused, finished: Path) -> None:
         ("--symm eigen:0", "eigen:R (a rank R), got: 'eigen:0'"),
         ("--symm eigen:1.5", "eigen:R (a rank R), got: 'eigen:1.5'"),
         ("--symm chunk3", "eigen:R (a rank R), got: 'chunk3'"),
-        ("--symm eigen:99", "'eigen:99' has rank 99; side 8 takes 1 to 8"),
+        ("--symm eigen:99", "'eigen:99' has rank 99; a matrix of side 8 takes 1 to 8"),
         ("--symm avg --backend folded", 'backend="folded" wants hidden weights of all gates in'),
         ("--soft-symmetry 0", "--soft-symmetry: should be a number above 0, got: '0'"),
         ("--soft-symmetry nan", "--soft-symmetry: should be a number above 0, got: 'nan'"),

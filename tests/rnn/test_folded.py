@@ -241,7 +241,9 @@ def test_it_trains_in_a_compiled_model() -> None:
         (SymLSTM, 200, "block16", 35, True, "vendor"),
         (SymLSTM, 650, "block4", 35, False, "vendor"),
         (SymLSTM, 1500, "block4", 35, False, "folded"),
-        (SymLSTM, 200, "tri4", 1, False, "folded"),
+        (SymLSTM, 200, "block4", 1, False, "folded"),
+        (SymLSTM, 1500, "tri4", 1, False, "folded"),
+        (SymGRU, 650, "tri4", 1, False, "vendor"),
         (SymLSTM, 1500, "avg", 35, True, "vendor"),
         (SymRNN, 1500, "block4", 35, True, "vendor"),
     ],
@@ -265,3 +267,58 @@ def test_auto_gives_the_same_either_way() -> None:
         for step in x.split(1):  # one step at a time it folds
             output, state = layer(step, state)
     torch.testing.assert_close(output[0], layer(x)[0][-1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_functional_gradients(kind: str) -> None:
+    folded, expanded = pair(LAYERS[kind], 3, 6, symm="tri4")
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def slopes(layer: nn.Module) -> dict[str, Tensor]:
+        def loss(numbers: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(layer, numbers, (x,))[0].square().sum()
+
+        return torch.func.grad(loss)(dict(layer.named_parameters()))
+
+    torch.testing.assert_close(slopes(folded), slopes(expanded), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_it_can_be_traced(kind: str) -> None:
+    layer = LAYERS[kind](3, 6, symm="tri4", backend="folded")
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(torch.jit.trace(layer, (x,), check_trace=False)(x), layer(x))
+
+
+def test_what_the_way_back_needs_is_kept_where_pytorch_keeps_it() -> None:
+    """So that it is freed when used, and may be kept elsewhere meanwhile."""
+    layer = SymLSTM(3, 8, symm="block4", backend="folded")
+    numbers = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal numbers
+        numbers += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output, _ = layer(torch.randn(50, 20, 3))
+    assert numbers > 50 * 20 * 8 * 7  # four gates, h, c and tanh c
+    output.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        output.sum().backward()
+
+
+def test_export_leaves_the_batch_open() -> None:
+    layer = SymLSTM(3, 4, symm="block4", backend="folded").eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    example = torch.randn(5, 3, 3)
+    program = torch.export.export(layer, (example,), dynamic_shapes=({1: batch},))
+    x = torch.randn(5, 7, 3)
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_lstm_wants_two_hidden_states(count: int) -> None:
+    with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+        SymLSTM(3, 4)(torch.randn(5, 2, 3), tuple(torch.zeros(1, 2, 4) for _ in range(count)))

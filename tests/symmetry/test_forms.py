@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from symrnn import get_symmetry, list_symmetries
 from symrnn.symmetry import Symmetry, check_symmetry_name
+from symrnn.symmetry.orbits import orbit_map
 
 CHUNKS = [f"chunk{k}" for k in (2, 4, 8, 16, 32, 64)]
 NAMES = [
@@ -224,3 +225,39 @@ def test_errors_of_shapes_name_what_came_and_what_was_wanted(name: str) -> None:
             method(*arguments)
         assert name in str(raised.value)
         assert [k for k in numbers if str(k) not in str(raised.value)] == []
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_maps_follow_the_numbers_of_a_state_dict(name: str) -> None:
+    """Modules made on "meta" and filled from a state_dict, whose tensors take their place."""
+
+    def make() -> nn.Module:
+        layer = nn.Linear(8, 8)
+        nn.utils.parametrize.register_parametrization(layer, "weight", get_symmetry(name, 8))
+        return layer
+
+    real = make()
+    with torch.device("meta"):
+        copied = make()
+    copied.load_state_dict(real.state_dict(), assign=True)
+    assert torch.equal(copied.weight, real.weight)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_made_elsewhere_than_on_the_default_device(name: str) -> None:
+    with torch.device("meta"):
+        s = get_symmetry(name, 8).to("cpu")
+    v = torch.randn(s.numel)
+    assert torch.equal(s.expand(v), get_symmetry(name, 8).expand(v))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_first_met_in_inference_mode_trains_later(name: str) -> None:
+    orbit_map.cache_clear()
+    with torch.inference_mode():
+        s = get_symmetry(name, 7)
+        s.to("cpu")
+    for form in (s, get_symmetry(name, 7)):
+        v = torch.randn(form.numel, requires_grad=True)
+        form.expand(v).sum().backward()
+        assert v.grad is not None
