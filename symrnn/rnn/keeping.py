@@ -162,7 +162,7 @@ class GatedModule(nn.Module):
         """The state as PyTorch takes it, h or the pair of h and c, as a list."""
         if self.STATES == "h":
             return [hx]
-        if len(hx) != 2:
+        if len(hx) > 2:
             raise RuntimeError("lstm expects two hidden states")
         return [hx[0], hx[1]]
 

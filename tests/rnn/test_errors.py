@@ -101,6 +101,7 @@ WRONG_CALLS: dict[str, Callable[[nn.Module], Any]] = {
     "4-D state": lambda m: m(X, state((1, *GOOD), (1, *GOOD))),
     "dtype of state": lambda m: m(X, (torch.zeros(GOOD).double(),) * 2),
     "one state": lambda m: m(X, state(GOOD)),
+    "three states": lambda m: m(X, state(GOOD, GOOD, GOOD)),
     "a string": lambda m: m("text"),
 }
 

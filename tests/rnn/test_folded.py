@@ -316,9 +316,3 @@ def test_export_leaves_the_batch_open() -> None:
     program = torch.export.export(layer, (example,), dynamic_shapes=({1: batch},))
     x = torch.randn(5, 7, 3)
     torch.testing.assert_close(program.module()(x)[0], layer(x)[0])
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_an_lstm_wants_two_hidden_states(count: int) -> None:
-    with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
-        SymLSTM(3, 4)(torch.randn(5, 2, 3), tuple(torch.zeros(1, 2, 4) for _ in range(count)))
