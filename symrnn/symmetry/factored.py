@@ -64,9 +64,8 @@ class LDL(Symmetry):
     leading minors vanishes has no such factors, and near one that does they are large. So a pivot
     below the square root of the dtype's precision, relative to the largest entry, is taken as
     large as that, which changes the matrix by about as much; and ``project``, which computes in
-    float64 and then rounds, comes the less near the larger the matrix: of random symmetric ones in
-    float32 the largest error was 1 % of the largest entry at N = 200 and up to 12 % at N = 650
-    (in float64 below 1e-9). Its gradient is not defined.
+    float64 and then rounds to the dtype, comes the less near the larger the matrix is: float32 is
+    too coarse for random symmetric matrices of some hundred rows. Its gradient is not defined.
     """
 
     below: Tensor  # flat positions of the entries below the diagonal; read by TorchScript
