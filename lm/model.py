@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from symrnn import SymGRU, SymLSTM, SymRNN, harden
 from symrnn.rnn import RecurrentLayer
-from symrnn.rnn.backends import folding_pays
+from symrnn.rnn.backends import choose, folding_pays
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "lstm": SymLSTM,
@@ -102,22 +102,31 @@ class LanguageModel(nn.Module):
         harden(made.rnn)
         kind = type(made.rnn)
         made.rnn = kind.from_plain(made.rnn.to_plain(), "tri", backend=made.rnn.backend)
+        made.rnn.inference_dtype = self.rnn.inference_dtype
         return made
 
-    def deployed(self) -> LanguageModel:
+    def deployed(self, *, autocast: bool = False) -> LanguageModel:
         """This model for inference: the symmetric weights expanded once instead of every call.
 
-        (Not where they are folded, and never expanded.) A copy, in evaluation mode, which gives
-        the same numbers.
+        (Not where they are packed once, or folded, and never expanded.) A copy, in evaluation mode,
+        which gives the same numbers.
+
+        autocast: whether it is to run under that.
         """
         made = copy.deepcopy(self).eval()
-        with torch.no_grad():
-            folded = self.rnn.backend == "folded" or (
-                self.rnn.backend == "auto"
-                and self.decoder.weight.is_cpu
-                and folding_pays(self.rnn, steps=2)
-            )
-        if not folded:
+        if not self._runs_symmetric(autocast):
             made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
+            made.rnn.inference_dtype = self.rnn.inference_dtype
             made.rnn.eval()
         return made
+
+    def _runs_symmetric(self, autocast: bool) -> bool:
+        """Whether the recurrent layers, without gradients, do without expanded weights."""
+        if self.rnn.backend in ("fused", "folded"):
+            return True
+        if self.rnn.backend != "auto" or autocast or not self.decoder.weight.is_cpu:
+            return False
+        with torch.no_grad():
+            weight = self.decoder.weight
+            token = weight.new_empty(1, 1, self.rnn.input_size)
+            return choose(self.rnn, token, None) == "fused" or folding_pays(self.rnn, steps=2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data import Codec, DataError, codec_from_state
 from lm.model import LanguageModel
-from symrnn import count_parameters, open_packed, save_packed
+from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.storage import Packed, is_packed
 from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpoint
 
@@ -26,6 +26,9 @@ MODEL = "model/"
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
+
+WEIGHTS = ("float32", "bfloat16")
+"""--weights: as what the recurrent weights are packed for inference."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             symm_ih=config["symm_ih"],
             backend=config["backend"],
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
     return model.double() if config["precision"] == "fp64" else model
 
@@ -110,18 +113,24 @@ def load_saved(
     *,
     backend: str = "auto",
     precision: str | None = None,
+    weights: str | None = None,
 ) -> Saved:
     """The model in a file, packed or a checkpoint, in a run's folder (its best), or of the newest.
 
     backend, precision: what it is to run with; without a precision, the one it was trained with.
+    weights: as what its recurrent weights are packed for inference, one of :data:`WEIGHTS`.
 
-    Raises UserError if there is none, if the file is damaged or something else.
+    Raises UserError if there is none, if the file is damaged or something else, or if it cannot run
+    so.
     """
     file = _checkpoint_file(path)
     kept = open_packed(file) if is_packed(file) else load_checkpoint(file)
     try:
         config = {**kept.meta["config"], "backend": backend}
         config["precision"] = precision or config["precision"]
+        if weights is not None:
+            config["weights"] = weights
+        check_machine(config, device)
         codec = codec_from_state(kept.meta["codec"])
         model = build_model(config, len(codec))
     except KeyError as error:
@@ -132,7 +141,27 @@ def load_saved(
         kept.load_into(model)
     else:
         restore_model(model, kept)
+    if config.get("weights") == "bfloat16":
+        model.rnn.inference_dtype = torch.bfloat16
     return Saved(file, model.to(device).eval(), codec, config, kept.meta)
+
+
+def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
+    """Raise UserError if what ``config`` asks of the recurrent layers cannot run on ``device``."""
+    backend, precision = config["backend"], config["precision"]
+    if backend == "fused" and device.type != "cpu":
+        raise UserError(f"--backend fused is for CPUs, got: --device {device}")
+    if config.get("weights", "float32") == "float32":
+        return
+    option = "--weights bfloat16 is for the native kernels"
+    if device.type != "cpu":
+        raise UserError(f"{option} for CPUs, got: --device {device}")
+    if precision != "fp32":
+        raise UserError(f"{option} in float32, got: --precision {precision}")
+    if backend not in ("auto", "fused"):
+        raise UserError(f"{option}, --backend auto or fused, got: --backend {backend}")
+    if not native.available():
+        raise UserError(f"{option}: {native.why_not()}")
 
 
 def _checkpoint_file(path: str | Path | None) -> Path:

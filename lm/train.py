@@ -21,6 +21,7 @@ from lm.perplexity import Score, cross_entropy, exponential, measure
 from lm.recipes import Recipe
 from lm.saved import (
     build_model,
+    check_machine,
     load_saved,
     model_tensors,
     precision_of,
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with RunFolder.open(resume) as run:
             config = resume_config(run.config, given(options), run.path)
     device = resolve_device(config["device"])
+    check_machine(config, device)
     set_threads(config["threads"])
     if device.type == "cpu":
         keep_freed_memory()

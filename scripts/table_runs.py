@@ -3,7 +3,8 @@
     python scripts/table_runs.py runs/ptb-small-none runs/ptb-small-avg --out results/ptb_small.md
 
 Reads the run folders that ``lm.train`` wrote; trains nothing. The rows stand in the order of the
-folders, and in a .json beside the table too, for scripts/plot_forms.py.
+folders, and in a .json beside the table too, for scripts/plot_forms.py. The .json of an earlier
+table may stand among the folders, for its rows.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ def main() -> None:
     parser.add_argument("--title", default="Perplexity")
     parser.add_argument("--note", action="append", default=[], help="a paragraph above the table")
     options = parser.parse_args()
-    runs = [read_run(folder) for folder in options.runs]
+    runs = []
+    for place in options.runs:
+        earlier = place.suffix == ".json"
+        runs += json.loads(place.read_text())["runs"] if earlier else [read_run(place)]
     rows = [
         [
             run["label"],

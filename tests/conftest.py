@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from symrnn import native
 
 # The same examples in every run; a machine's speed decides nothing.
 hypothesis.settings.register_profile(
@@ -39,6 +42,14 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _noticed() -> None:
+    """Where the native kernels are absent the one notice of it is no test's, but for its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        native.notice()
 
 
 @pytest.fixture(scope="session", autouse=True)

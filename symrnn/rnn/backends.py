@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from symrnn.rnn import folded, reference, script, vendor
-from symrnn.rnn.stack import Backend, stacked
+from symrnn import native
+from symrnn.rnn import folded, fused, reference, script, vendor
+from symrnn.rnn.prepared import is_plain
+from symrnn.rnn.stack import Backend, State, stacked
 
 if TYPE_CHECKING:
     from symrnn.rnn.keeping import GatedModule
@@ -18,6 +20,7 @@ BACKENDS: dict[str, Backend] = {
     "script": stacked(script.layer),
     "vendor": vendor.run,
     "folded": stacked(folded.layer),
+    "fused": fused.run,
 }
 
 
@@ -32,9 +35,12 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend should be one of {', '.join(list_backends())}, got: {name!r}")
 
 
-def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> str:
+def choose(
+    module: GatedModule, input: Tensor, batch_sizes: Tensor | None, state: State | None = None
+) -> str:
     """The backend that is fastest for this input, by rules measured on a CPU; elsewhere "vendor".
 
+    - The native kernels, where they are faster than all else (:func:`fused_pays`).
     - Forms that fold are folded where that is faster than PyTorch's operator on expanded weights
       (results/folding.md, for the LSTM and the GRU).
     - PyTorch's LSTM re-packs all weights on every call. For a step or a few without gradients that
@@ -44,26 +50,70 @@ def choose(module: GatedModule, input: Tensor, batch_sizes: Tensor | None) -> st
       output is that of PyTorch's layer at any length.
 
     input: (T, B, I), or (sum of B_t, I) with batch_sizes.
+    state: what comes with it.
     """
     if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
         return "vendor"
-    if folding_pays(module, input.size(0) if batch_sizes is None else batch_sizes.size(0)):
+    if batch_sizes is None:
+        steps, batch = input.size(0), input.size(1)
+    else:
+        steps, batch = batch_sizes.size(0), int(batch_sizes[0])
+    if _takes_fused(module, steps, batch, [input, *(state or ())]):
+        return "fused"
+    if folding_pays(module, steps):
         return "folded"
     if (
         module.mode == "LSTM"
         and batch_sizes is None
         and not torch.is_grad_enabled()
-        and _few(input.size(0), input.size(1), module.hidden_size)
+        and _few(steps, batch, module.hidden_size)
     ):
         return "script"
     return "vendor"
 
 
-def choose_for_cell(module: GatedModule, input: Tensor) -> str:
+def choose_for_cell(module: GatedModule, input: Tensor, state: State | None = None) -> str:
     """As :func:`choose`, for one step of a cell: input (B, I)."""
     if input.device.type != "cpu" or _is_traced() or torch.is_autocast_enabled("cpu"):
         return "vendor"
+    if _takes_fused(module, 1, input.size(0), [input, *(state or ())]):
+        return "fused"
     return "folded" if folding_pays(module, 1) else "vendor"
+
+
+def fused_pays(module: GatedModule, steps: int, batch: int) -> bool:
+    """Whether the native kernels are faster than all else, for float32 weights on a CPU.
+
+    By results/backends.md. Without gradients they are, as the weights stay packed from call to
+    call. In training the weights are packed at every call, for which a few steps do not pay; then
+    PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, whose
+    product folds, or is symmetric and bound by the reading of the weights.
+    """
+    if not torch.is_grad_enabled():
+        return True
+    if steps < 8:
+        return False
+    if module.mode != "LSTM":
+        return True
+    if module.hidden_size < 650 or module.symmetry is None or module.symm_hh != module.GATES:
+        return False
+    if module.folds:
+        return True
+    few = 20 if module.hidden_size >= 1500 else 4
+    return module.symmetry.own_transpose and batch <= few
+
+
+def _takes_fused(module: GatedModule, steps: int, batch: int, tensors: list[Tensor]) -> bool:
+    """Whether ``auto`` takes the native kernels; a notice where it would, and there are none.
+
+    tensors: input and state. What is wrong with them is left to the vendor's operator to say.
+    """
+    if module.proj_size or not fused_pays(module, steps, batch) or not is_plain():
+        return False
+    if any(t.dtype != torch.float32 or not t.is_cpu for t in (module._some_weight(), *tensors)):
+        return False
+    native.notice()
+    return native.available()
 
 
 def folding_pays(module: GatedModule, steps: int) -> bool:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from symrnn.rnn import folded, reference, script, vendor
+from symrnn.rnn import folded, fused, reference, script, vendor
 from symrnn.rnn.backends import choose_for_cell
 from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.prepared import Prepared, is_ready
 from symrnn.rnn.scriptable import scriptable_cell
 from symrnn.rnn.stack import State
 
@@ -19,6 +20,7 @@ _STEPS: dict[str, Callable[[str, Tensor, State, Any], State]] = {
     "script": script.cell,
     "vendor": vendor.cell,
     "folded": folded.cell,
+    "fused": fused.cell,
 }
 
 
@@ -62,6 +64,11 @@ class RecurrentCell(GatedModule):
 
         hx: h (B, H) or (H,), of an LSTM the pair of it and c of the same shape; zeros by default.
         """
+        kept = None if torch.compiler.is_compiling() else self._cache.prepared
+        if kept is not None:
+            result = self._at_once(kept, input, hx)
+            if result is not None:
+                return result
         if input.dim() not in (1, 2):
             raise ValueError(self.wrong_dimensions().format(input.dim()))
         single = self.STATES == "h"
@@ -81,10 +88,27 @@ class RecurrentCell(GatedModule):
         self._check(input, state)
         backend = self.backend
         if backend == "auto":
-            backend = choose_for_cell(self, input)
-        weights = self._folded_weights("") if backend == "folded" else self._layer_weights("")
-        new = _STEPS[backend](self.mode, input, state, weights)
+            backend = choose_for_cell(self, input, state)
+        new = _STEPS[backend](self.mode, input, state, self._weights_for(backend)(""))
         return self._whole(new if batched else [part.squeeze(0) for part in new])
+
+    def _at_once(self, kept: Prepared, input: Any, hx: Any) -> Any:
+        """As :meth:`symrnn.rnn.layer.RecurrentLayer._at_once`: the new hx, or None."""
+        if type(input) is not Tensor or input.dim() not in (1, 2):
+            return None
+        *rows, width = input.shape
+        batch, state_shape = rows[0] if rows else 1, (*rows, self.hidden_size)
+        if hx is not None and self.STATES == "h":
+            hx = (hx,)
+        if (
+            width != self.input_size
+            or batch == 0
+            or not self._runs_fused(1, batch)
+            or not is_ready(kept, self, input, hx, state_shape)
+        ):
+            return None
+        _, state = kept.run(self, input, rows, 1, batch, 0, hx, state_shape, 0.0)
+        return self._whole(state)
 
     def wrong_dimensions(self, which: str = "input") -> str:
         """What is said of an input, or a state, of {} dimensions; in PyTorch's words."""
@@ -109,10 +133,6 @@ class RecurrentCell(GatedModule):
                     f"hidden{k} has inconsistent hidden_size: got {part.size(1)}, expected "
                     f"{self.hidden_size}"
                 )
-
-    def extra_repr(self) -> str:
-        plain = self.PLAIN.extra_repr(self)  # type: ignore[arg-type]
-        return f"{plain}, {self._symmetry_repr()}"
 
     def __prepare_scriptable__(self) -> nn.Module:
         return scriptable_cell(self)

@@ -54,6 +54,10 @@ class GateMatrix:
             rest = torch.empty(len(self.rest) * self.rows, self.columns, **factory)
             owner.register_parameter(self.rest_name, Parameter(rest))
 
+    def kept_names(self) -> list[str]:
+        """The names of the parameters that it is kept as."""
+        return [name for name in (self.free_name, self.rest_name) if name is not None]
+
     def free(self, owner: nn.Module) -> Parameter | None:
         """The free numbers (S, numel) of the symmetric gates."""
         return getattr(owner, self.free_name) if self.free_name else None
@@ -112,7 +116,7 @@ class GateMatrix:
         """Why a state_dict's ``key`` of ``shape`` doesn't fit this matrix; None if it does."""
         if key in (self.free_name, self.rest_name):
             return None
-        kept = " and ".join(n for n in (self.free_name, self.rest_name) if n)
+        kept = " and ".join(self.kept_names())
         return f"{key!r} of shape {shape} does not fit: this layer keeps {self.name} as {kept}"
 
 

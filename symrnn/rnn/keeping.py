@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from symrnn.rnn.backends import check_backend
+from symrnn.rnn.backends import check_backend, fused_pays
 from symrnn.rnn.folded import FoldedWeights
+from symrnn.rnn.fused import FusedWeights, check_fused
 from symrnn.rnn.gates import GateMatrix, check_gates
+from symrnn.rnn.prepared import Cache
 from symrnn.rnn.stack import LayerWeights, State
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
 
@@ -38,9 +40,13 @@ class GatedModule(nn.Module):
     ARGUMENTS: ClassVar[tuple[str, ...]]
     """What is handed on from and to PyTorch's class; each is an attribute too."""
 
+    mode: str
     backend: str
+    input_size: int
     hidden_size: int
+    proj_size: int = 0
     symmetry: Symmetry | None
+    _inference_dtype: torch.dtype | None = None
 
     def _keep(
         self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
@@ -54,6 +60,7 @@ class GatedModule(nn.Module):
         symm_ih = check_gates("symm_ih", symm_ih, self.GATES)
         if symm == "none":
             symm_hh = symm_ih = ""
+        self._cache = Cache()
         self.symm = symm
         self.symm_hh = symm_hh
         self.symm_ih = symm_ih
@@ -141,22 +148,72 @@ class GatedModule(nn.Module):
             self.symmetry.folding,
         )
 
+    def _fused_weights(self, suffix: str) -> FusedWeights:
+        """The weights of one layer and direction, for the native kernels."""
+        return FusedWeights(self, suffix)
+
+    def _runs_fused(self, steps: int, batch: int) -> bool:
+        """Whether the native kernels, if they can run such a call at all, are to do it."""
+        if self.backend == "auto":
+            return fused_pays(self, steps, batch)
+        return self.backend == "fused"
+
+    def _weights_for(self, backend: str) -> Callable[[str], Any]:
+        """What makes the weights of one layer and direction, by suffix, as a backend takes them."""
+        own: dict[str, Callable[[str], Any]] = {
+            "folded": self._folded_weights,
+            "fused": self._fused_weights,
+        }
+        return own.get(backend, self._layer_weights)
+
+    def _suffixes(self) -> list[str]:
+        """What the names of each layer's and direction's weights end in, in PyTorch's order."""
+        return [""]
+
+    @property
+    def inference_dtype(self) -> torch.dtype | None:
+        """What the weights are packed as where no gradient is wanted: None for as they are.
+
+        ``torch.bfloat16`` halves what a step reads, and rounds each weight to 8 bits of precision;
+        input, state and all arithmetic stay float32. It wants float32 weights and the native
+        kernels: ``backend="fused"``, or "auto", which takes them wherever they run; of other
+        backends it is a ValueError. Where a gradient is wanted, and in training therefore, the
+        weights are what they are.
+        """
+        return self._inference_dtype
+
+    @inference_dtype.setter
+    def inference_dtype(self, dtype: torch.dtype | None) -> None:
+        if dtype not in (None, torch.bfloat16):
+            raise ValueError(f"inference_dtype should be None or torch.bfloat16, got: {dtype!r}")
+        if dtype is not None and self.backend not in ("auto", "fused"):
+            raise ValueError(
+                f'inference_dtype={dtype} wants backend="auto" or "fused", got: {self.backend!r}'
+            )
+        self._inference_dtype = dtype
+        self._cache = Cache()
+
     def _check_backend(self) -> None:
         """Raise ValueError unless the backend is known and these weights can be run by it."""
         check_backend(self.backend)
+        if self.backend == "fused":
+            check_fused(self)
         if self.backend == "folded" and not self.folds:
             raise ValueError(
                 'backend="folded" wants hidden weights of all gates in a form that folds, such as '
                 f'"tri8" or "block4", got: {self._symmetry_repr()}'
             )
 
-    def _dtype(self) -> torch.dtype:
-        """That of the weights; also in replicas, which have tensors for parameters."""
+    def _some_weight(self) -> Tensor:
+        """Its dtype and device are all weights'; also in replicas, which have no parameters."""
         for matrix in self.gate_matrices():
             for kept in (matrix.free(self), matrix.plain(self)):
                 if kept is not None:
-                    return kept.dtype
+                    return kept
         raise AssertionError("no weights")
+
+    def _dtype(self) -> torch.dtype:
+        return self._some_weight().dtype
 
     def _parts(self, hx: Any) -> State:
         """The state as PyTorch takes it, h or the pair of h and c, as a list."""
@@ -252,12 +309,26 @@ class GatedModule(nn.Module):
         """How each gate matrix is kept, symmetric or not."""
         yield from self._matrices.values()
 
+    def _apply(self: Made, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Made:
+        self._cache = Cache()
+        return super()._apply(fn, recurse)
+
     def _other_ways(self) -> str:
         """Where weights that do not fit may go instead: a sentence to add to an error, or ""."""
         return ""
 
     def _symmetry_repr(self) -> str:
         return f"symm={self.symm!r}, symm_hh={self.symm_hh!r}, symm_ih={self.symm_ih!r}"
+
+    def extra_repr(self) -> str:
+        plain = self.PLAIN.extra_repr(self)
+        low = self.inference_dtype
+        end = "" if low is None else f", inference_dtype={low}"
+        return f"{plain}, {self._symmetry_repr()}{end}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_cache", Cache())  # a pickle of before there was one
 
     def __getattr__(self, name: str) -> Any:
         matrix = self.__dict__.get("_matrices", {}).get(name)

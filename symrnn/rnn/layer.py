@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from symrnn.rnn.backends import BACKENDS, choose
 from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.prepared import Cache, Prepared, is_ready
 from symrnn.rnn.scriptable import scriptable_layer
 from symrnn.rnn.stack import LayerWeights, StackOptions, State
 
@@ -70,6 +70,12 @@ class RecurrentLayer(GatedModule):
         of hx. T time, B batch, I input, L layers, D directions, H hidden, P the projection's size
         or H.
         """
+        kept = None if torch.compiler.is_compiling() else self._cache.prepared
+        if kept is not None:
+            result = self._at_once(kept, input, hx)
+            if result is not None:
+                return result
+
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             self._check_input(data, 2)
@@ -102,13 +108,48 @@ class RecurrentLayer(GatedModule):
             return output.squeeze(1), self._whole([part.squeeze(1) for part in state])
         return output.transpose(0, 1) if self.batch_first else output, self._whole(state)
 
+    def _at_once(self, kept: Prepared, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """What :meth:`forward` gives, by weights that are kept packed, where nothing is in the way.
+
+        A step of a small layer takes less time than the checks of the long road. Here a call is
+        recognised as sound, or None is returned, and the long road says what is wrong with it.
+        """
+        if type(input) is not Tensor:
+            return None
+        rows: tuple[int, ...]
+        state_shape: tuple[int, ...]
+        shape = input.shape
+        if len(shape) == 3:
+            steps, batch, width = shape
+            rows, state_shape = (steps, batch), (kept.count, batch, self.hidden_size)
+            if self.batch_first:
+                if steps > 1 and batch > 1:
+                    return None
+                steps, batch = batch, steps
+                state_shape = (kept.count, batch, self.hidden_size)
+        elif len(shape) == 2:
+            steps, width = shape
+            batch, rows, state_shape = 1, (steps,), (kept.count, self.hidden_size)
+        else:
+            return None
+        if hx is not None and self.STATES == "h":
+            hx = (hx,)
+        if (
+            width != self.input_size
+            or steps * batch == 0
+            or not self._runs_fused(steps, batch)
+            or not is_ready(kept, self, input, hx, state_shape)
+        ):
+            return None
+        dropout = self.dropout if self.training else 0.0
+        output, state = kept.run(self, input, rows, steps, batch, 0, hx, state_shape, dropout)
+        return output, self._whole(state)
+
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         backend = self.backend
         if backend == "auto":
-            backend = choose(self, input, batch_sizes)
-        weights: Callable[[str], Any] = (
-            self._folded_weights if backend == "folded" else self._layer_weights
-        )
+            backend = choose(self, input, batch_sizes, state)
+        weights = self._weights_for(backend)
         options = StackOptions(
             self.mode, self.num_layers, self.bidirectional, self.dropout, self.training
         )
@@ -197,11 +238,15 @@ class RecurrentLayer(GatedModule):
         ]
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the expanded weights are laid out for the operator on every call."""
+        """Drop the packed weights that are kept for the native kernels; the next call packs anew.
 
-    def extra_repr(self) -> str:
-        plain = self.PLAIN.extra_repr(self)  # type: ignore[arg-type]
-        return f"{plain}, {self._symmetry_repr()}"
+        Needed only after a change that nothing gives away: of some entries only (a pruning mask, a
+        clamp), written through ``.data``, a NumPy view, or the vector that
+        ``vector_to_parameters`` made the parameters views of. Not to be called before every call,
+        as that would pack every time. For other backends there is nothing to do: the expanded
+        weights are laid out for the operator on every call.
+        """
+        self._cache = Cache()
 
     def __prepare_scriptable__(self) -> nn.Module:
         return scriptable_layer(self)

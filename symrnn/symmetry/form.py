@@ -23,11 +23,13 @@ class Symmetry(nn.Module):
     numel: how many numbers are trained.
     deployed: how many different numbers the expanded matrix holds.
     lr_scale: by how much a learning rate wants to be multiplied for the free numbers.
+    own_transpose: whether every matrix of this form and side is its own transpose, entry by entry.
     folding: how to multiply by less than the whole matrix; None where nothing is saved.
     cost: multiplications of the folded product as a fraction of the N² of the whole one.
     """
 
     lr_scale: float = 1.0
+    own_transpose: bool = True
 
     def __init__(
         self, name: str, side: int, numel: int, deployed: int, folding: Folding | None = None

@@ -79,6 +79,7 @@ class LinearSymmetry(Symmetry):
     @torch.inference_mode(False)
     def _place_maps(self, orbits: OrbitMap, device: torch.device) -> None:
         self._orbits = orbits
+        self.own_transpose = orbits.own_transpose
         self.register_buffer("orbit", orbits.orbit.to(device), persistent=False)
         self.register_buffer("sizes", orbits.sizes.to(device), persistent=False)
         part = orbits.orbit[:0]

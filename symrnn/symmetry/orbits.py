@@ -73,12 +73,14 @@ class OrbitMap:
     side: N.
     orbit: int64 (N²,), the orbit of every position, row-major.
     sizes: int32 (number of orbits,), how many positions each orbit has.
+    own_transpose: whether (i, j) and (j, i) are always of one orbit.
     """
 
     generators: tuple[Generator, ...]
     side: int
     orbit: Tensor
     sizes: Tensor
+    own_transpose: bool
 
 
 @lru_cache(maxsize=16)
@@ -104,7 +106,11 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
     number = np.cumsum(label == np.arange(side * side), dtype=np.int64) - 1
     orbit = number[label]
     sizes = np.bincount(orbit).astype(np.int32)
-    return OrbitMap(generators, side, torch.from_numpy(orbit), torch.from_numpy(sizes))
+    square = orbit.reshape(side, side)
+    own_transpose = np.array_equal(square, square.T)
+    return OrbitMap(
+        generators, side, torch.from_numpy(orbit), torch.from_numpy(sizes), own_transpose
+    )
 
 
 def _flat(position: tuple[Indices, Indices], side: int) -> Indices:

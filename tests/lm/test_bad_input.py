@@ -19,9 +19,9 @@ import lm.evaluate
 import lm.train
 from lm.model import LanguageModel
 from lm.perplexity import Score
-from lm.saved import load_saved
-from symrnn import list_symmetries, open_packed, save_packed
-from symrnn.training import load_checkpoint, save_checkpoint
+from lm.saved import check_machine, load_saved
+from symrnn import list_symmetries, native, open_packed, save_packed
+from symrnn.training import UserError, load_checkpoint, save_checkpoint
 
 Refused = Callable[..., str]
 
@@ -182,6 +182,49 @@ def test_no_compiler(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.delenv("CXX", raising=False)
     message = refused("train", "--compile", "--device", "cpu")
     assert "--compile needs a C++ compiler" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--precision fp64", "kernels in float32, got: --precision fp64"),
+        ("--precision bf16", "kernels in float32, got: --precision bf16"),
+        ("--backend vendor", "kernels, --backend auto or fused, got: --backend vendor"),
+    ],
+)
+@pytest.mark.parametrize("program", ["evaluate", "generate"])
+def test_weights_that_only_the_native_kernels_take(
+    refused: Refused, finished: Path, program: str, arguments: str, message: str
+) -> None:
+    said = refused(program, finished, "--weights", "bfloat16", *arguments.split())
+    assert f"--weights bfloat16 is for the native {message}" in said
+    assert "invalid choice: 'int8'" in refused(program, finished, "--weights", "int8")
+
+
+def test_without_native_kernels(
+    refused: Refused,
+    finished: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_not", lambda: "the kernels are not built: no compiler")
+    wanted = "the kernels are not built: no compiler"
+    assert wanted in refused("generate", finished, "--weights", "bfloat16")
+    assert wanted in refused("evaluate", finished, "--backend", "fused")
+    arguments = ("--data", corpus, *SMALL.split(), "--out", tmp_path / "run")
+    assert wanted in refused("train", *arguments, "--backend", "fused")
+
+
+def test_kernels_for_cpus_on_another_device() -> None:
+    config = {"backend": "fused", "precision": "fp32"}
+    with pytest.raises(UserError, match="--backend fused is for CPUs, got: --device cuda:1"):
+        check_machine(config, torch.device("cuda:1"))
+    config = {"backend": "auto", "precision": "fp32", "weights": "bfloat16"}
+    with pytest.raises(UserError, match="native kernels for CPUs, got: --device cuda"):
+        check_machine(config, torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import lm.generate
 from data import SentencePieceCodec, Vocabulary, WordCodec
 from data.text import blocks_of_lines
 from lm.generate import TextStream, encode_prompt
+from lm.perplexity import measure
 from lm.saved import load_saved
+from symrnn import native
 
 
 def generate(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -41,9 +44,43 @@ def test_greedy_is_the_likeliest_token_again_and_again(
             ids.append(int(saved.model(torch.tensor(ids)[:, None])[0][-1, 0].argmax()))
     wanted = saved.codec.decode(ids[1:]).rstrip("\n") + "\n"
     greedy = ["--temperature", "0", "--tokens", "25", "--prompt", "w3 naïve"]
-    for backend in ("auto", "reference", "vendor"):
+    backends = ["auto", "reference", "vendor", *(["fused"] if native.available() else [])]
+    for backend in backends:
         made = generate(capsys, finished, *greedy, "--backend", backend)
         assert made.rstrip("\n") + "\n" == wanted
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not())
+def test_recurrent_weights_of_bfloat16(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The perplexity is that of the model whose recurrent weights are rounded, and of no other."""
+    run = tmp_path / "run"
+    train("--out", run, "--epochs", 1, "--init-range", 1.5)  # large, so that rounding tells
+
+    def nats(*arguments: object) -> float:
+        capsys.readouterr()
+        assert lm.evaluate.main([str(run), "--threads", "1", *map(str, arguments)]) == 0
+        return float(capsys.readouterr().out.split("nats ")[1].split()[0])
+
+    saved = load_saved(run, torch.device("cpu"))
+    with torch.no_grad():
+        saved.model.rnn = saved.model.rnn.from_plain(saved.model.rnn.to_plain(), "none")
+        for name, weight in saved.model.rnn.named_parameters():
+            if name.startswith("weight"):
+                weight.copy_(weight.bfloat16())
+    _, text, _ = lm.evaluate.open_text(saved, None, None)
+    wanted = measure(saved.model, text, saved.codec.eos_id, precision=nullcontext).nats
+    exact = nats("--weights", "float32")
+    assert exact == nats()
+    for backend in ("auto", "fused"):
+        rounded = nats("--weights", "bfloat16", "--backend", backend)
+        assert rounded == pytest.approx(wanted, abs=2e-3)
+        assert rounded != exact
+    assert generate(capsys, run, "--weights", "bfloat16", "--tokens", 5)
+    assert "weights               bfloat16" in generate(
+        capsys, run, "--weights", "bfloat16", "--dry-run"
+    )
 
 
 @pytest.mark.parametrize("cell", ["gru", "rnn"])

@@ -11,6 +11,7 @@ from torch import nn
 
 from data import open_corpus
 from lm.model import LanguageModel
+from symrnn import native
 from symrnn.training import load_checkpoint
 
 
@@ -59,6 +60,31 @@ def test_the_deployed_model_gives_the_same_numbers(cell: str, symm: str) -> None
     assert deployed.rnn.symm == "none"
     torch.testing.assert_close(deployed(ids), model.eval()(ids))
     assert deployed.decoder.weight is deployed.encoder.weight
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not())
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_deployed_model_keeps_what_is_packed_once(cell: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, symm="avg")
+    model.initialize(0.5)
+    ids = torch.randint(11, (7, 3))
+    wanted = model.eval()(ids)[0]
+    for backend in ("auto", "fused"):
+        model.rnn.backend = backend
+        deployed = model.deployed()
+        assert deployed.rnn.symm == "avg"
+        with torch.inference_mode():
+            torch.testing.assert_close(deployed(ids)[0], wanted)
+            packed = deployed.rnn._cache.prepared
+            assert packed is not None
+            deployed(ids)
+        assert deployed.rnn._cache.prepared is packed
+        assert model.rnn._cache.prepared is None
+    model.rnn.backend = "auto"
+    assert model.deployed(autocast=True).rnn.symm == "none"  # which the kernels leave to PyTorch
+    model.rnn.inference_dtype = torch.bfloat16
+    for copied in (model.deployed(), model.deployed(autocast=True), model.hardened()):
+        assert copied.rnn.inference_dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize(

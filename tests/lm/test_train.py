@@ -17,7 +17,7 @@ import lm.generate
 import lm.train
 from lm.model import LanguageModel
 from lm.spectrum import spectrum_figure
-from symrnn import open_packed
+from symrnn import native, open_packed
 from symrnn.rnn import list_backends
 from symrnn.training import load_checkpoint
 
@@ -246,7 +246,11 @@ def has_compiler() -> bool:
             "--compile --layers 1",
             marks=pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler"),
         ),
-        *(f"--backend {name}" for name in list_backends() if name != "folded"),
+        *(
+            f"--backend {name}"
+            for name in list_backends()
+            if name != "folded" and (name != "fused" or native.available())
+        ),
         "--symm none",
         "--symm avg:full --precision bf16",
         "--symm tri8 --backend folded",

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
+from symrnn.rnn import prepared
 
 PLAIN: dict[type[nn.Module], Any] = {
     SymLSTM: nn.LSTM,
@@ -189,3 +190,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that short inputs are enough for those that are not multiplied by packed weights."""
+    monkeypatch.setattr(prepared, "MOST_ROWS", 64)

@@ -1,0 +1,213 @@
+"""The native kernels for CPUs: whether they are there, and if not, why.
+
+>>> from symrnn import native
+>>> lib = native.library()  # None where they are not: native.why_not() says why
+>>> native.check(lib.symrnn_activate(0, native.Dtype.FLOAT, x.numel(), x.data_ptr(), y.data_ptr()))
+
+symrnn.h describes the functions; :mod:`symrnn.native.interface` has their structures for ctypes;
+:mod:`symrnn.native.building`, for setup.py, knows how they are compiled. Nothing else does.
+
+**Threads**: the kernels start none. They run on the team of the very OpenMP runtime that torch's
+own operators run on, found through torch's library, and take the number of threads with each call:
+pass ``torch.get_num_threads()``, and ``torch.set_num_threads`` is respected, nothing is
+oversubscribed, and no second pool sleeps beside the first. In children made by fork, and where torch has no such runtime (one
+with GCC's entry points, which LLVM's and Intel's have too), they run on the calling thread alone.
+
+**Processors**: the library has kernels for AVX-512, AVX2 and any processor, and takes the best
+that runs here. The environment variable ``SYMRNN_CPU`` (avx512, avx2 or portable), read when the
+library is loaded, forces one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import torch
+
+from symrnn.native import building
+from symrnn.native.interface import INTERFACE, Dtype, Layer, Map, Mode, Product, Term, declare
+
+__all__ = [
+    "Dtype",
+    "Layer",
+    "Map",
+    "Mode",
+    "Product",
+    "Term",
+    "available",
+    "check",
+    "library",
+    "notice",
+    "why_not",
+]
+
+PATH = building.FOLDER / building.LIBRARY
+
+_KERNELS = ("avx512", "avx2", "portable")
+_AGAIN = (
+    "install symrnn again (pip install --force-reinstall --no-deps --no-cache-dir, "
+    "or pip install -e . in a clone)"
+)
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, its functions typed as symrnn.h declares them; None if there is none.
+
+    Raises ValueError if the environment's ``SYMRNN_CPU`` names no kernels, and RuntimeError if it
+    names some that do not run here.
+    """
+    return _loaded()[0]
+
+
+def available() -> bool:
+    """Whether there is a library. Raises as :func:`library` does."""
+    return library() is not None
+
+
+def why_not() -> str:
+    """One sentence: why there is no library, and what to do about it; "" if there is one."""
+    return _loaded()[1]
+
+
+_noticed = False
+_notice_lock = threading.Lock()
+
+
+def notice() -> None:
+    """Warn, once in a process, that there is no library; no word if there is one."""
+    global _noticed
+    if available():
+        return
+    with _notice_lock:
+        if _noticed:
+            return
+        _noticed = True
+    warnings.warn(why_not(), UserWarning, stacklevel=_users_frame())
+
+
+def check(status: int) -> None:
+    """Raise RuntimeError, in the library's words, for a status that is not SYMRNN_OK."""
+    if status == 0:
+        return
+    lib = library()
+    words = lib.symrnn_message(status).decode() if lib else "there is no library"
+    raise RuntimeError(f"symrnn's native kernels: {words} (status {status})")
+
+
+@functools.cache
+def _loaded() -> tuple[ctypes.CDLL | None, str]:
+    """The library and "", or None and why."""
+    try:
+        return _load(PATH), ""
+    except _AbsentError as error:
+        return None, f"symrnn's native kernels are {error}"
+
+
+class _AbsentError(Exception):
+    """Goes on after "symrnn's native kernels are"."""
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        raise _AbsentError(f"not built: {_reason(path)}; mend that and {_AGAIN}")
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise _AbsentError(f"built but cannot be loaded: {error}; {_AGAIN}") from None
+    try:
+        number = lib.symrnn_interface()
+        if number != INTERFACE:
+            raise _AbsentError(
+                f"built from other sources: their interface is number {number}, "
+                f"this symrnn's is {INTERFACE}; {_AGAIN}"
+            )
+        declare(lib)
+    except AttributeError as error:
+        raise _AbsentError(f"built from other sources: {error}; {_AGAIN}") from None
+    if _is_stale(lib):
+        raise _AbsentError(f"built from other sources than those beside them; {_AGAIN}")
+    _take_kernels(lib)
+    _take_threads(lib)
+    return lib
+
+
+def _reason(path: Path) -> str:
+    """What the build left for us to say."""
+    try:
+        return path.with_name(building.REASON).read_text().strip()
+    except OSError:
+        return f"{path} is missing"
+
+
+def _is_stale(lib: ctypes.CDLL) -> bool:
+    """Whether the sources have changed since, where they are at hand, as in a clone."""
+    try:
+        built_from = lib.symrnn_sources
+    except AttributeError:  # built by hand
+        return False
+    built_from.restype = ctypes.c_char_p
+    return building.fingerprint() not in ("", built_from().decode())
+
+
+def _take_kernels(lib: ctypes.CDLL) -> None:
+    name = os.environ.get("SYMRNN_CPU", "")
+    if not name:
+        return
+    if name not in _KERNELS:
+        raise ValueError(f"SYMRNN_CPU should be one of {', '.join(_KERNELS)}, got: {name!r}")
+    if lib.symrnn_use_cpu(name.encode()):
+        raise RuntimeError(
+            f"SYMRNN_CPU={name}: this processor, or this build, does not have these kernels"
+        )
+
+
+_forked = False  # whether this process is a child made by fork, whose torch has lost its threads
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _take_threads(lib: ctypes.CDLL) -> None:
+    """Hand over torch's own OpenMP runtime, if it has one; else all stays on the calling thread.
+
+    A search in torch's library goes on in those it is linked with, the runtime among them. That
+    one must be meant, not any that the process has: a second runtime would have a second pool of
+    threads, and would know nothing of torch.set_num_threads.
+    """
+    if _forked:
+        return
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            torch_cpu = ctypes.CDLL(str(folder / name))
+            entries = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+            addresses = [ctypes.cast(torch_cpu[entry], ctypes.c_void_p) for entry in entries]
+        except (OSError, AttributeError):
+            continue
+        lib.symrnn_use_openmp(*addresses)
+        return
+
+
+def _users_frame() -> int:
+    """The stacklevel, seen from the caller, of the first frame outside symrnn and torch."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("symrnn", "torch"):
+            break
+        frame = frame.f_back
+        level += 1
+    return level

@@ -1,0 +1,153 @@
+"""Compiles the native kernels into one shared library; for setup.py, and so without torch.
+
+The library has a plain C interface (symrnn.h) and is loaded with ctypes. It knows neither Python
+nor torch, so one build serves every version of both. It is made of all the .cpp files beside this
+one, each compiled by itself; those for processors other than the one at hand compile to nothing.
+
+A build that cannot be made is no error: the package works without, only slower. The reason is then
+left in a file beside the place of the library, for the notice that the user meets.
+
+Environment:
+
+- ``SYMRNN_NATIVE=0`` skips the build.
+- ``CXX`` is the compiler, with arguments if need be; else the first of c++, g++ and clang++.
+- ``CXXFLAGS`` come after the flags below, ``LDFLAGS`` when linking.
+- ``ARCHFLAGS``, on macOS, as for every extension of Python's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+LIBRARY = "_kernels.so"  # on macOS too: ctypes does not mind the ending
+REASON = "_kernels.txt"  # why there is no library
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+
+# Beside what symrnn.h declares, the library says what it was built from.
+_STAMP = """\
+extern "C" __attribute__((visibility("default"))) const char *symrnn_sources(void);
+const char *symrnn_sources(void) {{ return "{fingerprint}"; }}
+"""
+
+
+class NotBuiltError(Exception):
+    """Why the library cannot be built: a clause that goes on after "not built: "."""
+
+
+def sources() -> list[Path]:
+    """The files to compile."""
+    return sorted(FOLDER.glob("*.cpp"))
+
+
+def headers() -> list[Path]:
+    """The files that those include."""
+    return sorted(FOLDER.glob("*.h"))
+
+
+def fingerprint() -> str:
+    """A number, in hex, that changes with the sources; "" where they are not, as in a wheel."""
+    digest = hashlib.sha256()
+    for path in headers() + sources():
+        digest.update(f"{path.name}\n".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16] if sources() else ""
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler. Raises NotBuiltError where there is none."""
+    if os.name != "posix":
+        raise NotBuiltError(f"there is no native build for {sys.platform}")
+    given = shlex.split(os.environ.get("CXX", ""))
+    if given:
+        if shutil.which(given[0]) is None:
+            raise NotBuiltError(f"CXX={shlex.join(given)} is no command")
+        return given
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise NotBuiltError(f"no C++ compiler was found: neither CXX nor {', '.join(COMPILERS)}")
+
+
+def build(folder: Path) -> str:
+    """Build the library into `folder`, or leave the reason there why not.
+
+    Returns that reason, or "". What an earlier build left goes in any case: no library is better
+    than one of other sources.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _build(folder / LIBRARY)
+    except NotBuiltError as error:
+        (folder / LIBRARY).unlink(missing_ok=True)
+        (folder / REASON).write_text(f"{error}\n")
+        print(f"symrnn: the native kernels were not built: {error}", file=sys.stderr, flush=True)
+        return str(error)
+    (folder / REASON).unlink(missing_ok=True)
+    return ""
+
+
+def _build(target: Path) -> None:
+    if os.environ.get("SYMRNN_NATIVE") == "0":
+        raise NotBuiltError("SYMRNN_NATIVE=0 was set when symrnn was installed")
+    if not sources():
+        raise NotBuiltError(f"there are no sources in {FOLDER}")
+    command = compiler()
+    flags = [*FLAGS, *_from_environment("CXXFLAGS")]
+    if sys.platform == "darwin":
+        flags += _from_environment("ARCHFLAGS")
+    with tempfile.TemporaryDirectory() as scratch:
+        stamp = Path(scratch, "stamp.cpp")
+        stamp.write_text(_STAMP.format(fingerprint=fingerprint()))
+        paths = [*sources(), stamp]
+        objects = [str(Path(scratch, f"{path.stem}.o")) for path in paths]
+
+        def compile_one(path: Path, to: str) -> None:
+            _run([*command, *flags, "-c", str(path), "-o", to], path.name)
+
+        # The largest first, so that no core waits for one that came last.
+        order = sorted(zip(paths, objects, strict=True), key=lambda one: -one[0].stat().st_size)
+        with ThreadPoolExecutor(_cores()) as pool:
+            list(pool.map(compile_one, *zip(*order, strict=True)))
+        linked = str(Path(scratch, LIBRARY))
+        ldflags = _from_environment("LDFLAGS")
+        _run([*command, *flags, "-shared", *objects, "-o", linked, *ldflags], "linking")
+        # Moved into place whole: a process that has the old one loaded keeps it.
+        aside = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copy(linked, aside)
+        os.replace(aside, target)
+
+
+def _run(command: list[str], what: str) -> None:
+    """Run a compiler; its words go to the log of the build, the first error into the reason."""
+    try:
+        run = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise NotBuiltError(f"{command[0]} does not run: {error.strerror}") from None
+    if run.returncode == 0:
+        return
+    print(f"{shlex.join(command)}\n{run.stdout}", file=sys.stderr, flush=True)
+    lines = [line.strip() for line in run.stdout.splitlines() if "error" in line.lower()]
+    words = f": {lines[0].replace(f'{FOLDER}{os.sep}', '')[:300]}" if lines else ""
+    raise NotBuiltError(f"{command[0]} ended with status {run.returncode} at {what}{words}")
+
+
+def _from_environment(name: str) -> list[str]:
+    return shlex.split(os.environ.get(name, ""))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,60 @@
+// Which processor's kernels are in use: the best there are, until told otherwise.
+
+#include "cpu.h"
+
+#include <string.h>
+
+#include <atomic>
+
+namespace symrnn {
+namespace {
+
+const Cpu *avx512() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("fma"))
+        return cpu_avx512();
+#endif
+    return nullptr;
+}
+
+const Cpu *avx2() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return cpu_avx2();
+#endif
+    return nullptr;
+}
+
+std::atomic<const Cpu *> in_use{nullptr};
+
+}  // namespace
+
+const Cpu &cpu() {
+    const Cpu *found = in_use.load(std::memory_order_relaxed);
+    if (!found) {
+        const Cpu *const all[] = {avx512(), avx2(), cpu_portable()};
+        for (const Cpu *best : all)
+            if (best) {
+                found = best;
+                break;
+            }
+        const Cpu *none = nullptr;  // unless another thread has chosen meanwhile
+        if (!in_use.compare_exchange_strong(none, found)) found = none;
+    }
+    return *found;
+}
+
+bool use_cpu(const char *name) {
+    const Cpu *const all[] = {avx512(), avx2(), cpu_portable()};
+    for (const Cpu *one : all)
+        if (one && strcmp(one->name, name) == 0) {
+            in_use.store(one);
+            return true;
+        }
+    return false;
+}
+
+}  // namespace symrnn

@@ -1,0 +1,134 @@
+"""symrnn.h in ctypes: its numbers, structures and functions, to be changed along with it.
+
+What a pointer points to, its shape, and whether it may be null, stands in symrnn.h. Arrays are
+passed as addresses (``tensor.data_ptr()``, or None for null); a structure holds addresses too, so
+whoever fills one keeps what it points to alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
+from enum import IntEnum
+from typing import Any
+
+INTERFACE = 1  # SYMRNN_INTERFACE
+
+
+class Dtype(IntEnum):
+    """enum symrnn_dtype"""
+
+    FLOAT = 0
+    DOUBLE = 1
+    BFLOAT16 = 2
+
+
+class Mode(IntEnum):
+    """enum symrnn_mode"""
+
+    LSTM = 0
+    GRU = 1
+    RNN_TANH = 2
+    RNN_RELU = 3
+
+
+class Map(ctypes.Structure):
+    """struct symrnn_map"""
+
+    _fields_ = (
+        ("from_", c_int32),
+        ("to", c_int32),
+        ("start", c_void_p),
+        ("index", c_void_p),
+        ("scale", c_void_p),
+    )
+
+
+class Term(ctypes.Structure):
+    """struct symrnn_term"""
+
+    _fields_ = (
+        ("symmetric", c_int32),
+        ("rows", c_int32),
+        ("columns", c_int32),
+        ("gates", c_int32),
+        ("packed", c_void_p),
+        ("inputs", POINTER(Map)),
+        ("outputs", POINTER(Map)),
+        ("inputs_adjoint", POINTER(Map)),
+        ("outputs_adjoint", POINTER(Map)),
+    )
+
+
+class Product(ctypes.Structure):
+    """struct symrnn_product"""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("gates", c_int32),
+        ("rows", c_int32),
+        ("columns", c_int32),
+        ("terms", c_int32),
+        ("term", POINTER(Term)),
+    )
+
+
+class Layer(ctypes.Structure):
+    """struct symrnn_layer"""
+
+    _fields_ = (
+        ("mode", c_int32),
+        ("hh", POINTER(Product)),
+        ("ih", POINTER(Product)),
+        ("bias", c_void_p),
+        ("bias_n", c_void_p),
+    )
+
+
+_SHAPE = (c_int, c_int64, c_int64, c_int)  # symmetric, rows, columns, gates
+_RUN = (POINTER(Layer), c_int64, c_int64, c_void_p, c_int)  # layer, steps, batch, lengths, reverse
+
+# Each function's result, and its arguments.
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "symrnn_interface": (c_int, []),
+    "symrnn_message": (c_char_p, [c_int]),
+    "symrnn_cpu": (c_char_p, []),
+    "symrnn_use_cpu": (c_int, [c_char_p]),
+    "symrnn_use_openmp": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "symrnn_packed_length": (c_int64, [*_SHAPE]),
+    "symrnn_pack": (
+        c_int,
+        [
+            *_SHAPE,
+            *(c_int, c_void_p, c_int64, c_int64),  # from_dtype, from, gate_stride, row_stride
+            *(c_int, c_void_p),  # to_dtype, to
+            c_int,  # threads
+        ],
+    ),
+    "symrnn_unpack": (c_int, [*_SHAPE, c_int, c_void_p, c_void_p]),  # from_dtype, from, to
+    "symrnn_multiply": (
+        c_int,
+        [
+            *(POINTER(Product), c_int, c_int64),  # w, transposed, batch
+            *(c_void_p, c_void_p, c_int, c_int),  # x, y, repeat, threads
+        ],
+    ),
+    "symrnn_outer": (
+        c_int,
+        [c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int],  # dtype, rows, …
+    ),
+    # x, gates, cells, h0, c0, output, hn, cn; threads
+    "symrnn_forward": (c_int, [*_RUN, *[c_void_p] * 8, c_int]),
+    # gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0; threads
+    "symrnn_backward": (c_int, [*_RUN, *[c_void_p] * 12, c_int]),
+    "symrnn_activate": (c_int, [c_int, c_int, c_int64, c_void_p, c_void_p]),  # kind, dtype, n, x, y
+    "symrnn_read": (c_int, [c_void_p, c_int64, c_int, c_int, c_void_p]),  # …, repeat, threads, sum
+}
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Give the library's functions their types. AttributeError names one that it lacks."""
+    for name, (result, arguments) in FUNCTIONS.items():
+        function = library[name]
+        function.restype, function.argtypes = result, arguments
+        setattr(library, name, function)  # library[name] is made anew on every look

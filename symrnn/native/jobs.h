@@ -1,0 +1,77 @@
+// What the functions of the interface ask for, once their arguments are checked.
+
+#ifndef SYMRNN_JOBS_H
+#define SYMRNN_JOBS_H
+
+#include "product.h"
+#include "symrnn.h"
+#include "threads.h"
+
+namespace symrnn {
+
+// The arguments of symrnn_forward and symrnn_backward, as symrnn.h has them.
+struct Call {
+    const symrnn_layer &layer;
+    int64_t steps, batch;
+    const int64_t *lengths;
+    bool reverse;
+    int threads;
+};
+
+struct ForwardArrays {
+    const void *x;
+    void *gates, *cells;
+    const void *h0, *c0;
+    void *output, *hn, *cn;
+};
+
+struct BackwardArrays {
+    const void *gates, *cells, *h0, *c0, *output, *d_output, *d_hn, *d_cn;
+    void *d_gates, *d_hidden, *d_h0, *d_c0;
+};
+
+template <typename T>
+int forward(const Call &call, const ForwardArrays &arrays);
+
+template <typename T>
+int backward(const Call &call, const BackwardArrays &arrays);
+
+template <typename T>
+int multiply(const symrnn_product &w, bool transposed, int64_t batch, const void *x, void *y,
+             int repeat, int threads);
+
+template <typename T>
+int outer(int64_t rows, int64_t m, int64_t n, const void *d, const void *x, void *out, int threads);
+
+// Sizes that symrnn_pack and symrnn_unpack share.
+struct Matrices {
+    bool symmetric;
+    int64_t rows, columns;
+    int gates;
+};
+
+template <typename T>
+int pack(const Matrices &shape, const void *from, int64_t gate_stride, int64_t row_stride,
+         int to_dtype, void *to, int threads);
+
+template <typename T>
+void unpack(const Matrices &shape, int from_dtype, const void *from, void *to);
+
+// Runs a job by a team: `prepare` once, then `run` by each member. A status.
+template <typename Job>
+void run_member(void *job, int member, int members, Barrier &barrier) {
+    static_cast<Job *>(job)->run(member, members, barrier);
+}
+
+template <typename Job>
+int run_job(Job &job, int threads) {
+    const bool prepared = job.prepare();
+    if (prepared) run_team(threads, run_member<Job>, &job);
+    scratch.done();
+    shared_scratch.done();
+    return prepared ? SYMRNN_OK : SYMRNN_MEMORY;
+}
+
+}  // namespace symrnn
+
+#endif

@@ -1,0 +1,590 @@
+// The kernels, in terms of vectors.h: products of packed tiles, and the arithmetic of each kind of
+// layer. Included once for each processor, after vectors.h and inside its namespace.
+
+// ---- products -----------------------------------------------------------------------------------
+//
+// `fixed` is the blocked vector's tile that belongs to the panel, `moving` the one that goes with
+// each tile of it. Of a symmetric matrix a panel is a column of tiles: its tile at the height of
+// `moving` maps fixed to moving as it stands, and moving to fixed when transposed. Of a full matrix
+// a panel is a row of tiles: moving is mapped to fixed, or fixed to moving when transposed.
+
+// -- a few vectors: a tile's columns go through the registers once and serve both directions.
+
+// So that arrays of sums become registers: by itself the compiler stops at loops of sixteen.
+#define UNROLLED _Pragma("GCC unroll 32")
+
+// How many columns can have their sums in registers at once, for `batch` vectors.
+template <typename T, int batch>
+constexpr int columns_at_once() {
+    const int room = SYMRNN_REGISTERS / 2 / batch;
+    return room >= 16 ? 16 : room >= 8 ? 8 : room >= 4 ? 4 : 2;
+}
+
+// The first tile of a symmetric panel, which is on the diagonal.
+template <typename T, typename S, int batch>
+INLINE void few_diagonal(const S *tile, const T *x, T *y) {
+    Block<T> sum[batch];
+    UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
+    UNROLLED for (int k = 0; k < 16; k += 2) {
+        Block<T> v, w;
+        load_columns(tile, k, v, w);
+        UNROLLED for (int b = 0; b < batch; ++b) {
+            accumulate(sum[b], v, x[16 * b + k]);
+            accumulate(sum[b], w, x[16 * b + k + 1]);
+        }
+    }
+    UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
+}
+
+template <typename T, typename S, int batch>
+static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+    typedef typename Register<T>::type V;
+    constexpr int PARTS = Block<T>::PARTS;
+    constexpr int COLUMNS = columns_at_once<T, batch>();
+    constexpr int CHUNK = COLUMNS == 16 ? 1 << 30 : 8;  // tiles that stay in the nearest cache
+
+    few_diagonal<T, S, batch>(tile, x, y);
+    V sum[batch][16] = {};
+    for (int64_t first = 1; first < tiles; first += CHUNK) {
+        const int64_t last = tiles - first < CHUNK ? tiles : first + CHUNK;
+        for (int k0 = 0; k0 < 16; k0 += COLUMNS) {
+            V own[batch][COLUMNS];
+            UNROLLED for (int b = 0; b < batch; ++b)
+                UNROLLED for (int k = 0; k < COLUMNS; ++k) own[b][k] = sum[b][k0 + k];
+            for (int64_t q = first; q < last; ++q) {
+                const S *const at = tile + q * TILE;
+                Block<T> moving[batch], to[batch], to_too[batch];
+                UNROLLED for (int b = 0; b < batch; ++b) {
+                    moving[b] = load(x + q * stride + 16 * b);
+                    to[b] = load(y + q * stride + 16 * b);
+                    to_too[b] = splat<T>(0);  // two sums, as each addition waits for the last
+                }
+                UNROLLED for (int k = 0; k < COLUMNS; k += 2) {
+                    Block<T> v, w;
+                    load_columns(at, k0 + k, v, w);
+                    hold(v);
+                    hold(w);
+                    UNROLLED for (int b = 0; b < batch; ++b) {
+                        accumulate(to[b], v, x[16 * b + k0 + k]);
+                        accumulate(to_too[b], w, x[16 * b + k0 + k + 1]);
+                        UNROLLED for (int n = 0; n < PARTS; ++n) {
+                            own[b][k] = v.part[n] * moving[b].part[n] + own[b][k];
+                            own[b][k + 1] = w.part[n] * moving[b].part[n] + own[b][k + 1];
+                        }
+                    }
+                }
+                UNROLLED for (int b = 0; b < batch; ++b)
+                    store(y + q * stride + 16 * b, to[b] + to_too[b]);
+            }
+            UNROLLED for (int b = 0; b < batch; ++b)
+                UNROLLED for (int k = 0; k < COLUMNS; ++k) sum[b][k0 + k] = own[b][k];
+        }
+    }
+    UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, load(y + 16 * b) + sums<T>(sum[b]));
+}
+
+template <typename T, typename S, int batch>
+static void few_full(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+    constexpr int SUMS = 4;  // each addition waits for the last
+    Block<T> sum[batch][SUMS];
+    UNROLLED for (int b = 0; b < batch; ++b)
+        UNROLLED for (int s = 0; s < SUMS; ++s) sum[b][s] = splat<T>(0);
+    for (int64_t q = 0; q < tiles; ++q) {
+        const T *const moving = x + q * stride;
+        UNROLLED for (int k = 0; k < 16; k += 2) {
+            Block<T> v, w;
+            load_columns(tile + q * TILE, k, v, w);
+            UNROLLED for (int b = 0; b < batch; ++b) {
+                accumulate(sum[b][k % SUMS], v, moving[16 * b + k]);
+                accumulate(sum[b][k % SUMS + 1], w, moving[16 * b + k + 1]);
+            }
+        }
+    }
+    UNROLLED for (int b = 0; b < batch; ++b)
+        store(y + 16 * b,
+              load(y + 16 * b) + ((sum[b][0] + sum[b][1]) + (sum[b][2] + sum[b][3])));
+}
+
+template <typename T, typename S, int batch>
+static void few_full_transposed(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+    typedef typename Register<T>::type V;
+    for (int64_t q = 0; q < tiles; ++q)
+        UNROLLED for (int b = 0; b < batch; ++b) {
+            const Block<T> fixed = load(x + 16 * b);
+            V products[16];
+            UNROLLED for (int k = 0; k < 16; k += 2) {
+                Block<T> v, w;
+                load_columns(tile + q * TILE, k, v, w);
+                v = v * fixed;
+                w = w * fixed;
+                products[k] = v.part[0];
+                products[k + 1] = w.part[0];
+                UNROLLED for (int n = 1; n < Block<T>::PARTS; ++n) {
+                    products[k] += v.part[n];
+                    products[k + 1] += w.part[n];
+                }
+            }
+            T *const to = y + q * stride + 16 * b;
+            store(to, load(to) + sums<T>(products));
+        }
+}
+
+// -- many vectors: a tile is held in the nearest cache, and transposed there where it must be.
+
+// As many vectors as can have their sums in registers.
+template <typename T>
+constexpr int most_at_once() {
+    return SYMRNN_REGISTERS * 3 / 4 / Block<T>::PARTS;
+}
+
+constexpr int64_t HELD = 8;  // tiles
+
+// sum[b] += tile · x[b], for a tile of T's columns.
+template <typename T, int batch>
+INLINE void outer(const T *tile, const T *x, Block<T> (&sum)[batch]) {
+    for (int k = 0; k < 16; ++k) {
+        const Block<T> v = load(tile + 16 * k);
+        UNROLLED for (int b = 0; b < batch; ++b) accumulate(sum[b], v, x[16 * b + k]);
+    }
+}
+
+// y[moving] += tile · x[fixed] for each tile.
+template <typename T, int batch>
+static void many_to_moving(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+    for (int64_t q = 0; q < tiles; ++q, tile += TILE, y += stride) {
+        Block<T> sum[batch];
+        UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
+        outer<T, batch>(tile, x, sum);
+        UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
+    }
+}
+
+// y[fixed] += Σ tile · x[moving] over the tiles.
+template <typename T, int batch>
+static void many_to_fixed(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+    Block<T> sum[batch];
+    UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
+    for (int64_t q = 0; q < tiles; ++q, tile += TILE, x += stride) outer<T, batch>(tile, x, sum);
+    UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
+}
+
+template <typename T>
+using Many = void (*)(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y);
+
+template <typename T>
+struct ManyTable {
+    static constexpr int MOST = most_at_once<T>() < 1 ? 1 : most_at_once<T>();
+    Many<T> to_moving[MOST + 1], to_fixed[MOST + 1];
+
+    template <int batch>
+    constexpr void fill() {
+        to_moving[batch] = many_to_moving<T, batch>;
+        to_fixed[batch] = many_to_fixed<T, batch>;
+        if constexpr (batch > 1) fill<batch - 1>();
+    }
+    constexpr ManyTable() : to_moving(), to_fixed() { fill<MOST>(); }
+};
+
+template <typename T>
+static constexpr ManyTable<T> MANY{};
+
+// Some vectors at a time, about equally many each time.
+template <typename T>
+INLINE void many(const Many<T> *table, const T *tile, int64_t tiles, int64_t batch, int64_t stride,
+                 const T *x, T *y) {
+    const int64_t times = (batch + ManyTable<T>::MOST - 1) / ManyTable<T>::MOST;
+    for (int64_t n = 0; n < times; ++n) {
+        const int64_t first = batch * n / times, last = batch * (n + 1) / times;
+        table[last - first](tile, tiles, stride, x + 16 * first, y + 16 * first);
+    }
+}
+
+INLINE const float *plainly(const BFloat16 *tile, int64_t tiles, float *room) {
+    for (int64_t k = 0; k < tiles * 16; k += 2) {
+        Block<float> v, w;
+        load_columns(tile, k, v, w);
+        store(room + 16 * k, v);
+        store(room + 16 * k + 16, w);
+    }
+    return room;
+}
+
+template <typename T>
+INLINE const T *plainly(const T *tile, int64_t, T *) {
+    return tile;
+}
+
+template <typename T, typename S>
+static void many_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, bool far,
+                       int64_t panel, int64_t batch, int64_t stride, const T *x, T *y) {
+    alignas(64) T plain_room[sizeof(S) == sizeof(T) ? 1 : HELD * TILE];
+    alignas(64) T turned[HELD * TILE];
+    const int64_t home = panel * stride;
+    int64_t q = symmetric ? panel : 0;  // the place of `moving`
+    const int64_t end = q + tiles;
+    while (q < end) {
+        // The one on the diagonal alone: it goes one way.
+        const bool diagonal = symmetric && q == panel;
+        const int64_t some = diagonal ? 1 : end - q < HELD ? end - q : HELD;
+        // From afar, tiles come in bursts too short for the processor to foresee the next.
+        for (int64_t k = 0; far && k < HELD * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(tile + some * TILE) + k, 0, 2);
+        const T *const plain = plainly(tile, some, plain_room);
+        const bool both = symmetric && !diagonal;
+        if (transposed || both)
+            for (int64_t k = 0; k < some; ++k) transpose(plain + k * TILE, 16, turned + k * TILE);
+        const int64_t there = q * stride;
+        if (symmetric)
+            many(MANY<T>.to_moving, plain, some, batch, stride, x + home, y + there);
+        if (both) many(MANY<T>.to_fixed, turned, some, batch, stride, x + there, y + home);
+        if (!symmetric && !transposed)
+            many(MANY<T>.to_fixed, plain, some, batch, stride, x + there, y + home);
+        if (!symmetric && transposed)
+            many(MANY<T>.to_moving, turned, some, batch, stride, x + home, y + there);
+        tile += some * TILE;
+        q += some;
+    }
+}
+
+template <typename T, typename S, int batch>
+INLINE void few_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, int64_t panel,
+                      int64_t stride, const T *x, T *y) {
+    const int64_t home = panel * stride;
+    if (symmetric) few_symmetric<T, S, batch>(tile, tiles, stride, x + home, y + home);
+    else if (transposed) few_full_transposed<T, S, batch>(tile, tiles, stride, x + home, y);
+    else few_full<T, S, batch>(tile, tiles, stride, x, y + home);
+}
+
+template <typename T, typename S>
+static void multiply(const Multiplication &m) {
+    const S *tile = static_cast<const S *>(m.packed) +
+                    panel_start(m.symmetric, m.columns, m.gates, m.first);
+    // Whether even a large second-level cache cannot hold what is read here from call to call.
+    const bool far = (panel_start(m.symmetric, m.columns, m.gates, m.last) -
+                      panel_start(m.symmetric, m.columns, m.gates, m.first)) *
+                         static_cast<int64_t>(sizeof(S)) > int64_t(6) << 20;
+    for (int64_t panel = m.first; panel < m.last; ++panel) {
+        const int64_t tiles = panel_tiles(m.symmetric, m.columns, panel);
+        for (int g = 0; g < m.gates; ++g, tile += tiles * TILE) {
+            const T *const x = static_cast<const T *>(m.x) + m.gate[g] * m.x_gate;
+            T *const y = static_cast<T *>(m.y) + m.gate[g] * m.y_gate;
+            switch (m.batch) {
+            case 1:
+                few_panel<T, S, 1>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                break;
+            case 2:
+                few_panel<T, S, 2>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                break;
+            case 3:
+                few_panel<T, S, 3>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                break;
+            case 4:
+                few_panel<T, S, 4>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                break;
+            default:
+                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, far, panel, m.batch,
+                                 m.stride, x, y);
+            }
+        }
+    }
+}
+
+// -- the gradient of a matrix: a sum of outer products.
+
+// The most columns, a power of two, whose sums are in registers at once.
+template <typename T>
+constexpr int outer_columns() {
+    int columns = 16;
+    while (columns > 1 && columns > most_at_once<T>()) columns /= 2;
+    return columns;
+}
+
+// to (16, 16) = Σ d[r] ⊗ x[r] for rows of 16 numbers each.
+template <typename T>
+static void outer_products(const T *d, const T *x, int64_t rows, T *to) {
+    constexpr int COLUMNS = outer_columns<T>();
+    constexpr int64_t STRETCH = 256;  // rows: short sums of their own keep the rounding small
+    alignas(64) T turned[TILE];
+    for (int first = 0; first < 16; first += COLUMNS) {
+        Block<T> total[COLUMNS];
+        UNROLLED for (int k = 0; k < COLUMNS; ++k) total[k] = splat<T>(0);
+        for (int64_t begin = 0; begin < rows; begin += STRETCH) {
+            const int64_t end = rows - begin < STRETCH ? rows : begin + STRETCH;
+            Block<T> sum[COLUMNS];
+            UNROLLED for (int k = 0; k < COLUMNS; ++k) sum[k] = splat<T>(0);
+            for (int64_t r = begin; r < end; ++r) {
+                const Block<T> v = load(d + 16 * r);
+                UNROLLED for (int k = 0; k < COLUMNS; ++k)
+                    accumulate(sum[k], v, x[16 * r + first + k]);
+            }
+            UNROLLED for (int k = 0; k < COLUMNS; ++k) total[k] = total[k] + sum[k];
+        }
+        UNROLLED for (int k = 0; k < COLUMNS; ++k) store(turned + 16 * (first + k), total[k]);
+    }
+    transpose(turned, 16, to);
+}
+
+// ---- the arithmetic of each kind ----------------------------------------------------------------
+//
+// As in symrnn/rnn/pointwise.py, which is the specification.
+
+// 16 numbers of a tile's row b: the sum of what the parts have of it.
+template <typename T>
+INLINE Block<T> sum_of(const Parts &parts, int gate, int64_t tile, int64_t b) {
+    const int64_t offset = gate * parts.gate + tile * parts.stride + 16 * b;
+    Block<T> x = splat<T>(0);
+    for (int s = 0; s < parts.count; ++s)
+        if (tile >= parts.part[s].first && tile < parts.part[s].last)
+            x = x + load(static_cast<const T *>(parts.part[s].at) + offset);
+    return x;
+}
+
+template <typename T>
+INLINE Block<T> some_of(const void *row, int64_t offset, int count) {
+    return row ? load_some(static_cast<const T *>(row) + offset, count) : splat<T>(0);
+}
+
+INLINE int units_in(int64_t tile, int64_t side) {
+    return side - 16 * tile < 16 ? static_cast<int>(side - 16 * tile) : 16;
+}
+
+// Row `b` of a dense array whose rows are so long; null stays null.
+template <typename T>
+INLINE T *row_of(void *dense, int64_t b, int64_t length) {
+    return dense ? static_cast<T *>(dense) + b * length : nullptr;
+}
+
+template <typename T>
+INLINE const T *row_of(const void *dense, int64_t b, int64_t length) {
+    return dense ? static_cast<const T *>(dense) + b * length : nullptr;
+}
+
+// Asks for the next step's numbers, which lie `ahead` further, while this one's are at work.
+template <typename T>
+INLINE void fetch(const T *at, int64_t ahead) {
+    for (int64_t k = 0; k < 16; k += 64 / sizeof(T)) __builtin_prefetch(at + ahead + k, 1);
+}
+
+// So many tiles of row b at once: one alone would wait for its own results most of the time.
+template <typename T, int mode, int gates, int tiles>
+INLINE void forward_tiles(const ForwardSlice &f, int64_t b, int64_t first) {
+    T *const given = row_of<T>(f.gates, b, gates * f.side);
+    T *const cells = row_of<T>(f.cells, b, f.side);
+    T *const output = row_of<T>(f.output, b, f.side);
+    Block<T> x[gates][tiles], hidden[gates][tiles], new_h[tiles];
+    int64_t unit[tiles], at[tiles];
+    int count[tiles];
+    UNROLLED for (int n = 0; n < tiles; ++n) {
+        unit[n] = 16 * (first + n);
+        at[n] = (first + n) * f.stride + 16 * b;
+        count[n] = units_in(first + n, f.side);
+        if (f.ahead) {
+            if (given)
+                for (int g = 0; g < gates; ++g)
+                    fetch(given + g * f.side + unit[n], f.ahead * gates * f.side);
+            if (cells) fetch(cells + unit[n], f.ahead * f.side);
+            fetch(output + unit[n], f.ahead * f.side);
+        }
+    }
+    UNROLLED for (int g = 0; g < gates; ++g)
+        UNROLLED for (int n = 0; n < tiles; ++n) {
+            hidden[g][n] = sum_of<T>(*f.parts, g, first + n, b);
+            x[g][n] = f.gates_given
+                          ? load_some(given + g * f.side + unit[n], count[n])
+                          : sum_of<T>(*f.input_parts, g, first + n, b) +
+                                some_of<T>(f.bias, g * f.side + unit[n], count[n]);
+        }
+    if constexpr (mode == SYMRNN_LSTM) {
+        Block<T> c[tiles];
+        UNROLLED for (int g = 0; g < 4; ++g)
+            UNROLLED for (int n = 0; n < tiles; ++n)
+                x[g][n] = g == 2 ? tanh(x[g][n] + hidden[g][n]) : sigmoid(x[g][n] + hidden[g][n]);
+        UNROLLED for (int n = 0; n < tiles; ++n)
+            c[n] = x[1][n] * load(static_cast<T *>(f.c) + at[n]) + x[0][n] * x[2][n];
+        UNROLLED for (int n = 0; n < tiles; ++n) new_h[n] = x[3][n] * tanh(c[n]);
+        UNROLLED for (int n = 0; n < tiles; ++n) {
+            store(static_cast<T *>(f.c) + at[n], c[n]);
+            if (cells) store_some(cells + unit[n], c[n], count[n]);
+        }
+    } else if constexpr (mode == SYMRNN_GRU) {
+        UNROLLED for (int n = 0; n < tiles; ++n)
+            hidden[2][n] = hidden[2][n] + some_of<T>(f.bias_n, unit[n], count[n]);
+        UNROLLED for (int g = 0; g < 2; ++g)
+            UNROLLED for (int n = 0; n < tiles; ++n) x[g][n] = sigmoid(x[g][n] + hidden[g][n]);
+        UNROLLED for (int n = 0; n < tiles; ++n)
+            x[2][n] = tanh(x[2][n] + x[0][n] * hidden[2][n]);
+        UNROLLED for (int n = 0; n < tiles; ++n) {
+            new_h[n] = x[2][n] + x[1][n] * (load(static_cast<T *>(f.h) + at[n]) - x[2][n]);
+            if (cells) store_some(cells + unit[n], hidden[2][n], count[n]);
+        }
+    } else {
+        UNROLLED for (int n = 0; n < tiles; ++n) {
+            const Block<T> sum = x[0][n] + hidden[0][n];
+            x[0][n] = mode == SYMRNN_RNN_TANH ? tanh(sum) : relu(sum);
+            new_h[n] = x[0][n];
+        }
+    }
+    UNROLLED for (int n = 0; n < tiles; ++n) {
+        if (given)
+            for (int g = 0; g < gates; ++g)
+                store_some(given + g * f.side + unit[n], x[g][n], count[n]);
+        store_some(output + unit[n], new_h[n], count[n]);
+        // What lies beyond the last unit stays zero in the blocked state.
+        store(static_cast<T *>(f.h) + at[n],
+              count[n] == 16 ? new_h[n] : load_some(output + unit[n], count[n]));
+    }
+}
+
+template <typename T, int mode, int gates>
+static void forward_slice(const ForwardSlice &f) {
+    for (int64_t b = 0; b < f.batch; ++b) {
+        int64_t tile = f.first;
+        for (; tile + 2 <= f.last; tile += 2) forward_tiles<T, mode, gates, 2>(f, b, tile);
+        if (tile < f.last) forward_tiles<T, mode, gates, 1>(f, b, tile);
+    }
+}
+
+template <typename T>
+static void forward(const ForwardSlice &f) {
+    switch (f.mode) {
+    case SYMRNN_LSTM: return forward_slice<T, SYMRNN_LSTM, 4>(f);
+    case SYMRNN_GRU: return forward_slice<T, SYMRNN_GRU, 3>(f);
+    case SYMRNN_RNN_TANH: return forward_slice<T, SYMRNN_RNN_TANH, 1>(f);
+    default: return forward_slice<T, SYMRNN_RNN_RELU, 1>(f);
+    }
+}
+
+template <typename T, int mode, int gates>
+static void backward_slice(const BackwardSlice &f) {
+    const Block<T> one = splat<T>(1);
+    for (int64_t b = 0; b < f.batch; ++b) {
+        const T *const gate_row = row_of<T>(f.gates, b, gates * f.side);
+        const T *const cells = row_of<T>(f.cells, b, f.side);
+        const T *const d_output = row_of<T>(f.d_output, b, f.side);
+        // A row of the step before: that step's own, or of a sequence that begins here the first.
+        const bool begins = b >= f.before;
+        const T *const c_before = row_of<T>(begins ? f.c0 : f.c_before, b, f.side);
+        const T *const h_before = row_of<T>(begins ? f.h0 : f.h_before, b, f.side);
+        T *const d_gates = row_of<T>(f.d_gates, b, gates * f.side);
+        T *const d_hidden_row = row_of<T>(f.d_hidden, b, gates * f.side);
+        for (int64_t tile = f.first; tile < f.last; ++tile) {
+            const int64_t unit = 16 * tile, at = tile * f.stride + 16 * b;
+            const int count = units_in(tile, f.side);
+            Block<T> gate[gates], d_x[gates];
+            for (int g = 0; g < gates; ++g)
+                gate[g] = load_some(gate_row + g * f.side + unit, count);
+            T *const kept_h = static_cast<T *>(f.d_h) + at;
+            const Block<T> d_h = load(kept_h) + some_of<T>(d_output, unit, count);
+            Block<T> rest = splat<T>(0);  // of the gradient of h: what passes by the product
+            if constexpr (mode == SYMRNN_LSTM) {
+                T *const kept_c = static_cast<T *>(f.d_c) + at;
+                const auto &in = gate[0], &forget = gate[1], &g = gate[2], &out = gate[3];
+                const Block<T> tanh_c = tanh(load_some(cells + unit, count));
+                const Block<T> d_c = load(kept_c) + d_h * out * (one - tanh_c * tanh_c);
+                d_x[0] = d_c * g * in * (one - in);
+                d_x[1] = d_c * some_of<T>(c_before, unit, count) * forget * (one - forget);
+                d_x[2] = d_c * in * (one - g * g);
+                d_x[3] = d_h * tanh_c * out * (one - out);
+                store(kept_c, d_c * forget);
+            } else if constexpr (mode == SYMRNN_GRU) {
+                const auto &r = gate[0], &z = gate[1], &n = gate[2];
+                const Block<T> hidden_n = load_some(cells + unit, count);
+                const Block<T> h = some_of<T>(h_before, unit, count);
+                rest = d_h * z;
+                d_x[2] = (d_h - rest) * (one - n * n);
+                d_x[1] = d_h * (h - n) * z * (one - z);
+                d_x[0] = d_x[2] * hidden_n * r * (one - r);
+            } else if constexpr (mode == SYMRNN_RNN_TANH) {
+                d_x[0] = d_h * (one - gate[0] * gate[0]);
+            } else {
+                for (int n = 0; n < Block<T>::PARTS; ++n)
+                    d_x[0].part[n] = gate[0].part[n] > T(0) ? d_h.part[n]
+                                                            : (typename Register<T>::type){};
+            }
+            store(kept_h, rest);
+            for (int g = 0; g < gates; ++g) {
+                Block<T> d_hidden = d_x[g];
+                if constexpr (mode == SYMRNN_GRU)
+                    if (g == 2) d_hidden = d_x[g] * gate[0];
+                store_some(d_gates + g * f.side + unit, d_x[g], count);
+                if (d_hidden_row) store_some(d_hidden_row + g * f.side + unit, d_hidden, count);
+                store(static_cast<T *>(f.blocked) + g * f.gate + at, d_hidden);
+            }
+        }
+    }
+}
+
+template <typename T>
+static void backward(const BackwardSlice &f) {
+    switch (f.mode) {
+    case SYMRNN_LSTM: return backward_slice<T, SYMRNN_LSTM, 4>(f);
+    case SYMRNN_GRU: return backward_slice<T, SYMRNN_GRU, 3>(f);
+    case SYMRNN_RNN_TANH: return backward_slice<T, SYMRNN_RNN_TANH, 1>(f);
+    default: return backward_slice<T, SYMRNN_RNN_RELU, 1>(f);
+    }
+}
+
+// ---- the rest -----------------------------------------------------------------------------------
+
+template <typename T>
+static void activate(int kind, int64_t n, const T *x, T *y) {
+    for (int64_t k = 0; k < n; k += 16) {
+        const int count = n - k < 16 ? static_cast<int>(n - k) : 16;
+        const Block<T> v = load_some(x + k, count);
+        store_some(y + k, kind ? tanh(v) : sigmoid(v), count);
+    }
+}
+
+template <typename T>
+static void turn(const T *from, int64_t stride, T *to) {
+    transpose(from, stride, to);
+}
+
+template <typename T>
+static void add(T *y, const Parts &parts, int64_t first, int64_t last, int64_t numbers) {
+    for (int64_t tile = first; tile < last; ++tile)
+        for (int64_t k = 0; k < numbers; k += 16) {
+            T *const to = y + tile * parts.stride + k;
+            store(to, load(to) + sum_of<T>(parts, 0, tile, k / 16));
+        }
+}
+
+static void narrow(const float *tile, void *to) {
+    uint32_t *const words = static_cast<uint32_t *>(to);
+    for (int k = 0; k < 16; k += 2)
+        for (int r = 0; r < 16; ++r)
+            words[8 * k + r] = rounded(tile[16 * k + r]) | rounded(tile[16 * k + 16 + r]) << 16;
+}
+
+static void widen(const void *tile, float *to) {
+    plainly(static_cast<const BFloat16 *>(tile), 1, to);
+}
+
+// Sums in eight registers at once, so that nothing but the reading takes time.
+static float read(const void *from, int64_t bytes) {
+    typedef float Place __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(1), may_alias));
+    Register<float>::type sum[8] = {};
+    const char *at = static_cast<const char *>(from);
+    constexpr int64_t STEP = 8 * SYMRNN_REGISTER_BYTES;
+    int64_t done = 0;
+    for (; done + STEP <= bytes; done += STEP, at += STEP)
+        for (int n = 0; n < 8; ++n)
+            sum[n] += *reinterpret_cast<const Place *>(at + n * SYMRNN_REGISTER_BYTES);
+    float all = 0;
+    for (; done < bytes; ++done, ++at) all += static_cast<float>(*at);
+    for (int n = 0; n < 8; ++n)
+        for (int k = 0; k < Register<float>::WIDTH; ++k) all += sum[n][k];
+    return all;
+}
+
+static constexpr Kernels<float> SINGLE = {
+    multiply<float, float>, multiply<float, BFloat16>, outer_products<float>, forward<float>,
+    backward<float>,        activate<float>,           turn<float>,           narrow,
+    widen,                  add<float>,
+};
+
+static constexpr Kernels<double> PRECISE = {
+    multiply<double, double>, nullptr,          outer_products<double>, forward<double>,
+    backward<double>,         activate<double>, turn<double>,           nullptr,
+    nullptr,                  add<double>,
+};

@@ -1,0 +1,43 @@
+// The kernels for x86-64 processors with AVX-512.
+
+// Headers that others include too come before the processor is named: of a function in them that
+// is not inlined the linker keeps one copy for all.
+#include "kernels.h"
+#include "layout.h"
+#include "symrnn.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
+#else  // left on to the end of the file, where templates are made
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#endif
+
+namespace symrnn {
+namespace avx512 {
+
+#define SYMRNN_REGISTER_BYTES 64
+#define SYMRNN_REGISTERS 32
+#include "vectors.h"
+
+#include "kernels.inc.h"
+
+static constexpr Cpu CPU = {"avx512", &SINGLE, &PRECISE, read};
+
+}  // namespace avx512
+
+const Cpu *cpu_avx512() { return &avx512::CPU; }
+
+}  // namespace symrnn
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#else
+
+namespace symrnn {
+const Cpu *cpu_avx512() { return nullptr; }
+}  // namespace symrnn
+
+#endif

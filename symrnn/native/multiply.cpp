@@ -1,0 +1,97 @@
+// A product by itself, of dense arrays: for tests, and for measuring.
+
+#include "jobs.h"
+
+namespace symrnn {
+namespace {
+
+template <typename T>
+struct Multiply {
+    const symrnn_product &w;
+    bool transposed;
+    int64_t batch;
+    const T *x;
+    T *y;
+    int repeat, shares;
+    Product<T> product;
+
+    T *blocked = nullptr;
+
+    int x_gates() const { return transposed ? w.gates : 1; }
+    int y_gates() const { return transposed ? 1 : w.gates; }
+    int64_t x_side() const { return transposed ? w.rows : w.columns; }
+    int64_t y_side() const { return transposed ? w.columns : w.rows; }
+
+    bool prepare() {
+        Pieces pieces;
+        pieces.want(blocked, x_gates() * product.x_gate());
+        product.want(pieces);
+        return pieces.take();
+    }
+
+    void run(int member, int members, Barrier &barrier) {
+        const int64_t stride = batch * SIDE, y_tiles = tiles_of(y_side());
+        const auto each_share = [&](const auto &work) {
+            for (int share = member; share < shares; share += members) work(share);
+        };
+        if (member == 0)
+            for (int g = 0; g < x_gates(); ++g)
+                for (int64_t b = 0; b < batch; ++b)  // the gates of a row stand side by side
+                    for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
+                        blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
+                            i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
+        barrier.wait();
+        for (int n = 0; n < repeat; ++n) {
+            each_share([&](int share) { product.multiply(share, member, blocked, batch); });
+            barrier.wait();
+            if (product.folded()) {
+                each_share([&](int share) { product.join(share); });
+                barrier.wait();
+                each_share([&](int share) { product.unfold(share, batch); });
+                barrier.wait();
+            }
+        }
+        each_share([&](int share) {
+            const Parts parts = product.gather(0);
+            for (int64_t tile = y_tiles * share / shares; tile < y_tiles * (share + 1) / shares;
+                 ++tile) {
+                const int64_t count = std::min(SIDE, y_side() - tile * SIDE);
+                for (int g = 0; g < y_gates(); ++g)
+                    for (int64_t b = 0; b < batch; ++b)
+                        for (int64_t i = 0; i < count; ++i) {
+                            T sum = 0;
+                            for (int s = 0; s < parts.count; ++s) {
+                                const auto &part = parts.part[s];
+                                if (tile >= part.first && tile < part.last)
+                                    sum += static_cast<const T *>(
+                                        part.at)[g * parts.gate + tile * stride + b * SIDE + i];
+                            }
+                            y[(b * y_gates() + g) * y_side() + tile * SIDE + i] = sum;
+                        }
+            }
+        });
+    }
+};
+
+}  // namespace
+
+template <typename T>
+int multiply(const symrnn_product &w, bool transposed, int64_t batch, const void *x, void *y,
+             int repeat, int threads) {
+    const int shares = shares_for(threads);
+    Multiply<T> job{w,
+                    transposed,
+                    batch,
+                    static_cast<const T *>(x),
+                    static_cast<T *>(y),
+                    repeat,
+                    shares,
+                    Product<T>(w, transposed, batch, shares)};
+    return run_job(job, shares);
+}
+
+template int multiply<float>(const symrnn_product &, bool, int64_t, const void *, void *, int, int);
+template int multiply<double>(const symrnn_product &, bool, int64_t, const void *, void *, int,
+                              int);
+
+}  // namespace symrnn

@@ -1,0 +1,107 @@
+// Dense matrices to packed ones, and back.
+
+#include "jobs.h"
+
+namespace symrnn {
+namespace {
+
+template <typename T>
+struct Packing {
+    Matrices shape;
+    const T *from;
+    int64_t gate_stride, row_stride;
+    int to_dtype;
+    char *to;
+    int shares;
+
+    bool prepare() { return true; }
+
+    void run(int member, int members, Barrier &) {
+        const auto [symmetric, rows, columns, gates] = shape;
+        const int64_t tile_columns = tiles_of(columns);
+        for (int share = member; share < shares; share += members) {
+            const int64_t last =
+                first_panel(symmetric, tiles_of(rows), tile_columns, share + 1, shares);
+            for (int64_t panel =
+                     first_panel(symmetric, tiles_of(rows), tile_columns, share, shares);
+                 panel < last; ++panel) {
+                int64_t at = panel_start(symmetric, tile_columns, gates, panel);
+                for (int g = 0; g < gates; ++g)
+                    for (int64_t q = symmetric ? panel : 0; q < tile_columns; ++q, at += TILE)
+                        tile(from + g * gate_stride, panel, q, at);
+            }
+        }
+    }
+
+    void tile(const T *matrix, int64_t panel, int64_t q, int64_t at) {
+        const auto [symmetric, rows, columns, gates] = shape;
+        alignas(64) T dense[TILE], turned[TILE];
+        const int64_t i = panel * SIDE, j = q * SIDE;
+        const T *source = matrix + i * row_stride + j;
+        int64_t stride = row_stride;
+        if (i + SIDE > rows || j + SIDE > columns || (symmetric && panel == q)) {
+            for (int64_t r = 0; r < SIDE; ++r)
+                for (int64_t k = 0; k < SIDE; ++k) {
+                    const bool inside = i + r < rows && j + k < columns;
+                    const bool below = symmetric && i + r > j + k;
+                    dense[r * SIDE + k] = !inside  ? T(0)
+                                          : !below ? source[r * row_stride + k]
+                                                   : matrix[(j + k) * row_stride + i + r];
+                }
+            source = dense;
+            stride = SIDE;
+        }
+        // Row r of a symmetric matrix is its column r: it lies there as the tile wants it.
+        T *const place = to_dtype == SYMRNN_BFLOAT16 ? turned : reinterpret_cast<T *>(to) + at;
+        if (symmetric)
+            for (int64_t r = 0; r < SIDE; ++r)
+                memcpy(place + r * SIDE, source + r * stride, SIDE * sizeof(T));
+        else kernels<T>().transpose(source, stride, place);
+        if (to_dtype == SYMRNN_BFLOAT16) kernels<T>().narrow(turned, to + at * 2);
+    }
+};
+
+}  // namespace
+
+template <typename T>
+int pack(const Matrices &shape, const void *from, int64_t gate_stride, int64_t row_stride,
+         int to_dtype, void *to, int threads) {
+    const int shares = shares_for(threads);
+    Packing<T> job{shape,      static_cast<const T *>(from), gate_stride, row_stride,
+                   to_dtype, static_cast<char *>(to),      shares};
+    return run_job(job, shares);
+}
+
+template <typename T>
+void unpack(const Matrices &shape, int from_dtype, const void *packed, void *dense) {
+    const auto [symmetric, rows, columns, gates] = shape;
+    const char *const from = static_cast<const char *>(packed);
+    T *const to = static_cast<T *>(dense);
+    alignas(64) T room[TILE];
+    int64_t at = 0;
+    for (int64_t panel = 0; panel < tiles_of(rows); ++panel)
+        for (int g = 0; g < gates; ++g)
+            for (int64_t q = symmetric ? panel : 0; q < tiles_of(columns); ++q, at += TILE) {
+                const T *tile = reinterpret_cast<const T *>(from) + at;
+                if (from_dtype == SYMRNN_BFLOAT16) {
+                    kernels<T>().widen(from + at * 2, room);
+                    tile = room;
+                }
+                for (int64_t k = 0; k < SIDE; ++k)
+                    for (int64_t r = 0; r < SIDE; ++r) {
+                        const int64_t row = (symmetric ? q : panel) * SIDE + r;
+                        const int64_t column = (symmetric ? panel : q) * SIDE + k;
+                        if (row >= rows || column >= columns) continue;
+                        T *const matrix = to + g * rows * columns;
+                        matrix[row * columns + column] = tile[k * SIDE + r];
+                        if (symmetric) matrix[column * columns + row] = tile[k * SIDE + r];
+                    }
+            }
+}
+
+template int pack<float>(const Matrices &, const void *, int64_t, int64_t, int, void *, int);
+template int pack<double>(const Matrices &, const void *, int64_t, int64_t, int, void *, int);
+template void unpack<float>(const Matrices &, int, const void *, void *);
+template void unpack<double>(const Matrices &, int, const void *, void *);
+
+}  // namespace symrnn

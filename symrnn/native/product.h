@@ -1,0 +1,350 @@
+// Products of packed matrices by blocked vectors, shared among a team.
+//
+// The work is cut into shares, as many as threads were asked for, and each share adds up a vector of
+// its own; who runs a share does not matter. So every bit of a result depends on the number of
+// shares alone.
+
+#ifndef SYMRNN_PRODUCT_H
+#define SYMRNN_PRODUCT_H
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "cpu.h"
+#include "layout.h"
+#include "scratch.h"
+#include "symrnn.h"
+
+namespace symrnn {
+
+constexpr int MOST_SHARES = Parts::MOST;
+constexpr int MOST_TERMS = 8;
+
+inline int shares_for(int threads) { return std::clamp(threads, 1, MOST_SHARES); }
+
+template <typename T>
+const Kernels<T> &kernels();
+template <>
+inline const Kernels<float> &kernels<float>() { return *cpu().single; }
+template <>
+inline const Kernels<double> &kernels<double>() { return *cpu().precise; }
+
+// to[i] (+)= Σ scale · from[index] for entries first … last-1 of blocked vectors.
+template <typename T>
+void apply(const symrnn_map &map, int64_t first, int64_t last, int64_t batch, int64_t stride,
+           const T *from, T *to, bool adding) {
+    for (int64_t i = first; i < last; ++i) {
+        T *const y = to + i / SIDE * stride + i % SIDE;
+        if (!adding)
+            for (int64_t b = 0; b < batch; ++b) y[b * SIDE] = 0;
+        for (int32_t k = map.start[i]; k < map.start[i + 1]; ++k) {
+            const T scale = static_cast<T>(map.scale[k]);
+            const T *const x = from + map.index[k] / SIDE * stride + map.index[k] % SIDE;
+            for (int64_t b = 0; b < batch; ++b) y[b * SIDE] += scale * x[b * SIDE];
+        }
+    }
+}
+
+// A product of blocked vectors by a team: forth (x (C) → y (G, H)) or back (x (G, H) → y (C)).
+//
+// Each share has a sum of its own. `gather` says where a tile of the result is: of a
+// product without maps, in the shares' parts; of a folded one, in `result`, after `unfold`.
+template <typename T>
+class Product {
+  public:
+    // capacity: the most vectors at once.  own_transpose: of each term whether its matrices are their own transposes, though
+    // stored as full ones; or null.
+    Product(const symrnn_product &w, bool transposed, int64_t capacity, int shares,
+            const bool *own_transpose = nullptr)
+        : w_(w), transposed_(transposed), shares_(shares), stride_(capacity * SIDE) {
+        folded_ = w.term[0].inputs || w.term[0].outputs;
+        x_gates_ = transposed ? w.gates : 1;
+        y_gates_ = transposed ? 1 : w.gates;
+        y_side_ = transposed ? w.columns : w.rows;
+        y_gate_ = tiles_of(y_side_) * stride_;
+        int64_t room = 0;
+        for (int n = 0; n < w.terms; ++n) {
+            const symrnn_term &t = w.term[n];
+            term_[n].in = tiles_of(transposed ? t.rows : t.columns) * stride_;
+            term_[n].out = tiles_of(transposed ? t.columns : t.rows) * stride_;
+            term_[n].transposed = transposed && !(own_transpose && own_transpose[n]);
+            term_[n].count = 0;
+            for (int g = 0; g < w.gates; ++g)
+                if (t.gates >> g & 1) term_[n].gate[term_[n].count++] = g;
+            term_[n].at = folded_ ? room : 0;
+            if (folded_) room += y_gates_ * term_[n].out;
+        }
+        part_ = folded_ ? room : y_gates_ * y_gate_;
+        if (folded_)
+            for (int n = 0; n < w.terms; ++n) folded_in_ += x_gates_ * term_[n].in;
+        for (int share = 0; share < shares; ++share) {
+            for (int n = 0; n < w.terms; ++n) panels_[n][share] = panels_of(n, share);
+            touched_[share] = touched_by(share);
+        }
+    }
+
+    void want(Pieces &pieces) {
+        pieces.want(parts_, part_ * shares_);
+        if (folded_) {
+            pieces.want(inputs_, folded_in_ * shares_);  // there are no more members
+            pieces.want(result_, y_gates_ * y_gate_);
+        }
+    }
+
+    bool folded() const { return folded_; }
+    int64_t x_gate() const { return tiles_of(transposed_ ? w_.rows : w_.columns) * stride_; }
+
+    // The share's part of the product of `batch` vectors; x as [gate][tile][b][16].
+    void multiply(int share, int member, const T *x, int64_t batch) {
+        T *const part = parts_ + share * part_;
+        const T *folded_x = x;
+        if (folded_) {
+            folded_x = inputs_ + member * folded_in_;
+            if (share == member) fold(x, batch, inputs_ + member * folded_in_);
+            memset(part, 0, part_ * sizeof(T));
+        } else {
+            const Range hull = touched_[share];
+            for (int g = 0; g < y_gates_; ++g)
+                memset(part + g * y_gate_ + hull.first * stride_, 0,
+                       (hull.last - hull.first) * stride_ * sizeof(T));
+        }
+        for (int n = 0; n < w_.terms; ++n) {
+            const symrnn_term &t = w_.term[n];
+            const Range panels = panels_[n][share];
+            const T *const term_x = folded_x;
+            if (folded_) folded_x += x_gates_ * term_[n].in;
+            if (panels.first == panels.last) continue;
+            Multiplication m;
+            m.packed = t.packed;
+            m.symmetric = t.symmetric;
+            m.transposed = term_[n].transposed;
+            m.gates = term_[n].count;
+            m.gate = term_[n].gate;
+            m.columns = tiles_of(t.columns);
+            m.first = panels.first;
+            m.last = panels.last;
+            m.batch = batch;
+            m.stride = stride_;
+            m.x = term_x;
+            m.y = part + term_[n].at;
+            m.x_gate = transposed_ ? (folded_ ? term_[n].in : x_gate()) : 0;
+            m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
+            run(m);
+        }
+    }
+
+    // The tiles of the folded result that share `share` is to sum up and unfold, in two steps with
+    // a meeting between them and after them.
+    void join(int share) {
+        const int64_t tiles = part_ / stride_;
+        const int64_t first = tiles * share / shares_, last = tiles * (share + 1) / shares_;
+        Parts others;
+        others.count = shares_ - 1;
+        others.stride = stride_;
+        others.gate = 0;
+        for (int s = 1; s < shares_; ++s) others.part[s - 1] = {parts_ + s * part_, 0, tiles};
+        kernels<T>().add(parts_, others, first, last, stride_);
+    }
+
+    void unfold(int share, int64_t batch) {
+        const int64_t first = y_side_ * share / shares_, last = y_side_ * (share + 1) / shares_;
+        for (int g = 0; g < y_gates_; ++g) {
+            if (share == shares_ - 1)  // what pads the last tile is read along with it
+                for (int64_t i = y_side_; i < tiles_of(y_side_) * SIDE; ++i)
+                    for (int64_t b = 0; b < batch; ++b)
+                        result_[g * y_gate_ + i / SIDE * stride_ + i % SIDE + b * SIDE] = 0;
+            bool adding = false;
+            for (int n = 0; n < w_.terms; ++n) {
+                const symrnn_term &t = w_.term[n];
+                const symrnn_map *map = transposed_ ? t.inputs_adjoint : t.outputs;
+                const T *const from = parts_ + term_[n].at + g * term_[n].out;
+                T *const to = result_ + g * y_gate_;
+                if (map) apply(*map, first, last, batch, stride_, from, to, adding);
+                else plain(first, last, batch, from, to, adding);
+                adding = true;
+            }
+        }
+    }
+
+    // Where the result is, from row `b` on.
+    Parts gather(int64_t b) const {
+        Parts found;
+        found.stride = stride_;
+        found.gate = y_gate_;
+        found.count = folded_ ? 1 : shares_;
+        if (folded_) found.part[0] = {result_ + b * SIDE, 0, tiles_of(y_side_)};
+        else
+            for (int s = 0; s < shares_; ++s)
+                found.part[s] = {parts_ + s * part_ + b * SIDE, touched_[s].first,
+                                 touched_[s].last};
+        return found;
+    }
+
+  private:
+    struct Range {
+        int64_t first, last;
+    };
+    struct Term {
+        int64_t in, out, at;
+        int gate[4];
+        int count;
+        bool transposed;
+    };
+
+    // The panels of one term that a share multiplies.
+    Range panels_of(int n, int share) const {
+        const symrnn_term &t = w_.term[n];
+        const int64_t panels = tiles_of(t.rows), columns = tiles_of(t.columns);
+        return {first_panel(t.symmetric, panels, columns, share, shares_),
+                first_panel(t.symmetric, panels, columns, share + 1, shares_)};
+    }
+
+    // The tiles of the result that a share adds to.
+    Range touched_by(int share) const {
+        Range hull = {INT64_MAX, 0};
+        for (int n = 0; n < w_.terms; ++n) {
+            const Range panels = panels_[n][share];
+            if (panels.first == panels.last) continue;
+            const int64_t all = tiles_of(y_side_);
+            Range touched = panels;
+            if (w_.term[n].symmetric) touched.last = all;
+            else if (term_[n].transposed) touched = {0, all};
+            hull.first = std::min(hull.first, touched.first);
+            hull.last = std::max(hull.last, touched.last);
+        }
+        if (hull.first > hull.last) hull.first = hull.last;
+        return hull;
+    }
+
+    // x to what each term's matrices are multiplied by.
+    void fold(const T *x, int64_t batch, T *to) {
+        for (int n = 0; n < w_.terms; ++n) {
+            const symrnn_term &t = w_.term[n];
+            const symrnn_map *map = transposed_ ? t.outputs_adjoint : t.inputs;
+            const int64_t side = transposed_ ? t.rows : t.columns;
+            for (int g = 0; g < x_gates_; ++g, to += term_[n].in) {
+                T *const last = to + (tiles_of(side) - 1) * stride_;
+                for (int64_t k = 0; k < batch * SIDE; ++k) last[k] = 0;  // what pads the last tile
+                if (map) apply(*map, 0, side, batch, stride_, x + g * x_gate(), to, false);
+                else plain(0, side, batch, x + g * x_gate(), to, false);
+            }
+        }
+    }
+
+    void plain(int64_t first, int64_t last, int64_t batch, const T *from, T *to, bool adding) {
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t at = i / SIDE * stride_ + i % SIDE;
+            for (int64_t b = 0; b < batch; ++b)
+                to[at + b * SIDE] = (adding ? to[at + b * SIDE] : 0) + from[at + b * SIDE];
+        }
+    }
+
+    void run(const Multiplication &m) {
+        if (w_.dtype == SYMRNN_BFLOAT16) kernels<T>().multiply_bfloat16(m);
+        else kernels<T>().multiply(m);
+    }
+
+    const symrnn_product &w_;
+    const bool transposed_;
+    const int shares_;
+    const int64_t stride_;
+    bool folded_ = false;
+    int x_gates_, y_gates_;
+    int64_t y_side_, y_gate_, part_;
+    int64_t folded_in_ = 0;
+    Term term_[MOST_TERMS];
+    Range panels_[MOST_TERMS][MOST_SHARES], touched_[MOST_SHARES];
+    T *parts_ = nullptr, *inputs_ = nullptr, *result_ = nullptr;
+};
+
+// Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector, zeros from
+// null.
+template <typename T>
+void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,
+               int64_t last, T *to) {
+    for (int64_t b = 0; b < rows; ++b)
+        for (int64_t tile = first; tile < last; ++tile) {
+            const int64_t count = from ? std::min(SIDE, side - tile * SIDE) : 0;
+            T *const block = to + tile * stride + b * SIDE;
+            if (count) memcpy(block, from + b * side + tile * SIDE, count * sizeof(T));
+            if (count < SIDE) memset(block + count, 0, (SIDE - count) * sizeof(T));
+        }
+}
+
+// A product whose symmetric matrices are written out in full, where that pays.
+//
+// Many vectors want a tile of a symmetric matrix twice, once transposed in passing. Where they come
+// often, and both triangles are likely to fit the last cache, these are written out once a call.
+template <typename T>
+class Spread {
+  public:
+    // times: how often the product is taken, by B vectors each time.
+    Spread(const symrnn_product &w, int64_t batch, int64_t times) : w_(w), product_(w) {
+        constexpr int64_t MOST_BYTES = int64_t(8) << 20;
+        const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16;
+        for (int n = 0; n < w.terms; ++n) {
+            const symrnn_term &t = term_[n] = w.term[n];
+            const int64_t bytes = length(t) * static_cast<int64_t>(sizeof(T));
+            spread_[n] = t.symmetric && often && !t.inputs && !t.outputs && bytes <= MOST_BYTES;
+            any_ |= spread_[n];
+            if (spread_[n]) term_[n].symmetric = 0;
+        }
+        product_.term = term_;
+    }
+    Spread(const Spread &) = delete;
+
+    bool prepare() {
+        if (!any_) return true;
+        Pieces pieces;
+        for (int n = 0; n < w_.terms; ++n)
+            if (spread_[n]) pieces.want(room_[n], length(term_[n]));
+        if (!pieces.take(shared_scratch)) return false;
+        for (int n = 0; n < w_.terms; ++n)
+            if (spread_[n]) term_[n].packed = room_[n];
+        return true;
+    }
+
+    bool any() const { return any_; }
+    const symrnn_product &product() const { return product_; }
+    const bool *own_transpose() const { return spread_; }
+
+    // Writes one of so many shares; then all must meet.
+    void fill(int share, int shares) {
+        for (int n = 0; n < w_.terms; ++n) {
+            if (!spread_[n]) continue;
+            const int64_t tiles = tiles_of(term_[n].rows);
+            const int gates = __builtin_popcount(term_[n].gates);
+            const T *const packed = static_cast<const T *>(w_.term[n].packed);
+            const auto below = [&](int64_t row, int64_t column, int g) {  // row ≥ column
+                return packed + panel_start(true, tiles, gates, column) +
+                       (g * panel_tiles(true, tiles, column) + row - column) * TILE;
+            };
+            const int64_t first = first_panel(false, tiles, tiles, share, shares);
+            const int64_t last = first_panel(false, tiles, tiles, share + 1, shares);
+            T *to = room_[n] + panel_start(false, tiles, gates, first);
+            for (int64_t row = first; row < last; ++row)
+                for (int g = 0; g < gates; ++g)
+                    for (int64_t column = 0; column < tiles; ++column, to += TILE) {
+                        if (column <= row) memcpy(to, below(row, column, g), TILE * sizeof(T));
+                        else kernels<T>().transpose(below(column, row, g), SIDE, to);
+                    }
+        }
+    }
+
+  private:
+    static int64_t length(const symrnn_term &t) {
+        return packed_length(false, t.rows, t.columns, __builtin_popcount(t.gates));
+    }
+
+    const symrnn_product &w_;
+    symrnn_product product_;
+    symrnn_term term_[MOST_TERMS];
+    bool spread_[MOST_TERMS];
+    T *room_[MOST_TERMS];
+    bool any_ = false;
+};
+
+}  // namespace symrnn
+
+#endif

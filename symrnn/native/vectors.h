@@ -1,0 +1,307 @@
+// Sixteen numbers at a time, by the compiler's own vectors: included once for each processor.
+//
+// Included inside a namespace of its own, with SYMRNN_REGISTER_BYTES set to the width of a register
+// there. Nothing of the standard library is used: an inline function of it, compiled here for a new
+// processor, could be the copy that the linker keeps for all.
+
+template <typename T>
+struct Register {
+    static constexpr int WIDTH = SYMRNN_REGISTER_BYTES / sizeof(T);
+    typedef T type __attribute__((vector_size(SYMRNN_REGISTER_BYTES)));
+    typedef T unaligned __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(sizeof(T)), may_alias));
+};
+
+typedef int32_t Ints __attribute__((vector_size(SYMRNN_REGISTER_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(SYMRNN_REGISTER_BYTES)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+// 16 numbers in as many registers as they need.
+template <typename T>
+struct Block {
+    static constexpr int PARTS = 16 / Register<T>::WIDTH;
+    typename Register<T>::type part[PARTS];
+};
+
+template <typename T>
+INLINE Block<T> load(const T *from) {
+    Block<T> x;
+    for (int n = 0; n < Block<T>::PARTS; ++n)
+        x.part[n] = *reinterpret_cast<const typename Register<T>::unaligned *>(
+            from + n * Register<T>::WIDTH);
+    return x;
+}
+
+template <typename T>
+INLINE void store(T *to, const Block<T> &x) {
+    for (int n = 0; n < Block<T>::PARTS; ++n)
+        *reinterpret_cast<typename Register<T>::unaligned *>(to + n * Register<T>::WIDTH) =
+            x.part[n];
+}
+
+template <typename T>
+INLINE Block<T> splat(T value) {
+    Block<T> x;
+    for (int n = 0; n < Block<T>::PARTS; ++n)
+        x.part[n] = value - (typename Register<T>::type){};
+    return x;
+}
+
+// Keeps x in registers from here on: what is used twice is else read twice, and reading is the limit.
+template <typename T>
+INLINE void hold(Block<T> &x) {
+#if defined(__x86_64__)
+    for (int n = 0; n < Block<T>::PARTS; ++n) __asm__("" : "+v"(x.part[n]));
+#else
+    (void)x;
+#endif
+}
+
+// The first `count` of 16 numbers, zeros behind them; and their way back.
+template <typename T>
+INLINE Block<T> load_some(const T *from, int count) {
+    if (count == 16) return load(from);
+    T all[16] = {};
+    for (int k = 0; k < count; ++k) all[k] = from[k];
+    return load(all);
+}
+
+template <typename T>
+INLINE void store_some(T *to, const Block<T> &x, int count) {
+    if (count == 16) return store(to, x);
+    T all[16];
+    store(all, x);
+    for (int k = 0; k < count; ++k) to[k] = all[k];
+}
+
+#define FOR_PARTS(expression)                              \
+    Block<T> result;                                       \
+    for (int n = 0; n < Block<T>::PARTS; ++n) {            \
+        result.part[n] = expression;                       \
+    }                                                      \
+    return result
+
+template <typename T>
+INLINE Block<T> operator+(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] + b.part[n]); }
+template <typename T>
+INLINE Block<T> operator-(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] - b.part[n]); }
+template <typename T>
+INLINE Block<T> operator*(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] * b.part[n]); }
+template <typename T>
+INLINE Block<T> operator/(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] / b.part[n]); }
+
+// to += a · b, one rounding where the processor can.
+template <typename T>
+INLINE void accumulate(Block<T> &to, const Block<T> &a, const Block<T> &b) {
+    for (int n = 0; n < Block<T>::PARTS; ++n) to.part[n] = a.part[n] * b.part[n] + to.part[n];
+}
+
+template <typename T>
+INLINE void accumulate(Block<T> &to, const Block<T> &a, T b) {
+    for (int n = 0; n < Block<T>::PARTS; ++n) to.part[n] = a.part[n] * b + to.part[n];
+}
+
+// ---- exchanging lanes ---------------------------------------------------------------------------
+//
+// Both tricks below go through distances s = 1, 2, 4, … between lanes. `take<s, 0>` makes of a and b
+// the register whose lane l is a's lane l where the bit s of l is clear, and b's lane l-s where it
+// is set; `take<s, 1>` has a's lane l+s, and b's lane l.
+
+
+template <int... lane>
+struct Lanes {};
+template <int count, int... lane>
+struct LanesTo : LanesTo<count - 1, count - 1, lane...> {};
+template <int... lane>
+struct LanesTo<0, lane...> {
+    typedef Lanes<lane...> type;
+};
+
+template <typename V, int s, int high, int width, int... lane>
+INLINE V take_lanes(V a, V b, Lanes<lane...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(
+        a, b, ((lane & s) ? width + lane - (high ? 0 : s) : lane + (high ? s : 0))...);
+#else
+    typedef decltype(a < b) Mask;
+    return __builtin_shuffle(
+        a, b, Mask{((lane & s) ? width + lane - (high ? 0 : s) : lane + (high ? s : 0))...});
+#endif
+}
+
+template <typename T, int s, int high>
+INLINE typename Register<T>::type take(typename Register<T>::type a, typename Register<T>::type b) {
+    constexpr int width = Register<T>::WIDTH;
+    return take_lanes<typename Register<T>::type, s, high, width>(
+        a, b, typename LanesTo<width>::type());
+}
+
+template <typename T, int s>
+struct Exchange {
+    typedef typename Register<T>::type V;
+    static constexpr int WIDTH = Register<T>::WIDTH;
+
+    // Transposes the WIDTH × WIDTH numbers of as many registers.
+    INLINE void transpose(V (&row)[WIDTH]) {
+        if constexpr (s < WIDTH) {
+            for (int k = 0; k < WIDTH; ++k)
+                if (!(k & s)) {
+                    const V a = row[k], b = row[k + s];
+                    row[k] = take<T, s, 0>(a, b);
+                    row[k + s] = take<T, s, 1>(a, b);
+                }
+            Exchange<T, 2 * s>::transpose(row);
+        }
+    }
+
+    // Lane l of row[0] becomes the sum of the lanes of row[l]; from s = WIDTH / 2 down.
+    INLINE void sum(V (&row)[WIDTH]) {
+        if constexpr (s > 0) {
+            for (int k = 0; k < s; ++k)
+                row[k] = take<T, s, 0>(row[k], row[k + s]) + take<T, s, 1>(row[k], row[k + s]);
+            Exchange<T, s / 2>::sum(row);
+        }
+    }
+};
+
+// 16 numbers, the k-th of which is the sum of the lanes of row[k].
+template <typename T>
+INLINE Block<T> sums(typename Register<T>::type (&row)[16]) {
+    constexpr int W = Register<T>::WIDTH;
+    Block<T> x;
+    for (int n = 0; n < Block<T>::PARTS; ++n) {
+        typename Register<T>::type some[W];
+        for (int k = 0; k < W; ++k) some[k] = row[n * W + k];
+        Exchange<T, W / 2>::sum(some);
+        x.part[n] = some[0];
+    }
+    return x;
+}
+
+// The 16 × 16 numbers at `from`, whose rows are `stride` apart, to `to`, its columns one after the
+// other.
+template <typename T>
+INLINE void transpose(const T *from, int64_t stride, T *to) {
+    typedef typename Register<T>::unaligned Place;
+    constexpr int W = Register<T>::WIDTH;
+    for (int i = 0; i < 16; i += W)
+        for (int j = 0; j < 16; j += W) {
+            typename Register<T>::type row[W];
+            for (int k = 0; k < W; ++k)
+                row[k] = *reinterpret_cast<const Place *>(from + (i + k) * stride + j);
+            Exchange<T, 1>::transpose(row);
+            for (int k = 0; k < W; ++k) *reinterpret_cast<Place *>(to + (j + k) * 16 + i) = row[k];
+        }
+}
+
+// ---- sigmoid and tanh ---------------------------------------------------------------------------
+//
+// In float by polynomials fitted for this file (near-minimax in relative error), within a few units
+// in the last place; in double, which serves as an oracle, by the C library.
+
+// exp(x) for x ≤ 0, not below 2⁻¹²⁶; NaN stays NaN.
+INLINE Register<float>::type exp_of_negative(Register<float>::type x) {
+    typedef Register<float>::type V;
+    const V least = -87.33654f - V{};
+    x = x < least ? least : x;
+    const V magic = 12582912.0f - V{};  // 1.5 · 2²³: adding it rounds to an integer
+    const V shifted = x * 1.44269504f + magic;
+    const V n = shifted - magic;
+    V r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
+    r = r + n * 2.12194440e-4f;
+    V q = 0.0013814467f * r + 0.0083687808f;
+    q = q * r + 0.0416683927f;
+    q = q * r + 0.1666651964f;
+    q = q * r + 0.4999999404f;
+    const V p = (q * r) * r + r + 1.0f;
+    // Words: of a NaN the sum overflows, and is not used as a number.
+    const Words exponent = ((Words)shifted - (Words)magic) << 23;
+    return (V)((Words)p + exponent);
+}
+
+INLINE Register<float>::type absolute(Register<float>::type x) {
+    return (Register<float>::type)((Ints)x & 0x7fffffff);
+}
+
+INLINE Block<float> sigmoid(const Block<float> &x) {
+    Block<float> y;
+    for (int n = 0; n < Block<float>::PARTS; ++n) {
+        const auto v = x.part[n];
+        const auto e = exp_of_negative(-absolute(v));
+        y.part[n] = (v < 0.0f ? e : 1.0f - (Register<float>::type){}) / (e + 1.0f);
+    }
+    return y;
+}
+
+INLINE Block<float> tanh(const Block<float> &x) {
+    Block<float> y;
+    for (int n = 0; n < Block<float>::PARTS; ++n) {
+        const auto a = absolute(x.part[n]);
+        const auto e = exp_of_negative(a * -2.0f);
+        const auto far = (1.0f - e) / (e + 1.0f);
+        const auto z = a * a;
+        auto q = -0.0057011829f * z + 0.0206358172f;
+        q = q * z - 0.0537387580f;
+        q = q * z + 0.1333143115f;
+        q = q * z - 0.3333328068f;
+        const auto near = (q * z) * a + a;
+        const auto size = a < 0.625f ? near : far;
+        const Ints sign = (Ints)x.part[n] & (int32_t)0x80000000;
+        y.part[n] = (Register<float>::type)((Ints)size | sign);
+    }
+    return y;
+}
+
+INLINE Block<double> sigmoid(const Block<double> &x) {
+    double all[16];
+    store(all, x);
+    for (double &v : all) v = 1.0 / (1.0 + __builtin_exp(-v));
+    return load(all);
+}
+
+INLINE Block<double> tanh(const Block<double> &x) {
+    double all[16];
+    store(all, x);
+    for (double &v : all) v = __builtin_tanh(v);
+    return load(all);
+}
+
+template <typename T>
+INLINE Block<T> relu(const Block<T> &x) {
+    Block<T> y;
+    for (int n = 0; n < Block<T>::PARTS; ++n)  // NaN stays NaN
+        y.part[n] = x.part[n] < T(0) ? (typename Register<T>::type){} : x.part[n];
+    return y;
+}
+
+// ---- bfloat16 -----------------------------------------------------------------------------------
+
+// A bfloat16 is the upper half of a float. Two columns of a packed tile share a word per row, the
+// first in its lower half, so that either is had by one operation.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+INLINE uint32_t rounded(float value) {  // to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    if (value != value) return (bits >> 16) | 0x40;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// Columns k and k + 1, k even, of a packed tile.
+template <typename T>
+INLINE void load_columns(const T *tile, int k, Block<T> &first, Block<T> &second) {
+    first = load(tile + 16 * k);
+    second = load(tile + 16 * k + 16);
+}
+
+INLINE void load_columns(const BFloat16 *tile, int k, Block<float> &first, Block<float> &second) {
+    typedef uint32_t Place __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(4), may_alias));
+    for (int n = 0; n < Block<float>::PARTS; ++n) {
+        const Words both = *reinterpret_cast<const Place *>(
+            reinterpret_cast<const char *>(tile + 16 * k) + n * SYMRNN_REGISTER_BYTES);
+        first.part[n] = (Register<float>::type)(both << 16);
+        second.part[n] = (Register<float>::type)(both & 0xffff0000u);
+    }
+}

@@ -1,0 +1,386 @@
+"""The native library is built by pip, found, checked and loaded; without it all else works."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from symrnn import SymLSTM, native
+from symrnn.native import building, interface
+
+HEADER = (building.FOLDER / "symrnn.h").read_text()
+
+
+@pytest.fixture
+def afresh() -> Iterator[None]:
+    """The library is looked for anew, in the test and after it."""
+    noticed = native._noticed
+    native._noticed = False
+    native._loaded.cache_clear()
+    yield
+    native._noticed = noticed
+    native._loaded.cache_clear()
+
+
+def compiler() -> list[str]:
+    try:
+        return building.compiler()
+    except building.NotBuiltError as error:
+        pytest.skip(f"needs a C++ compiler: {error}")
+
+
+@pytest.fixture
+def elsewhere(afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a library that is not there yet."""
+    path = tmp_path / building.LIBRARY
+    monkeypatch.setattr(native, "PATH", path)
+    return path
+
+
+def compile_library(source: str, path: Path) -> None:
+    (path.parent / "stub.cpp").write_text(source)
+    command = [*compiler(), *building.FLAGS, "-shared", "stub.cpp", "-o", str(path)]
+    subprocess.run(command, cwd=path.parent, check=True)
+
+
+# -- where it is
+
+
+def test_pip_built_it() -> None:
+    compiler()
+    assert native.available(), native.why_not()
+    assert native.why_not() == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        native.notice()
+
+
+def test_no_dependence_on_torch_or_python() -> None:
+    if not native.available():
+        pytest.skip(native.why_not())
+    if not (shutil.which("readelf") and sys.platform == "linux"):
+        pytest.skip("needs readelf")
+    needed = subprocess.run(
+        ["readelf", "-d", str(native.PATH)], capture_output=True, text=True, check=True
+    ).stdout
+    libraries = set(re.findall(r"Shared library: \[(\w+)", needed))
+    assert libraries & {"libtorch", "libtorch_cpu", "libc10", "libpython3", "libgomp"} == set()
+    assert "libc" in libraries
+
+
+def test_exports_what_the_header_declares() -> None:
+    lib = native.library()
+    if lib is None:
+        pytest.skip(native.why_not())
+    assert [name for name in prototypes() if not hasattr(lib, name)] == []
+    if not (shutil.which("nm") and sys.platform == "linux"):
+        return
+    lines = subprocess.run(
+        ["nm", "-D", "--defined-only", str(native.PATH)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    # Weak symbols are the C++ library's own templates.
+    strong = {line.split()[2] for line in lines if line.split()[1] in "TDBR"}
+    assert strong - {"symrnn_sources"} == set(prototypes())
+
+
+def test_kernels_are_those_of_the_environment(repository: Path) -> None:
+    """SYMRNN_CPU is read when the library is loaded."""
+    if not native.available():
+        pytest.skip(native.why_not())
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        code = "from symrnn import native; print(native.library().symrnn_cpu().decode())"
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=repository,
+            env=os.environ | {"SYMRNN_CPU": name},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run("portable").stdout == "portable\n"
+    wrong = run("z80")
+    assert wrong.returncode == 1
+    assert "SYMRNN_CPU should be one of avx512, avx2, portable, got: 'z80'" in wrong.stderr
+
+
+def test_kernels_that_this_processor_lacks(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = native.library()
+    if lib is None:
+        pytest.skip(native.why_not())
+    before = lib.symrnn_cpu()
+    try:
+        lacking = [n for n in ("avx512", "avx2") if lib.symrnn_use_cpu(n.encode()) != 0]
+    finally:
+        native.check(lib.symrnn_use_cpu(before))
+    if not lacking:
+        pytest.skip("this processor has them all")
+    monkeypatch.setenv("SYMRNN_CPU", lacking[0])
+    native._loaded.cache_clear()
+    with pytest.raises(RuntimeError, match=f"SYMRNN_CPU={lacking[0]}: this processor"):
+        native.library()
+
+
+def test_status_in_words() -> None:
+    lib = native.library()
+    if lib is None:
+        pytest.skip(native.why_not())
+    native.check(0)
+    with pytest.raises(RuntimeError, match=r"a pointer that must not be null is \(status 1\)"):
+        native.check(lib.symrnn_unpack(0, 3, 3, 1, native.Dtype.FLOAT, None, None))
+
+
+def test_it_runs() -> None:
+    lib = native.library()
+    if lib is None:
+        pytest.skip(native.why_not())
+    x = torch.randn(37, dtype=torch.float64)
+    y = torch.empty_like(x)
+    native.check(lib.symrnn_activate(1, native.Dtype.DOUBLE, 37, x.data_ptr(), y.data_ptr()))
+    assert torch.allclose(y, x.tanh(), rtol=1e-14)
+
+
+def test_on_torch_s_own_threads(repository: Path) -> None:
+    """A team of the kernels is one of torch's runtime: no second runtime comes into the process."""
+    if not (native.available() and sys.platform == "linux"):
+        pytest.skip(native.why_not() or "needs /proc")
+    code = """
+import re, torch
+from symrnn import native
+
+def runtimes():
+    return set(re.findall(r"/\\S*lib(?:g|i|)omp\\S*", open("/proc/self/maps").read()))
+
+def threads():
+    return int(re.search(r"Threads:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+before = runtimes()
+x = torch.ones(1 << 22)
+torch.set_num_threads(3)
+torch.sigmoid(x)  # torch's team of three is there now
+team = threads()
+total = torch.zeros(1)
+read = native.library().symrnn_read
+native.check(read(x.data_ptr(), x.nbytes, 1, 3, total.data_ptr()))
+print(len(before), runtimes() == before, threads() - team)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repository,
+        env=os.environ | {"OMP_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[1:] == ["True", "0"], run.stdout
+
+
+# -- where it is not
+
+
+def test_absent(elsewhere: Path) -> None:
+    assert native.library() is None
+    assert native.available() is False
+    assert native.why_not() == (
+        f"symrnn's native kernels are not built: {elsewhere} is missing; mend that and install "
+        "symrnn again (pip install --force-reinstall --no-deps --no-cache-dir, or pip install -e . "
+        "in a clone)"
+    )
+    with pytest.raises(RuntimeError, match="there is no library"):
+        native.check(3)
+
+
+def test_the_build_says_why(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYMRNN_NATIVE", "0")
+    elsewhere.write_text("left by an earlier build")
+    assert building.build(elsewhere.parent)
+    assert not elsewhere.exists()
+    assert "not built: SYMRNN_NATIVE=0 was set when symrnn was installed;" in native.why_not()
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(building.NotBuiltError, match="no C\\+\\+ compiler was found"):
+        building.compiler()
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(building.NotBuiltError, match="CXX=no-such-compiler -m64 is no command"):
+        building.compiler()
+
+
+def test_noticed_once(elsewhere: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        native.notice()
+        native.notice()
+    assert [str(one.message) for one in caught] == [native.why_not()]
+    assert caught[0].category is UserWarning
+    assert caught[0].filename == __file__  # the caller's line, not the library's
+
+
+def test_cannot_be_loaded(elsewhere: Path) -> None:
+    elsewhere.write_text("no library")
+    assert re.fullmatch(
+        r"symrnn's native kernels are built but cannot be loaded: .*; install symrnn again .*",
+        native.why_not(),
+    )
+
+
+def test_another_interface(elsewhere: Path) -> None:
+    compile_library(
+        'extern "C" __attribute__((visibility("default"))) int symrnn_interface() { return 99; }',
+        elsewhere,
+    )
+    assert (
+        "symrnn's native kernels are built from other sources: their interface is number 99, this "
+        f"symrnn's is {interface.INTERFACE}; install symrnn again"
+    ) in native.why_not()
+
+
+def test_another_library(elsewhere: Path) -> None:
+    compile_library("int nothing;", elsewhere)
+    assert "are built from other sources: " in native.why_not()
+
+
+def test_sources_changed_since(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip(native.why_not())
+    native._loaded.cache_clear()
+    monkeypatch.setattr(building, "fingerprint", lambda: "changed")
+    assert "built from other sources than those beside them; install" in native.why_not()
+    native._loaded.cache_clear()
+    monkeypatch.setattr(building, "fingerprint", lambda: "")  # installed without sources
+    assert native.available()
+
+
+def test_layers_work_without(elsewhere: Path) -> None:
+    torch.manual_seed(0)
+    layer = SymLSTM(5, 6, symm="avg")
+    x = torch.randn(4, 3, 5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="symrnn's native kernels are not built")
+        output, _ = layer(x)
+        output.sum().backward()
+    expected, _ = layer.to_lstm()(x)
+    assert torch.allclose(output, expected, atol=1e-6)
+
+
+def test_installs_without_a_compiler(repository: Path, tmp_path: Path) -> None:
+    """pip succeeds, and what it installed imports, runs, and says once what happened."""
+    pytest.importorskip("setuptools", minversion="77")
+    tree, target = tmp_path / "tree", tmp_path / "target"
+    ignored = shutil.ignore_patterns("__pycache__", f"{Path(building.LIBRARY).stem}.*")
+    shutil.copytree(repository / "symrnn", tree / "symrnn", ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(repository / name, tree)
+    environment = os.environ | {"CXX": "/bin/false"}
+    for name in ("SYMRNN_NATIVE", "PYTHONPATH"):
+        environment.pop(name, None)
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run(
+        [*pip, "--no-build-isolation", "--target", str(target), str(tree)],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    assert not (target / "symrnn" / "native" / building.LIBRARY).exists()
+    code = """
+import symrnn, torch
+from symrnn import native
+print(symrnn.__file__)
+print(native.available(), native.why_not())
+native.notice()
+native.notice()
+output, _ = symrnn.SymLSTM(5, 6)(torch.randn(4, 3, 5))
+print(output.shape)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    where, why, shape = run.stdout.splitlines()
+    assert Path(where) == target / "symrnn" / "__init__.py"
+    assert why.startswith("False symrnn's native kernels are not built: /bin/false ended with")
+    assert shape == "torch.Size([4, 3, 6])"
+    assert run.stderr.count("UserWarning: symrnn's native kernels are not built") == 1
+
+
+# -- the header and its image in ctypes
+
+
+def prototypes() -> dict[str, tuple[str, list[str]]]:
+    """Result and argument types of the header's functions."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    found = re.findall(r"^((?:const )?\w+ \*?)(symrnn_\w+)\(([^)]*)\);", text, re.MULTILINE)
+    return {
+        name: (result.strip(), [] if inside == "void" else inside.split(","))
+        for result, name, inside in found
+    }
+
+
+def c_type(declaration: str) -> object:
+    """What ctypes calls the type of an argument or a field."""
+    declaration = " ".join(declaration.replace("*", " * ").split()).removeprefix("const ")
+    if "*" not in declaration:
+        return {"int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64}[
+            declaration.split()[0]
+        ]
+    structures = {
+        "symrnn_map": interface.Map,
+        "symrnn_term": interface.Term,
+        "symrnn_product": interface.Product,
+        "symrnn_layer": interface.Layer,
+        "char": None,
+    }
+    pointee = structures.get(declaration.split()[0], False)
+    if pointee is None:
+        return ctypes.c_char_p
+    return ctypes.POINTER(pointee) if pointee else ctypes.c_void_p
+
+
+def test_functions_are_those_of_the_header() -> None:
+    declared = prototypes()
+    assert len(declared) > 10
+    assert set(interface.FUNCTIONS) == set(declared)
+    for name, (result, arguments) in declared.items():
+        assert interface.FUNCTIONS[name] == (c_type(result), [c_type(a) for a in arguments]), name
+
+
+@pytest.mark.parametrize("structure", ["Map", "Term", "Product", "Layer"])
+def test_structures_are_those_of_the_header(structure: str) -> None:
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    body = re.search(rf"typedef struct symrnn_{structure.lower()} {{(.*?)}}", text, re.DOTALL)
+    assert body
+    fields = []
+    for declaration in body[1].split(";"):
+        first, *further = declaration.strip().split(",")
+        if not first:
+            continue
+        kind, name = re.fullmatch(r"(.*?[\s*])(\w+)", first).groups()  # type: ignore[union-attr]
+        fields += [(one.strip(), c_type(f"{kind} {one}")) for one in (name, *further)]
+    mirrored = getattr(interface, structure)._fields_
+    assert [(name.rstrip("_"), kind) for name, kind in mirrored] == fields
+
+
+@pytest.mark.parametrize(("name", "enumeration"), [("dtype", native.Dtype), ("mode", native.Mode)])
+def test_numbers_are_those_of_the_header(name: str, enumeration: type) -> None:
+    assert f"#define SYMRNN_INTERFACE {interface.INTERFACE}\n" in HEADER
+    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    body = re.search(rf"enum symrnn_{name} {{(.*?)}}", text, re.DOTALL)
+    assert body
+    values = {key: int(value) for key, value in re.findall(r"SYMRNN_(\w+) = (\d+)", body[1])}
+    assert {member.name: member.value for member in enumeration} == values

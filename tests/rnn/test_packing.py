@@ -1,0 +1,190 @@
+"""How gate matrices are packed: plans, sparse maps, and products by what was packed."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from symrnn import SymLSTM, get_symmetry, list_symmetries, native
+from symrnn.rnn.packing import Plan, SparseMap, matrices_of, plan_of
+
+FOLDING = [name for name in list_symmetries() if get_symmetry(name, 4).folding is not None]
+SIDES = [1, 2, 5, 16, 17, 33]
+
+needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
+
+
+def dense(sparse: SparseMap) -> Tensor:
+    """The matrix (length of to, length of from)."""
+    matrix = torch.zeros(len(sparse.start) - 1, sparse.columns)
+    for row, (start, end) in enumerate(itertools.pairwise(sparse.start)):
+        for k in range(start, end):
+            matrix[row, sparse.index[k]] += float(sparse.scale[k])
+    return matrix
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("symm", list_symmetries())
+def test_a_form_knows_whether_its_matrices_are_their_own_transposes(symm: str, side: int) -> None:
+    form = get_symmetry(symm, side)
+    w = form.expand(torch.randn(5, form.numel, dtype=torch.float64))
+    assert form.own_transpose == torch.equal(w, w.mT)
+    if side > 2:
+        assert form.own_transpose == (not symm.startswith(("block", "chunk")))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("symm", FOLDING)
+def test_maps_do_what_the_folding_does(symm: str, side: int) -> None:
+    plan = plan_of("ifgo", side, side, symm, "ifgo")
+    folding = plan.folding
+    assert folding is not None
+    x, y = torch.randn(3, side), torch.randn(3, side)
+    inputs, d_outputs = folding.inputs(x, -1), folding.outputs_adjoint(y, -1)
+    products = [torch.randn(3, group.rows) for group in plan.groups]
+    d_inputs = [torch.randn(3, group.columns) for group in plan.groups]
+    output, d_x = torch.zeros(3, side), torch.zeros(3, side)
+    for k, group in enumerate(plan.groups):
+        assert group.maps is not None
+        fold, unfold, fold_adjoint, unfold_adjoint = map(dense, group.maps)
+        torch.testing.assert_close(x @ fold.T, inputs[k])
+        torch.testing.assert_close(y @ unfold_adjoint.T, d_outputs[k])
+        output += products[k] @ unfold.T
+        d_x += d_inputs[k] @ fold_adjoint.T
+        for one in group.maps:
+            arrays = (one.start, one.index, one.scale)
+            assert [a.dtype for a in arrays] == [np.int32, np.int32, np.float32]
+            assert all(a.flags.c_contiguous for a in arrays)
+    torch.testing.assert_close(output, folding.outputs(products, side, -1))
+    torch.testing.assert_close(d_x, folding.inputs_adjoint(d_inputs, side, -1))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("symm", FOLDING)
+def test_small_matrices_packed_as_symmetric_are_so(symm: str, side: int) -> None:
+    form = get_symmetry(symm, side)
+    groups = plan_of("h", side, side, symm, "h").groups
+    v = torch.randn(form.numel, dtype=torch.float64)
+    for m, group in zip(form.matrices(v), groups, strict=True):
+        own = m.shape == m.mT.shape and torch.equal(m, m.mT)
+        assert group.symmetric == own
+        assert (group.rows, group.columns) == m.shape
+
+
+def test_which_gates_are_packed_together() -> None:
+    def groups(symm: str, symmetric: str) -> list[tuple[str, bool]]:
+        found = plan_of("ifgo", 8, 8, symm, symmetric).groups
+        return [("".join("ifgo"[gate] for gate in g.gates), g.symmetric) for g in found]
+
+    assert groups("none", "") == [("ifgo", False)]
+    assert groups("avg", "ifgo") == [("ifgo", True)]
+    assert groups("avg", "fo") == [("fo", True), ("ig", False)]
+    assert groups("tri8", "i") == [("i", True), ("fgo", False)]
+    assert groups("tri8", "ifgo") == [("ifgo", True)]
+    assert groups("tri4", "ifgo") == [("ifgo", True), ("ifgo", True)]  # even and odd half
+    assert groups("block4", "fo") == [("ifgo", False)]
+    assert groups("block4", "ifgo") == [("ifgo", False)]
+    assert plan_of("ifgo", 8, 8, "block4", "fo").folding is None
+    assert [g.rows for g in plan_of("ifgo", 8, 8, "block4", "ifgo").groups] == [4]
+
+
+class _AllZero(TorchDispatchMode):
+    """Stands for a tracer, which has no numbers."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        return torch.zeros_like(result) if isinstance(result, Tensor) else result
+
+
+def test_a_plan_made_while_pytorch_traces_is_the_same() -> None:
+    plan_of.cache_clear()
+    with _AllZero(), torch.device("meta"):
+        made = plan_of("h", 7, 7, "tri4", "h")
+    plan_of.cache_clear()
+    again = plan_of("h", 7, 7, "tri4", "h")
+    for a, b in zip(made.groups, again.groups, strict=True):
+        assert (a.rows, a.columns, a.symmetric) == (b.rows, b.columns, b.symmetric)
+        assert a.maps is not None
+        assert b.maps is not None
+        assert all(torch.equal(dense(p), dense(q)) for p, q in zip(a.maps, b.maps, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_plan_is_the_same_by_any_default_dtype(dtype: torch.dtype) -> None:
+    expected = plan_of("h", 7, 7, "tri4", "h")
+    plan_of.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        made = plan_of("h", 7, 7, "tri4", "h")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        plan_of.cache_clear()
+    for a, b in zip(made.groups, expected.groups, strict=True):
+        assert a.maps is not None
+        assert b.maps is not None
+        for p, q in zip(a.maps, b.maps, strict=True):
+            assert p.scale.dtype == np.float32
+            assert torch.equal(dense(p), dense(q))
+
+
+def multiplied(plan: Plan, packed: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
+    """By the kernels: x (B, C) to (B, G·H), or transposed the other way."""
+    lib = native.library()
+    assert lib is not None
+    y = x.new_empty(len(x), plan.columns if transposed else plan.gates * plan.rows)
+    product = plan.product(packed)
+    native.check(lib.symrnn_multiply(product, transposed, len(x), x.data_ptr(), y.data_ptr(), 1, 1))
+    return y
+
+
+@needs_kernels
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("symm", "symm_hh"),
+    [
+        *((symm, "ifgo") for symm in list_symmetries()),
+        ("avg", "fo"),
+        ("block4", "ig"),
+        ("none", ""),
+    ],
+)
+def test_packed_numbers_multiply_as_the_whole_matrix(symm: str, symm_hh: str, side: int) -> None:
+    """Forth and back; and so do, in plain operators, the matrices before they are packed."""
+    lstm = SymLSTM(3, side, symm=symm, symm_hh=symm_hh, dtype=torch.float64)
+    w = lstm.weight_hh_l0.detach()
+    matrix = lstm._matrices["weight_hh_l0"]
+    plan = plan_of("ifgo", side, side, symm, matrix.symmetric)
+    matrices = matrices_of(matrix, lstm, lstm.symmetry)
+    assert [m.shape for m in matrices] == plan.shapes()
+    packed = plan.pack(matrices, torch.float64)
+    assert packed.shape == (plan.length,)
+    x, y = torch.randn(3, side, dtype=torch.float64), torch.randn(3, 4 * side, dtype=torch.float64)
+    forth, back = (multiplied(plan, packed, v, transposed=v is y) for v in (x, y))
+    torch.testing.assert_close(forth, x @ w.T, rtol=0, atol=1e-13)
+    torch.testing.assert_close(back, y @ w, rtol=0, atol=1e-13)
+    plainly = plan.multiply(x, matrices).flatten(1)
+    torch.testing.assert_close(plainly, x @ w.T, rtol=0, atol=1e-13)
+    # And the gradients of the matrices are those of the parameters, once through their forms.
+    parameters = [p for p in (matrix.free(lstm), matrix.plain(lstm)) if p is not None]
+    d_matrices = plan.gradients(y.view(3, 4, side), x)
+    found = torch.autograd.grad(matrices, parameters, d_matrices)
+    expected = torch.autograd.grad((x @ lstm.weight_hh_l0.T * y).sum(), parameters)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@needs_kernels
+def test_a_matrix_need_not_be_contiguous() -> None:
+    plan = plan_of("h", 6, 4, "none", "")
+    whole = torch.randn(1, 4, 6)
+    assert torch.equal(
+        plan.pack([whole.mT], torch.float32), plan.pack([whole.mT.contiguous()], torch.float32)
+    )
+    padded = torch.randn(2, 6, 9)[:1, :, 2:6]
+    assert torch.equal(
+        plan.pack([padded], torch.float32), plan.pack([padded.contiguous()], torch.float32)
+    )
