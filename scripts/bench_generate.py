@@ -101,8 +101,7 @@ def main() -> None:
         for way in WAYS:
             token, recurrent = statistics.median(whole[way]), statistics.median(part[way])
             rows.append(
-                [f"{size}, {way}", f"{1 / token:,.0f}", f"{1e6 * token:,.0f}"]
-                + [f"{1e6 * recurrent:,.0f}"]
+                [f"{size}, {way}", *(f"{x:,.0f}" for x in (1 / token, 1e6 * token, 1e6 * recurrent))]
             )
     header = ["", "tokens a second", "µs a token", "of these recurrent"]
     write_report(

@@ -10,8 +10,9 @@ symrnn.h describes the functions; :mod:`symrnn.native.interface` has their struc
 **Threads**: the kernels start none. They run on the team of the very OpenMP runtime that torch's
 own operators run on, found through torch's library, and take the number of threads with each call:
 pass ``torch.get_num_threads()``, and ``torch.set_num_threads`` is respected, nothing is
-oversubscribed, and no second pool sleeps beside the first. In children made by fork, and where torch has no such runtime (one
-with GCC's entry points, which LLVM's and Intel's have too), they run on the calling thread alone.
+oversubscribed, and no second pool sleeps beside the first. In children made by fork, and where
+torch has no such runtime (one with GCC's entry points, which LLVM's and Intel's have too), they run
+on the calling thread alone.
 
 **Processors**: the library has kernels for AVX-512, AVX2 and any processor, and takes the best
 that runs here. The environment variable ``SYMRNN_CPU`` (avx512, avx2 or portable), read when the
