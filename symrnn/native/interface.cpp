@@ -244,13 +244,14 @@ int symrnn_backward(const symrnn_layer *layer, int64_t steps, int64_t batch, con
                       d_c0});
 }
 
-int symrnn_outer(int dtype, int64_t rows, int64_t m, int64_t n, const void *d, const void *x,
-                 void *out, int threads) {
-    if (rows < 0 || m < 1 || n < 1) return SYMRNN_SIZE;
-    if (m > MOST_NUMBERS / n || rows > MOST_NUMBERS / (std::max(m, n) + SIDE)) return SYMRNN_SIZE;
-    if (!out || (rows > 0 && (!d || !x))) return SYMRNN_NULL;
-    if (dtype == SYMRNN_FLOAT) return outer<float>(rows, m, n, d, x, out, threads);
-    if (dtype == SYMRNN_DOUBLE) return outer<double>(rows, m, n, d, x, out, threads);
+int symrnn_matmul(int dtype, int64_t m, int64_t n, int64_t k, const void *a, int a_turned,
+                  const void *b, int b_turned, const void *bias, void *out, int threads) {
+    if (m < 1 || n < 1 || k < 0) return SYMRNN_SIZE;
+    if (m > MOST_NUMBERS / n || k > MOST_NUMBERS / (std::max(m, n) + SIDE)) return SYMRNN_SIZE;
+    if (!out || (k > 0 && (!a || !b))) return SYMRNN_NULL;
+    const DenseProduct of{m, n, k, a, a_turned != 0, b, b_turned != 0, bias, out};
+    if (dtype == SYMRNN_FLOAT) return matmul<float>(of, threads);
+    if (dtype == SYMRNN_DOUBLE) return matmul<double>(of, threads);
     return SYMRNN_DTYPE;
 }
 

@@ -113,9 +113,13 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(c_void_p, c_void_p, c_int, c_int),  # x, y, repeat, threads
         ],
     ),
-    "symrnn_outer": (
+    "symrnn_matmul": (
         c_int,
-        [c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int],  # dtype, rows, …
+        [
+            *(c_int, c_int64, c_int64, c_int64),  # dtype, m, n, k
+            *(c_void_p, c_int, c_void_p, c_int),  # a, a_turned, b, b_turned
+            *(c_void_p, c_void_p, c_int),  # bias, out, threads
+        ],
     ),
     # x, gates, cells, h0, c0, output, hn, cn; threads
     "symrnn_forward": (c_int, [*_RUN, *[c_void_p] * 8, c_int]),

@@ -40,8 +40,19 @@ template <typename T>
 int multiply(const symrnn_product &w, bool transposed, int64_t batch, const void *x, void *y,
              int repeat, int threads);
 
+// The arguments of symrnn_matmul.
+struct DenseProduct {
+    int64_t m, n, k;
+    const void *a;
+    bool a_turned;
+    const void *b;
+    bool b_turned;
+    const void *bias;
+    void *out;
+};
+
 template <typename T>
-int outer(int64_t rows, int64_t m, int64_t n, const void *d, const void *x, void *out, int threads);
+int matmul(const DenseProduct &of, int threads);
 
 // Sizes that symrnn_pack and symrnn_unpack share.
 struct Matrices {

@@ -15,6 +15,7 @@ namespace symrnn {
 struct Multiplication {
     const void *packed;
     bool symmetric, transposed;
+    bool far;  // whether tiles are better asked for in advance
     int gates;
     const int *gate;
     int64_t columns;      // in tiles
@@ -77,8 +78,10 @@ template <typename T>
 struct Kernels {
     void (*multiply)(const Multiplication &);
     void (*multiply_bfloat16)(const Multiplication &);  // null but for float
-    // to (16, 16) = Σ d[r] ⊗ x[r], rows of 16 numbers each.
-    void (*outer_products)(const T *d, const T *x, int64_t rows, T *to);
+    // to (16, 16) = from + Σ a[r] ⊗ b[r], of `count` rows of 16 numbers each; from may be null. The
+    // strides are of the rows of from and to.
+    void (*tile_product)(const T *a, const T *b, int64_t count, const T *from, int64_t from_stride,
+                         T *to, int64_t to_stride);
     void (*forward)(const ForwardSlice &);
     void (*backward)(const BackwardSlice &);
     void (*activate)(int kind, int64_t n, const T *x, T *y);

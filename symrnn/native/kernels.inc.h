@@ -259,10 +259,6 @@ template <typename T, typename S>
 static void multiply(const Multiplication &m) {
     const S *tile = static_cast<const S *>(m.packed) +
                     panel_start(m.symmetric, m.columns, m.gates, m.first);
-    // Whether even a large second-level cache cannot hold what is read here from call to call.
-    const bool far = (panel_start(m.symmetric, m.columns, m.gates, m.last) -
-                      panel_start(m.symmetric, m.columns, m.gates, m.first)) *
-                         static_cast<int64_t>(sizeof(S)) > int64_t(6) << 20;
     for (int64_t panel = m.first; panel < m.last; ++panel) {
         const int64_t tiles = panel_tiles(m.symmetric, m.columns, panel);
         for (int g = 0; g < m.gates; ++g, tile += tiles * TILE) {
@@ -282,46 +278,41 @@ static void multiply(const Multiplication &m) {
                 few_panel<T, S, 4>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
                 break;
             default:
-                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, far, panel, m.batch,
+                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, m.far, panel, m.batch,
                                  m.stride, x, y);
             }
         }
     }
 }
 
-// -- the gradient of a matrix: a sum of outer products.
+// -- dense matrices: a sum of outer products.
 
-// The most columns, a power of two, whose sums are in registers at once.
+// The most rows of a tile, a power of two, whose sums are in registers at once.
 template <typename T>
-constexpr int outer_columns() {
-    int columns = 16;
-    while (columns > 1 && columns > most_at_once<T>()) columns /= 2;
-    return columns;
+constexpr int rows_at_once() {
+    int rows = 16;
+    while (rows > 1 && rows > most_at_once<T>()) rows /= 2;
+    return rows;
 }
 
-// to (16, 16) = Σ d[r] ⊗ x[r] for rows of 16 numbers each.
 template <typename T>
-static void outer_products(const T *d, const T *x, int64_t rows, T *to) {
-    constexpr int COLUMNS = outer_columns<T>();
-    constexpr int64_t STRETCH = 256;  // rows: short sums of their own keep the rounding small
-    alignas(64) T turned[TILE];
-    for (int first = 0; first < 16; first += COLUMNS) {
-        Block<T> total[COLUMNS];
-        UNROLLED for (int k = 0; k < COLUMNS; ++k) total[k] = splat<T>(0);
-        for (int64_t begin = 0; begin < rows; begin += STRETCH) {
-            const int64_t end = rows - begin < STRETCH ? rows : begin + STRETCH;
-            Block<T> sum[COLUMNS];
-            UNROLLED for (int k = 0; k < COLUMNS; ++k) sum[k] = splat<T>(0);
-            for (int64_t r = begin; r < end; ++r) {
-                const Block<T> v = load(d + 16 * r);
-                UNROLLED for (int k = 0; k < COLUMNS; ++k)
-                    accumulate(sum[k], v, x[16 * r + first + k]);
-            }
-            UNROLLED for (int k = 0; k < COLUMNS; ++k) total[k] = total[k] + sum[k];
+static void tile_product(const T *a, const T *b, int64_t count, const T *from, int64_t from_stride,
+                         T *to, int64_t to_stride) {
+    constexpr int ROWS = rows_at_once<T>();
+    for (int i = 0; i < 16; ++i) __builtin_prefetch(to + i * to_stride, 1);
+    for (int first = 0; first < 16; first += ROWS) {
+        Block<T> sum[ROWS];
+        UNROLLED for (int i = 0; i < ROWS; ++i) sum[i] = splat<T>(0);
+        for (int64_t r = 0; r < count; ++r) {
+            const Block<T> v = load(b + 16 * r);
+            UNROLLED for (int i = 0; i < ROWS; ++i) accumulate(sum[i], v, a[16 * r + first + i]);
         }
-        UNROLLED for (int k = 0; k < COLUMNS; ++k) store(turned + 16 * (first + k), total[k]);
+        UNROLLED for (int i = 0; i < ROWS; ++i) {
+            const int64_t row = first + i;
+            if (from) sum[i] = sum[i] + load(from + row * from_stride);
+            store(to + row * to_stride, sum[i]);
+        }
     }
-    transpose(turned, 16, to);
 }
 
 // ---- the arithmetic of each kind ----------------------------------------------------------------
@@ -578,13 +569,13 @@ static float read(const void *from, int64_t bytes) {
 }
 
 static constexpr Kernels<float> SINGLE = {
-    multiply<float, float>, multiply<float, BFloat16>, outer_products<float>, forward<float>,
+    multiply<float, float>, multiply<float, BFloat16>, tile_product<float>, forward<float>,
     backward<float>,        activate<float>,           turn<float>,           narrow,
     widen,                  add<float>,
 };
 
 static constexpr Kernels<double> PRECISE = {
-    multiply<double, double>, nullptr,          outer_products<double>, forward<double>,
+    multiply<double, double>, nullptr,          tile_product<double>, forward<double>,
     backward<double>,         activate<double>, turn<double>,           nullptr,
     nullptr,                  add<double>,
 };

@@ -119,6 +119,7 @@ class Product {
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
+            m.far = far(t);
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
             m.columns = tiles_of(t.columns);
@@ -200,6 +201,14 @@ class Product {
                 first_panel(t.symmetric, panels, columns, share + 1, shares_)};
     }
 
+    // Whether the nearer caches hold so little of it that its tiles are better asked for in advance.
+    // Measured: with half as much, asking costs more than it saves.
+    bool far(const symrnn_term &t) const {
+        const int64_t size = w_.dtype == SYMRNN_BFLOAT16 ? 2 : sizeof(T);
+        return packed_length(t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) * size >
+               int64_t(16) << 20;
+    }
+
     // The tiles of the result that a share adds to.
     Range touched_by(int share) const {
         Range hull = {INT64_MAX, 0};
@@ -263,13 +272,18 @@ class Product {
 template <typename T>
 void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,
                int64_t last, T *to) {
-    for (int64_t b = 0; b < rows; ++b)
-        for (int64_t tile = first; tile < last; ++tile) {
-            const int64_t count = from ? std::min(SIDE, side - tile * SIDE) : 0;
+    for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t count = from ? std::min(SIDE, side - tile * SIDE) : 0;
+        for (int64_t b = 0; b < rows; ++b) {
             T *const block = to + tile * stride + b * SIDE;
-            if (count) memcpy(block, from + b * side + tile * SIDE, count * sizeof(T));
-            if (count < SIDE) memset(block + count, 0, (SIDE - count) * sizeof(T));
+            const T *const row = from ? from + b * side + tile * SIDE : nullptr;
+            if (count == SIDE) memcpy(block, row, SIDE * sizeof(T));  // a few moves, and no call
+            else {
+                if (count) memcpy(block, row, count * sizeof(T));
+                memset(block + count, 0, (SIDE - count) * sizeof(T));
+            }
         }
+    }
 }
 
 // A product whose symmetric matrices are written out in full, where that pays.

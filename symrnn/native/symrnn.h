@@ -120,9 +120,11 @@ int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates,
 int symrnn_multiply(const symrnn_product *w, int transposed, int64_t batch,
                     const void *x, void *y, int repeat, int threads);
 
-/* out (M, N) = dᵀ · x for d (R, M) and x (R, N), of float or double: the gradient of a matrix. */
-int symrnn_outer(int dtype, int64_t rows, int64_t m, int64_t n, const void *d, const void *x,
-                 void *out, int threads);
+/* out (M, N) = a · b + bias, dense matrices of float or double.
+ * a: (M, K), or (K, M) if a_turned.  b: (K, N), or (N, K) if b_turned.  Of K = 0 none is read.
+ * bias: (N), added to each row; or null. */
+int symrnn_matmul(int dtype, int64_t m, int64_t n, int64_t k, const void *a, int a_turned,
+                  const void *b, int b_turned, const void *bias, void *out, int threads);
 
 /* A layer in one direction. Numbers are float, or double where the products are. */
 typedef struct symrnn_layer {

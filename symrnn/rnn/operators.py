@@ -4,7 +4,7 @@
 - ``layer``: one layer in one direction, all steps, with gradients;
 - ``layer_backward``: its way back through time;
 - ``states_before``: the state that each row of a layer's output started from;
-- ``outer``: the gradient of a matrix, a sum of outer products.
+- ``matmul``: a product of dense matrices, of the shapes of a training step faster than PyTorch's.
 
 They have shape functions and gradients, so that autograd, torch.compile and torch.export know them.
 Arithmetic is in the dtype of the numbers given, float32 or float64; under autocast in float32.
@@ -38,6 +38,9 @@ _MODES = {
     "RNN_RELU": native.Mode.RNN_RELU,
 }
 
+ENOUGH_ROWS = 64
+"""From so many rows on ``matmul`` is faster than PyTorch's product, which packs nothing for a few."""
+
 _LIBRARY = torch.library.Library("symrnn", "DEF")
 
 _LIBRARY.define(
@@ -57,7 +60,7 @@ _LIBRARY.define(
 _LIBRARY.define(
     "states_before(Tensor output, Tensor h0, Tensor? batch_sizes, bool reverse) -> Tensor"
 )
-_LIBRARY.define("outer(Tensor d, Tensor x) -> Tensor")
+_LIBRARY.define("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor")
 
 
 def hidden_plan(mode: str, side: int, symm: str, symmetric: str) -> Plan:
@@ -224,7 +227,7 @@ def _layer(
     if rows == 0 and batch == 0:
         return output, hn, cn, gates, cells
     steps = check_lengths(batch_sizes, rows, batch)
-    gates = F.linear(input, w_ih, bias)
+    gates = _matmul(input, w_ih.mT, bias) if rows >= ENOUGH_ROWS else F.linear(input, w_ih, bias)
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     structure = layer_structure(mode, plan.product(packed), bias_n=bias_n)
@@ -394,30 +397,34 @@ def _states_before_shape(
     return output.new_empty(output.shape)
 
 
-@torch.library.impl(_LIBRARY, "outer", "CPU")
-def _outer(d: Tensor, x: Tensor) -> Tensor:
-    """d (R, M) and x (R, N) to dᵀ x (M, N): what ``d.mT @ x`` gives, of these shapes faster."""
-    if d.dim() != 2 or x.dim() != 2:
-        raise ValueError(f"d and x should have 2 dimensions, got: {d.dim()} and {x.dim()}")
-    check_numbers(d=d, x=x)
-    check_shape("x", x, d.size(0), x.size(1))
-    result = _outer_shape(d, x)
+@torch.library.impl(_LIBRARY, "matmul", "CPU")
+def _matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a (M, K) times b (K, N), plus bias (N,): (M, N). Either may be a transposed view."""
+    if a.dim() != 2 or b.dim() != 2:
+        raise ValueError(f"a and b should have 2 dimensions, got: {a.dim()} and {b.dim()}")
+    check_numbers(a=a, b=b, bias=bias)
+    check_shape("b", b, a.size(1), b.size(1))
+    check_shape("bias", bias, b.size(1))
+    result = _matmul_shape(a, b, bias)
     if result.numel() == 0:
         return result
-    d, x = d.contiguous(), x.contiguous()
-    status = library().symrnn_outer(
-        DTYPES[d.dtype],
-        *(d.size(0), d.size(1), x.size(1)),
-        *(d.data_ptr(), x.data_ptr(), result.data_ptr()),
-        torch.get_num_threads(),
+    bias = None if bias is None else bias.contiguous()
+    # What lies transposed is read so.
+    turned = [t.mT.is_contiguous() and not t.is_contiguous() for t in (a, b)]
+    a, b = (t.mT if way else t.contiguous() for t, way in zip((a, b), turned, strict=True))
+    status = library().symrnn_matmul(
+        DTYPES[result.dtype],
+        *(result.size(0), result.size(1), a.size(0 if turned[0] else 1)),
+        *(a.data_ptr(), turned[0], b.data_ptr(), turned[1]),
+        *(_address(bias), result.data_ptr(), torch.get_num_threads()),
     )
     native.check(status)
     return result
 
 
-@torch.library.register_fake("symrnn::outer", lib=_LIBRARY)
-def _outer_shape(d: Tensor, x: Tensor) -> Tensor:
-    return d.new_empty(d.size(1), x.size(1))
+@torch.library.register_fake("symrnn::matmul", lib=_LIBRARY)
+def _matmul_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.size(0), b.size(1))
 
 
 # ---- gradients ---------------------------------------------------------------------------------
@@ -471,11 +478,16 @@ def _way_back(
     if mode != "GRU":
         d_hidden = d_gates
     wants_input, wants_w_ih, wants_bias_ih, wants_bias_hh, wants_matrices = wanted[:5]
-    d_input = d_gates @ w_ih if wants_input else None
-    d_w_ih = torch.ops.symrnn.outer(d_gates, input) if wants_w_ih else None
+    d_input = None
+    if wants_input:
+        many = d_gates.size(0) >= ENOUGH_ROWS
+        d_input = torch.ops.symrnn.matmul(d_gates, w_ih, None) if many else d_gates @ w_ih
+    d_w_ih = torch.ops.symrnn.matmul(d_gates.mT, input, None) if wants_w_ih else None
     d_bias_ih = d_gates.sum(0) if wants_bias_ih else None
-    # Two sums, for the gradients of two arguments are not to share their memory.
-    d_bias_hh = d_hidden.sum(0) if wants_bias_hh else None
+    d_bias_hh = None
+    if wants_bias_hh:  # a copy, for the gradients of two arguments are not to share their memory
+        same = d_bias_ih is not None and d_hidden is d_gates
+        d_bias_hh = d_bias_ih.clone() if same else d_hidden.sum(0)  # type: ignore
     d_matrices: list[Tensor | None] = [None] * len(wants_matrices)
     if any(wants_matrices):
         plan = hidden_plan(mode, h0.size(1), symm, symmetric)
@@ -546,6 +558,6 @@ def _refuse_vmap(*_: Any) -> Any:
     raise RuntimeError('symrnn\'s native kernels cannot run under vmap: use backend="reference"')
 
 
-for _name in ("pack", "layer", "layer_backward", "states_before", "outer"):
+for _name in ("pack", "layer", "layer_backward", "states_before", "matmul"):
     torch.library.register_autocast(f"symrnn::{_name}", "cpu", torch.float32, lib=_LIBRARY)
     torch.library.register_vmap(f"symrnn::{_name}", _refuse_vmap, lib=_LIBRARY)

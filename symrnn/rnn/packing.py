@@ -261,7 +261,7 @@ class Plan:
             d_products = [d_y[:, list(group.gates)] for group in self.groups]
             inputs = [x] * len(self.groups)
         return [
-            torch.ops.symrnn.outer(d.flatten(1), part).view(shape)
+            torch.ops.symrnn.matmul(d.flatten(1).mT, part, None).view(shape)
             for d, part, shape in zip(d_products, inputs, self.shapes(), strict=True)
         ]
 

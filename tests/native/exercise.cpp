@@ -3,7 +3,7 @@
 //
 //     exercise [--small] [--if-any] NAME ...    with the kernels of these names
 //
-// --small is for valgrind, some fifty times slower; --if-any passes over kernels that do not run
+// --small is for what runs it many times slower, as valgrind; --if-any passes over kernels that do not run
 // here. Ends with 1 if anything was wrong.
 
 #include <math.h>
@@ -656,35 +656,48 @@ void try_activations() {
 }
 
 template <typename T>
-void try_outer(Random &random) {
-    for (const int64_t rows : {0, 1, 5, 300})
-        for (const int64_t m : {1, 16, 35})
+void try_matmul(Random &random) {
+    int turn = 0;
+    for (const int64_t k : {0, 1, 5, 16, 300})
+        for (const int64_t m : {1, 35, 150})
             for (const int64_t n : {1, 16, 33}) {
+                const bool a_turned = turn & 1, b_turned = turn & 2, biased = turn & 4;
+                ++turn;
                 const int threads = 1 + static_cast<int>(random.below(3));
-                where = std::string(symrnn_cpu()) + ", outer";
-                Array<T> d(rows * m), x(rows * n), out(m * n);
-                for (int64_t i = 0; i < rows * m; ++i) d[i] = static_cast<T>(random.number());
-                for (int64_t i = 0; i < rows * n; ++i) x[i] = static_cast<T>(random.number());
-                EXPECT(SYMRNN_OK, symrnn_outer(dtype_of<T>(), rows, m, n, d.get(), x.get(),
-                                               out.get(), threads));
+                char words[100];
+                snprintf(words, sizeof words, "%s, matmul %d × %d × %d, %d threads", symrnn_cpu(),
+                         static_cast<int>(m), static_cast<int>(k), static_cast<int>(n), threads);
+                where = words;
+                const Array<T> a = random_array<T>(random, m * k);
+                const Array<T> b = random_array<T>(random, k * n);
+                const Array<T> bias = random_array<T>(random, n);
+                Array<T> out(m * n);
+                EXPECT(SYMRNN_OK,
+                       symrnn_matmul(dtype_of<T>(), m, n, k, a.get(), a_turned, b.get(), b_turned,
+                                     biased ? bias.get() : nullptr, out.get(), threads));
                 for (int64_t i = 0; i < m; ++i)
                     for (int64_t j = 0; j < n; ++j) {
-                        double sum = 0;
-                        for (int64_t r = 0; r < rows; ++r)
-                            sum += static_cast<double>(d[r * m + i]) * x[r * n + j];
+                        double sum = biased ? static_cast<double>(bias[j]) : 0;
+                        for (int64_t r = 0; r < k; ++r)
+                            sum += static_cast<double>(a[a_turned ? r * m + i : i * k + r]) *
+                                   b[b_turned ? j * k + r : r * n + j];
                         if (!(fabs(out[i * n + j] - sum) <= (sizeof(T) == 8 ? 1e-11 : 1e-3)))
-                            fail("outer (%d, %d) is %.9g, not %.9g", static_cast<int>(i),
+                            fail("(%d, %d) is %.9g, not %.9g", static_cast<int>(i),
                                  static_cast<int>(j), static_cast<double>(out[i * n + j]), sum);
                     }
             }
     Array<T> one(1);
-    EXPECT(SYMRNN_SIZE, symrnn_outer(dtype_of<T>(), -1, 1, 1, one.get(), one.get(), one.get(), 1));
-    EXPECT(SYMRNN_SIZE,
-           symrnn_outer(dtype_of<T>(), INT64_MAX, 1, 1, one.get(), one.get(), one.get(), 1));
-    EXPECT(SYMRNN_SIZE, symrnn_outer(dtype_of<T>(), 1, 0, 1, one.get(), one.get(), one.get(), 1));
-    EXPECT(SYMRNN_NULL, symrnn_outer(dtype_of<T>(), 1, 1, 1, nullptr, one.get(), one.get(), 1));
-    EXPECT(SYMRNN_DTYPE,
-           symrnn_outer(SYMRNN_BFLOAT16, 1, 1, 1, one.get(), one.get(), one.get(), 1));
+    const auto wrong = [&](int dtype, int64_t m, int64_t n, int64_t k, const void *a, void *out) {
+        return symrnn_matmul(dtype, m, n, k, a, 0, one.get(), 0, nullptr, out, 1);
+    };
+    const int dtype = dtype_of<T>();
+    EXPECT(SYMRNN_SIZE, wrong(dtype, 1, 1, -1, one.get(), one.get()));
+    EXPECT(SYMRNN_SIZE, wrong(dtype, 1, 1, INT64_MAX, one.get(), one.get()));
+    EXPECT(SYMRNN_SIZE, wrong(dtype, 0, 1, 1, one.get(), one.get()));
+    EXPECT(SYMRNN_SIZE, wrong(dtype, INT64_MAX, INT64_MAX, 1, one.get(), one.get()));
+    EXPECT(SYMRNN_NULL, wrong(dtype, 1, 1, 1, nullptr, one.get()));
+    EXPECT(SYMRNN_NULL, wrong(dtype, 1, 1, 1, one.get(), nullptr));
+    EXPECT(SYMRNN_DTYPE, wrong(SYMRNN_BFLOAT16, 1, 1, 1, one.get(), one.get()));
 }
 
 void try_reading() {
@@ -961,19 +974,29 @@ void try_wrong_packing() {
 
 // A case whose every array is there; the same for the same seed.
 template <typename T>
-std::unique_ptr<Case<T>> whole_case(int mode, int kind, int64_t hidden, int64_t batch) {
+std::unique_ptr<Case<T>> whole_case(int mode, int kind, int64_t hidden, int64_t batch,
+                                    int64_t steps = 3, bool lengths = false) {
     for (uint64_t seed = 1;; ++seed) {
         Random random(seed);
         auto c = std::make_unique<Case<T>>(random, kind, dtype_of<T>(), mode, hidden, batch, 3);
-        if (c->ih && c->kept() && c->h0.get() && c->d_output.get() && c->run.steps == 3 &&
-            !c->run.lengths.get())
+        if (c->ih && c->kept() && c->h0.get() && c->d_output.get() && c->run.steps == steps &&
+            (c->run.lengths.get() != nullptr) == lengths)
             return c;
     }
 }
 
+// A few sequences are run by all threads together, 16 by each for itself; for 9 steps of 5 and more a
+// symmetric matrix is written out.
+struct Tried {
+    int mode, kind;
+    int64_t batch, steps;
+    bool lengths;
+    Array<float> alone;
+};
+
 // All results of a whole case, in one array.
-Array<float> results(int mode, int kind) {
-    const auto c = whole_case<float>(mode, kind, 40, 5);
+Array<float> results(const Tried &one) {
+    const auto c = whole_case<float>(one.mode, one.kind, 40, one.batch, one.steps, one.lengths);
     EXPECT(SYMRNN_OK, c->forward());
     EXPECT(SYMRNN_OK, c->backward());
     const Array<float> *all[] = {&c->gates, &c->output,   &c->hn,  &c->cn,
@@ -991,38 +1014,39 @@ Array<float> results(int mode, int kind) {
 // after a fork, in which the team does not live on.
 void try_threads() {
     const auto address = [](auto function) { return reinterpret_cast<void *>(function); };
-    struct Tried {
-        int mode, kind;
-        Array<float> alone;
-    };
     std::vector<Tried> tried;
+    for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU}) {
+        for (const int kind : {SYMMETRIC, FULL, HALVES}) tried.push_back({mode, kind, 5, 3, false, {}});
+        for (const int kind : {SYMMETRIC, PARTLY})
+            for (const int64_t batch : {5, 16})
+                for (const bool lengths : {false, true})
+                    tried.push_back({mode, kind, batch, 9, lengths, {}});
+    }
     where = "without threads";
-    for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU})
-        for (const int kind : {SYMMETRIC, FULL, HALVES})
-            tried.push_back({mode, kind, results(mode, kind)});
+    for (Tried &one : tried) one.alone = results(one);
     EXPECT(SYMRNN_OK, symrnn_use_openmp(address(GOMP_parallel), address(omp_get_thread_num),
                                         address(omp_get_num_threads)));
     where = "with threads";
     for (const Tried &one : tried)
-        if (!same_bits(results(one.mode, one.kind), one.alone)) fail("a team's bits differ");
+        if (!same_bits(results(one), one.alone)) fail("a team's bits differ");
     EXPECT(SYMRNN_OK, symrnn_use_openmp(address(two_at_most), address(omp_get_thread_num),
                                         address(omp_get_num_threads)));
     where = "with fewer threads than asked for";
     for (const Tried &one : tried)
-        if (!same_bits(results(one.mode, one.kind), one.alone)) fail("a smaller team's bits differ");
+        if (!same_bits(results(one), one.alone)) fail("a smaller team's bits differ");
     EXPECT(SYMRNN_NULL, symrnn_use_openmp(nullptr, address(omp_get_thread_num), nullptr));
     where = "with many callers";
     std::vector<std::thread> callers;
     for (int caller = 0; caller < 4; ++caller)
         callers.emplace_back([&] {
             for (const Tried &one : tried)
-                if (!same_bits(results(one.mode, one.kind), one.alone)) fail("a caller's bits differ");
+                if (!same_bits(results(one), one.alone)) fail("a caller's bits differ");
         });
     for (std::thread &caller : callers) caller.join();
     where = "inside a team";
     const auto inside = [](void *one) {
         const Tried &again = *static_cast<const Tried *>(one);
-        if (!same_bits(results(again.mode, again.kind), again.alone)) fail("bits differ");
+        if (!same_bits(results(again), again.alone)) fail("bits differ");
     };
     GOMP_parallel(inside, &tried[0], 2, 0);
     where = "after a fork";
@@ -1030,7 +1054,7 @@ void try_threads() {
     if (child == 0) {
         alarm(60);
         for (const Tried &one : tried)
-            if (!same_bits(results(one.mode, one.kind), one.alone)) fail("bits differ");
+            if (!same_bits(results(one), one.alone)) fail("bits differ");
         _exit(failures ? 1 : 0);
     }
     int status = 0;
@@ -1059,8 +1083,8 @@ void try_kernels(bool small) {
                     }
     try_activations<float>();
     try_activations<double>();
-    try_outer<float>(random);
-    try_outer<double>(random);
+    try_matmul<float>(random);
+    try_matmul<double>(random);
     try_reading();
     for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU}) {
         try_wrong_layers(*whole_case<float>(mode, SYMMETRIC, 17, 3));

@@ -82,15 +82,25 @@ def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("rows", "m", "n"), [(0, 3, 4), (1, 1, 1), (7, 16, 16), (5, 17, 1), (600, 33, 50)]
+    ("m", "k", "n"), [(3, 0, 4), (0, 3, 4), (1, 1, 1), (16, 7, 16), (17, 5, 1), (33, 600, 50)]
 )
-def test_outer_is_a_sum_of_outer_products(rows: int, m: int, n: int, dtype: torch.dtype) -> None:
-    d, x = torch.randn(rows, 2 * m, dtype=dtype)[:, ::2], torch.randn(rows, n, dtype=dtype)
-    torch.library.opcheck(OPS.outer.default, (d, x))
-    exact = (d.double().mT @ x.double()).to(dtype)
-    torch.testing.assert_close(OPS.outer(d, x), exact, rtol=1e-5, atol=1e-4)
-    with pytest.raises(ValueError, match="x should have shape"):
-        OPS.outer(d, torch.randn(rows + 1, n, dtype=dtype))
+def test_matmul_reads_both_as_they_lie(m: int, k: int, n: int, dtype: torch.dtype) -> None:
+    plain, bias = torch.randn(m, k, dtype=dtype), torch.randn(n, dtype=dtype)
+    strided = torch.randn(m, 2 * k, dtype=dtype)[:, ::2]
+    for a in (plain, torch.randn(k, m, dtype=dtype).mT, strided):
+        for b in (torch.randn(k, n, dtype=dtype), torch.randn(n, k, dtype=dtype).mT):
+            exact = a.double() @ b.double()
+            close = {"rtol": 1e-5, "atol": 1e-4}
+            torch.testing.assert_close(OPS.matmul(a, b, None), exact.to(dtype), **close)
+            torch.testing.assert_close(OPS.matmul(a, b, bias), (exact + bias).to(dtype), **close)
+    torch.library.opcheck(OPS.matmul.default, (a, b, bias))
+    for wrong, words in [
+        ((a, torch.randn(k + 1, n, dtype=dtype), None), "b should have shape"),
+        ((a, b, bias[1:]), "bias should have shape"),
+        ((a[0] if m else a.sum(0), b, None), "a and b should have 2 dimensions, got: 1 and 2"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            OPS.matmul(*wrong)
 
 
 @pytest.mark.parametrize("sizes", [None, SIZES], ids=["equal", "unequal"])
