@@ -742,7 +742,12 @@ def main() -> None:
         action="store_true",
         help="one round of few sizes, to see whether it runs (to runs/cpu_quick/)",
     )
-    parser.add_argument("--notes", type=Path, help="Markdown to end the report with")
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        default=Path(__file__).with_name("bench_cpu_notes.md"),
+        help="Markdown to end the report with (scripts/bench_cpu_notes.md)",
+    )
     parser.add_argument("--out", type=Path, help="(results/cpu.md); .json and .png beside it")
     options = parser.parse_args()
     quick = options.quick
@@ -750,7 +755,7 @@ def main() -> None:
     options.seconds = options.seconds or (0.4 if quick else 6)
     options.rounds = 1 if quick else 3
     out = options.out or Path("runs/cpu_quick/cpu.md" if quick else "results/cpu.md")
-    notes = options.notes.read_text(encoding="utf-8").strip() if options.notes else ""
+    notes = options.notes.read_text(encoding="utf-8").strip()
 
     kernels()  # or end here
     run = Run(options)

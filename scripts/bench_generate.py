@@ -101,7 +101,10 @@ def main() -> None:
         for way in WAYS:
             token, recurrent = statistics.median(whole[way]), statistics.median(part[way])
             rows.append(
-                [f"{size}, {way}", *(f"{x:,.0f}" for x in (1 / token, 1e6 * token, 1e6 * recurrent))]
+                [
+                    f"{size}, {way}",
+                    *(f"{x:,.0f}" for x in (1 / token, 1e6 * token, 1e6 * recurrent)),
+                ]
             )
     header = ["", "tokens a second", "µs a token", "of these recurrent"]
     write_report(

@@ -344,7 +344,7 @@ def _chosen(
     weights = list(_weights(model))
     shared = set() if in_place else _shared(model)
     if in_place:
-        # Held meanwhile: a computed weight is a new tensor each time, and a freed one's id is reused.
+        # Held, for a computed weight is a new tensor each time, and a freed one's id is reused.
         held = [(weight, weight.value) for weight in reversed(weights)]
         weights = list({id(value): weight for weight, value in held}.values())[::-1]
     if where is None:

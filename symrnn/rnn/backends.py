@@ -86,8 +86,8 @@ def fused_pays(module: GatedModule, steps: int, batch: int) -> bool:
 
     By results/backends.md. Without gradients they are, as the weights stay packed from call to
     call. In training the weights are packed at every call, for which a few steps do not pay; then
-    PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, whose
-    product folds, or is symmetric and bound by the reading of the weights.
+    PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, and one
+    whose product folds, or few sequences, for which the reading of the weights is what takes time.
     """
     if not torch.is_grad_enabled():
         return True
@@ -95,12 +95,15 @@ def fused_pays(module: GatedModule, steps: int, batch: int) -> bool:
         return False
     if module.mode != "LSTM":
         return True
-    if module.hidden_size < 650 or module.symmetry is None or module.symm_hh != module.GATES:
+    if module.hidden_size < 650:
         return False
-    if module.folds:
+    if batch <= 4:
         return True
-    few = 20 if module.hidden_size >= 1500 else 4
-    return module.symmetry.own_transpose and batch <= few
+    if module.symmetry is None or module.symm_hh != module.GATES:
+        return False
+    return module.folds or (
+        module.symmetry.own_transpose and module.hidden_size >= 1500 and batch <= 20
+    )
 
 
 def _takes_fused(module: GatedModule, steps: int, batch: int, tensors: list[Tensor]) -> bool:

@@ -39,7 +39,7 @@ _MODES = {
 }
 
 ENOUGH_ROWS = 64
-"""From so many rows on ``matmul`` is faster than PyTorch's product, which packs nothing for a few."""
+"""From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
 
 _LIBRARY = torch.library.Library("symrnn", "DEF")
 
@@ -227,7 +227,7 @@ def _layer(
     if rows == 0 and batch == 0:
         return output, hn, cn, gates, cells
     steps = check_lengths(batch_sizes, rows, batch)
-    gates = _matmul(input, w_ih.mT, bias) if rows >= ENOUGH_ROWS else F.linear(input, w_ih, bias)
+    gates = linear(input, w_ih, bias)
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     structure = layer_structure(mode, plan.product(packed), bias_n=bias_n)
@@ -425,6 +425,11 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.register_fake("symrnn::matmul", lib=_LIBRARY)
 def _matmul_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.size(0), b.size(1))
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of x (R, I) and w (M, I), by the faster product; not differentiable."""
+    return _matmul(x, w.mT, bias) if x.size(0) >= ENOUGH_ROWS else F.linear(x, w, bias)
 
 
 # ---- gradients ---------------------------------------------------------------------------------

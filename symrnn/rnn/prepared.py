@@ -35,7 +35,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from symrnn import native
-from symrnn.rnn.operators import joined_biases, layer_structure
+from symrnn.rnn.operators import joined_biases, layer_structure, linear
 from symrnn.rnn.packing import check_numbers, check_shape, library, matrices_of, plan_of
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class _Direction:
             given, gates = x.data_ptr(), 0
         else:
             # In a variable, so that it lives as long as the kernels write to it.
-            product = F.linear(x.view(rows, -1), self._input_weights(module), self.bias)
+            product = linear(x.view(rows, -1), self._input_weights(module), self.bias)
             structure = self.alone
             given, gates = 0, product.data_ptr()
         status = self.function(
