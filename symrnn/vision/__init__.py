@@ -1,0 +1,10 @@
+"""Image networks with symmetric, shared and Dirac weights: the symmetry core at work in vision.
+
+>>> from symrnn.vision import create_model
+>>> model = create_model("wrn-16-1-bottleneck", symm="tri")
+"""
+
+from symrnn.vision.inference import fold_for_inference
+from symrnn.vision.registry import create_model, default_where, list_models
+
+__all__ = ["create_model", "default_where", "fold_for_inference", "list_models"]

@@ -1,0 +1,339 @@
+"""The processes of a data-parallel run, as ``torchrun`` starts them, and batch norm over them all.
+
+A program that is started by itself is a world of one process: everything here works there too, and
+does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from symrnn.training import UserError, resolve_device
+
+T = TypeVar("T")
+
+POLL, GRACE = 1.0, 10.0
+"""Seconds: how often a process looks whether another has failed; how long it may take to end."""
+
+_left: list[object] = []
+"""Groups that were left, until the interpreter ends.
+
+A model of :meth:`World.parallel` holds its group too, and where it drops the last hold of it, the
+group waits for threads that wait for Python's lock, which that one has. From here it goes without.
+"""
+
+
+class World:
+    """The processes that train together, seen from one of them; all of them are in its ``with``.
+
+    Read from the environment that ``torchrun`` makes (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT); without it, one process.
+
+    rank: of this process, from 0.
+    local_rank: its number on its machine, which is that of its GPU.
+    size: how many there are.
+
+    The first alone is heard: in the others what Python writes to stdout and stderr goes nowhere
+    until the ``with`` ends. An error in one of them ends all: at once where they wait in
+    :meth:`agreeing`, and otherwise, whatever they are waiting for, after POLL + GRACE seconds. (Of
+    a process that is killed by SIGKILL nobody knows but ``torchrun`` on its machine, which ends
+    the others there, and whoever is connected to it.)
+
+    Raises UserError for an environment that is not torchrun's.
+    """
+
+    def __init__(self) -> None:
+        try:
+            numbers = [int(os.environ.get(n, "0")) for n in ("RANK", "LOCAL_RANK")]
+            self.rank, self.local_rank = numbers
+            self.size = int(os.environ.get("WORLD_SIZE", "1"))
+            if not 0 <= self.rank < self.size or self.local_rank < 0:
+                raise ValueError
+        except ValueError:
+            names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+            got = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+            raise UserError(f"the environment is none that torchrun makes: {got}") from None
+        self._open = contextlib.ExitStack()
+        self._ended = threading.Event()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that speaks and writes."""
+        return self.rank == 0
+
+    # ---- begin and end -------------------------------------------------------------------------
+
+    def __enter__(self) -> World:
+        if self.size == 1:
+            return self
+        try:
+            dist.init_process_group()  # of gloo on CPUs, NCCL on GPUs; address and rank as above
+            # A connection of our own: that of the group belongs to the thread that waits in it.
+            self._store = dist.TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+            )
+        except (KeyError, ValueError, dist.DistError) as error:
+            raise UserError(
+                f"the {self.size} processes did not find each other: {error}"
+            ) from error
+        self._failed = f"symrnn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        if not self.first:
+            nowhere = self._open.enter_context(open(os.devnull, "w"))
+            self._open.enter_context(contextlib.redirect_stdout(nowhere))
+            self._open.enter_context(contextlib.redirect_stderr(nowhere))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.size == 1:
+            return
+        try:
+            if error is None:
+                self.barrier()  # the first may hold the store that the others look into
+            elif isinstance(error, SystemExit):  # all end so
+                pass
+            elif _is_lost_connection(error):
+                if self._has_failed():
+                    raise SystemExit(UserError.exit_code)  # who failed says why
+                raise UserError(
+                    f"process {self.rank} of {self.size} lost another one, which ended: the run "
+                    "can be resumed from its last checkpoint"
+                ) from error
+            else:
+                with contextlib.suppress(dist.DistError):
+                    self._store.set(self._failed, "1")
+        finally:
+            self._ended.set()
+            self._open.close()
+            if error is None:
+                _left.append(dist.group.WORLD)
+                dist.destroy_process_group()
+
+    def _watch(self) -> None:
+        """End the process if another has failed, even while it waits inside an operation."""
+        while not self._ended.wait(POLL):
+            if self._has_failed() and not self._ended.wait(GRACE):
+                os._exit(UserError.exit_code)
+
+    def _has_failed(self) -> bool:
+        try:
+            return bool(self._store.check([self._failed]))
+        except dist.DistError:  # who held it is gone
+            return True
+
+    # ---- saying and hearing --------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """A part of the program that may fail in some processes: then all end with that error.
+
+        Only a UserError is waited for; the first of them is raised in the first process, and the
+        others end without a word.
+        """
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as caught:
+            if self.size == 1:
+                raise
+            error = caught
+        if self.size == 1:
+            return
+        said = self.gather(None if error is None else str(error))
+        messages = [message for message in said if message is not None]
+        if not messages:
+            return
+        if not self.first:
+            raise SystemExit(UserError.exit_code)
+        raise error or UserError(messages[0])
+
+    def share(self, value: T) -> T:
+        """What the first process gives, in all of them."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value if self.first else None]
+        dist.broadcast_object_list(values)
+        shared: T = values[0]
+        return shared
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, in all of them, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return flag if self.size == 1 else self.sum([float(flag)])[0] > 0
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sums over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Put the mean over all processes into each tensor, on any device."""
+        tensors = list(tensors)
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.sum([0.0])
+
+    # ---- devices and models --------------------------------------------------------------------
+
+    def device(self, name: str) -> torch.device:
+        """This process's device: of several processes each has a GPU of its own.
+
+        name: as of ``resolve_device``, but "cuda:1" of one process only.
+
+        Raises UserError for that, and if the machine has fewer GPUs than processes.
+        """
+        device = resolve_device(name)
+        if self.size == 1 or device.type == "cpu":
+            return device
+        if ":" in name:
+            raise UserError(
+                f"device: {name!r} is one GPU for {self.size} processes; each takes one of its "
+                "own by cuda"
+            )
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
+            raise UserError(
+                f"torchrun started more processes (--nproc-per-node) than this machine has GPUs "
+                f"({count})"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model``, to be called in training: its gradients are the mean over all processes.
+
+        All start with the numbers of the first. Buffers are not sent at each step, as the index
+        maps of symmetric weights are as large as these; for batch norm see :meth:`average_` and
+        :func:`synchronize_batch_norm`.
+        """
+        if self.size == 1:
+            return model
+        on_gpu = next(model.parameters()).is_cuda
+        known = inspect.signature(DistributedDataParallel).parameters
+        # The name it has in newer releases, where the former one warns.
+        send = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {send: False}
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.local_rank] if on_gpu else None,
+            gradient_as_bucket_view=True,
+            **options,
+        )
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether this is what an operation over all processes raises when one of them is gone."""
+    # Gloo's errors are RuntimeErrors of no kind of their own.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError)
+        and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed"))
+    )
+
+
+# ---- batch norm --------------------------------------------------------------------------------
+
+
+class JointBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with the mean and variance of the joint batch of all processes.
+
+    Each process is to have as many pictures as any other. Works on every device and, unlike
+    ``nn.SyncBatchNorm``, over gloo; the same arithmetic, in float32 at least, written plainly.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        world = dist.get_world_size()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = _Sum.apply(x.mean((0, 2, 3))) / world
+        x = x - mean.view(1, -1, 1, 1)
+        variance = _Sum.apply(x.square().mean((0, 2, 3))) / world
+        count = world * x.numel() // x.size(1)
+        self._keep(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return torch.addcmul(self.bias.view(-1, 1, 1), x, scale.view(-1, 1, 1)).to(input.dtype)
+
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient too, as all losses hang on the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """``model`` with the batch norms of the joint batch, in place, its parameters and names kept.
+
+    On GPUs they are ``nn.SyncBatchNorm``, which is faster there; elsewhere
+    :class:`JointBatchNorm2d`.
+    """
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for part in model.modules():
+        if type(part) is nn.BatchNorm2d:
+            part.__class__ = JointBatchNorm2d
+    return model
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of a model's batch norms."""
+    return [
+        tensor
+        for part in model.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        for tensor in (part.running_mean, part.running_var)
+        if tensor is not None
+    ]

@@ -1,0 +1,30 @@
+"""What the families' files share: a convolution, and checks of depths and widths."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A size×size convolution that keeps h and w at stride 1; no bias, since batch norm has one."""
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+
+
+def channels(base: int, width: float) -> int:
+    """base × width, rounded down as the papers' code does; ValueError if none are left."""
+    number = int(base * width)
+    if number < 1:
+        raise ValueError(f"width should leave at least one of {base} channels, got: {width}")
+    return number
+
+
+def check_depth(depth: int, step: int, offset: int) -> int:
+    """The n ≥ 1 of depth = step·n + offset; ValueError, with the nearest depths, for another."""
+    n, rest = divmod(depth - offset, step)
+    if n >= 1 and rest == 0:
+        return n
+    below, above = (step * k + offset for k in (n, n + 1))
+    near = f"{below} or {above}" if n >= 1 else f"{step + offset}"
+    raise ValueError(
+        f"depth should be {step}n+{offset} with n ≥ 1, got: {depth}; the nearest is {near}"
+    )

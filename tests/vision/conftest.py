@@ -1,0 +1,191 @@
+"""Small sets of pictures and runs, the program as a shell sees it, and child processes."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import symrnn.vision.train
+from symrnn.training import run_program
+
+sys.path.insert(0, str(Path(__file__).parent))  # children import vision_children by name
+
+import vision_children
+
+TINY = (
+    "--image-size 8 --workers 0 --model wrn-10-1-bottleneck --recipe cifar --batch-size 8 "
+    "--lr 0.05 --epochs 2 --threads 1"
+)
+
+DRAWING = "symrnn.vision.train.draw_filters"
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """--threads holds for the process; the tests after this one want what they had."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a filter takes longer than training these models; one test has it."""
+    if "with_picture" not in request.fixturenames:
+        monkeypatch.setattr(DRAWING, empty_figure)
+
+
+@pytest.fixture
+def with_picture() -> None:
+    """Leaves the picture of the filter in."""
+
+
+def empty_figure(_: object) -> matplotlib.figure.Figure:
+    return matplotlib.figure.Figure((1, 1))
+
+
+def write_pictures(folder: Path, classes: int = 4, train: int = 7, val: int = 3) -> Path:
+    """A folder with train/ and val/ of class folders, of noise, brighter from class to class.
+
+    train, val: pictures of each class, 8×8 pixels.
+    """
+    random = np.random.default_rng(7)
+    for part, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            place = folder / part / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                low = 200 * label // classes
+                pixels = random.integers(low, low + 55, size=(8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 28 pictures to train on and 12 to validate on, of 4 classes."""
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "set")
+
+
+@pytest.fixture
+def train(pictures: Path) -> Callable[..., int]:
+    """`train("--out", folder, …)` runs the program in this process, tiny, on `pictures`."""
+
+    def run(*arguments: object) -> int:
+        return symrnn.vision.train.main(
+            ["--data", str(pictures), *TINY.split(), *map(str, arguments)]
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """The folder of a finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DRAWING, empty_figure)
+        arguments = ["--data", str(pictures), *TINY.split(), "--out", str(folder)]
+        assert symrnn.vision.train.main(arguments) == 0
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`, to be written to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused("--symm", "skew")`: the message with which the program refuses its arguments.
+
+    It must be one line, the last on stderr, and the exit code 2.
+    """
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        main = functools.partial(symrnn.vision.train.main, [str(a) for a in arguments])
+        with pytest.raises(SystemExit) as end:
+            run_program(main)
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if "error: " in line]
+        assert errors == lines[-1:], lines
+        assert not any(line.startswith("Traceback") for line in lines), lines
+        return errors[0].partition("error: ")[2]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _forks() -> multiprocessing.context.ForkServerContext:
+    """Starts processes from one that has loaded torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vision_children", "torch.utils.tensorboard"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def spawn(
+    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> Callable[..., BaseProcess]:
+    """`spawn("--out", folder, …)` starts the program in a process of its own, unheard."""
+
+    def start(*arguments: object) -> BaseProcess:
+        values = ([str(a) for a in arguments], {}, str(tmp_path / "spawned.txt"))
+        process = _forks.Process(target=vision_children.program, args=values, daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture
+def together(
+    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> Callable[..., list[BaseProcess]]:
+    """`together(function, …)` starts it in two processes, with what torchrun puts around them.
+
+    The function, of `vision_children`, gets the arguments, the environment and a file for stdout
+    and stderr: `output0.txt`, `output1.txt` in the test's folder.
+    """
+
+    def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for rank in range(2):
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            values = ([str(a) for a in arguments], environment)
+            output = str(tmp_path / f"output{rank}.txt")
+            process = _forks.Process(target=function, args=(*values, output), daemon=True)
+            process.start()
+            processes.append(process)
+        return processes
+
+    return start

@@ -1,0 +1,235 @@
+"""Two processes train as one with the joint batch; what ends one of them ends the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+import vision_children
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import symrnn.vision.train
+from symrnn import open_packed
+from symrnn.training import UserError, load_checkpoint
+from symrnn.vision.datasets import open_dataset
+from symrnn.vision.distributed import World
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+Together = Callable[..., list[BaseProcess]]
+
+TINY = "--image-size 8 --workers 0 --recipe cifar --batch-size 8 --lr 0.02 --threads 1"
+WRN = f"{TINY} --model wrn-10-1-basic --epochs 2 --log-every 1 --save-every 2"
+
+
+def arguments(pictures: Path, out: Path, options: str) -> list[str]:
+    return ["--data", str(pictures), *options.split(), "--out", str(out)]
+
+
+def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
+    """Their exit codes, at the end of both."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+    return [process.exitcode for process in processes]
+
+
+def lines_of(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what says when or how fast."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    apart = ("time", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in apart} for line in lines]
+
+
+def said(tmp_path: Path, rank: int) -> str:
+    return (tmp_path / f"output{rank}.txt").read_text()
+
+
+# ---- the same numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "--model nin --symm tri --epochs 1",  # without batch norm
+        "--model wrn-10-1-basic --symm avg --epochs 2 --sync-bn",
+        "--model wrn-10-1-bottleneck --symm tri --share stage --epochs 1 --sync-bn",
+        "--model wrn-10-1-basic --soft-symmetry 0.05 --epochs 1 --sync-bn",
+    ],
+)
+def test_two_processes_are_one_with_the_joint_batch(
+    together: Together, pictures: Path, tmp_path: Path, model: str
+) -> None:
+    options = f"{TINY} {model} --log-every 1"
+    processes = together(vision_children.program, *arguments(pictures, tmp_path / "two", options))
+    assert ended(processes) == [0, 0]
+    assert said(tmp_path, 1) == ""
+    symrnn.vision.train.main(arguments(pictures, tmp_path / "one", options))
+    one, two = (lines_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) >= 4
+    for line, other in zip(one, two, strict=True):
+        assert other == pytest.approx(line, rel=1e-5)
+    first, second = (
+        load_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("one", "two")
+    )
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["joint", "own"])
+def test_batch_norm(together: Together, tmp_path: Path, kind: str) -> None:
+    """Joint, it is that of one process; its own, each half has statistics of its own."""
+    path = tmp_path / "two.safetensors"
+    assert ended(together(vision_children.joint_batch_norm, path, kind)) == [0, 0]
+    two = load_file(path)
+    model, pictures, labels = vision_children.small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    one = {"losses": torch.tensor(losses).double(), **model.state_dict()}
+    close = [torch.allclose(two[n], one[n], rtol=1e-12, atol=1e-12) for n in sorted(one)]
+    if kind == "joint":
+        assert all(close), close
+    else:
+        assert not torch.allclose(two["losses"], one["losses"], rtol=1e-3)
+
+
+def test_every_validation_picture_counts_once(pictures: Path) -> None:
+    dataset = open_dataset(str(pictures), image_size=8, workers=0)
+    assert dataset.val_size == 12
+    for size in (1, 5, 13):  # 13: a process has none
+        labels = [
+            labels
+            for rank in range(size)
+            for _, labels in dataset.val_batches(4, rank=rank, world_size=size)
+        ]
+        assert torch.cat(labels).bincount().tolist() == [3, 3, 3, 3]
+
+
+# ---- folders, checkpoints, ends ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("straight") / "run"
+
+
+@pytest.fixture
+def whole(straight: Path, together: Together, pictures: Path) -> Path:
+    """The folder of the run of two processes that nothing stopped."""
+    if not straight.exists():
+        processes = together(vision_children.program, *arguments(pictures, straight, WRN))
+        assert ended(processes) == [0, 0]
+    return straight
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal to the bit, but for the times."""
+    for read, file in ((load_checkpoint, "last.safetensors"), (open_packed, "best.safetensors")):
+        first, second = (read(folder / file).tensors for folder in (one, other))
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert torch.equal(tensor, second[name]), name
+    assert lines_of(one) == lines_of(other)
+
+
+def test_killed_and_resumed(
+    whole: Path, together: Together, pictures: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    processes = together(vision_children.program, *arguments(pictures, run, WRN))
+    end = time.monotonic() + 60
+    while not (run / "last.safetensors").exists():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    for process in processes:
+        process.kill()
+    assert ended(processes) == [-9, -9]
+    assert ended(together(vision_children.program, "--resume", run)) == [0, 0]
+    assert_same_run(whole, run)
+
+
+def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
+    whole: Path, together: Together, pictures: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = arguments(pictures, run, WRN)
+    assert ended(together(vision_children.interrupted, *options)) == [0, 0]
+    assert lines_of(run)[-1]["step"] == 4
+    assert f"to go on:\n  python -m symrnn.vision.train --resume {run}" in said(tmp_path, 0)
+    assert "interrupted in epoch" not in said(tmp_path, 1)
+    # One process alone may go on as well: with the joint batch, though not to the bit.
+    alone = shutil.copytree(run, tmp_path / "alone")
+    assert symrnn.vision.train.main(["--resume", str(alone)]) == 0
+    assert ended(together(vision_children.program, "--resume", run)) == [0, 0]
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(
+    ("place", "rank"),
+    [("_scalars", 0), ("_step", 1), ("restore", 0), ("_validate", 1), ("asleep", 1)],
+)
+def test_an_error_of_one_process_ends_both(
+    together: Together, pictures: Path, tmp_path: Path, place: str, rank: int
+) -> None:
+    options = arguments(pictures, tmp_path / "run", WRN)
+    processes = together(vision_children.failing, *options, place, rank)
+    assert ended(processes, 30) == [2, 2]
+    assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
+    assert "error:" not in said(tmp_path, 1 - rank)
+
+
+def test_only_the_first_process_speaks_of_a_mistake(
+    together: Together, pictures: Path, tmp_path: Path
+) -> None:
+    options = arguments(pictures, tmp_path / "run", WRN)
+    assert ended(together(vision_children.program, *options, "--batch-size", 7)) == [2, 2]
+    line = "error: --batch-size should be a multiple of the 2 processes, got: 7\n"
+    assert (said(tmp_path, 0), said(tmp_path, 1)) == (line, "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
+    with symrnn.vision.train.RunFolder.open(whole):
+        processes = together(vision_children.program, "--resume", whole)
+        assert ended(processes) == [2, 2]
+    assert f"error: {whole}: is in use by process {os.getpid()}" in said(tmp_path, 0)
+    assert said(tmp_path, 1) == ""
+
+
+def test_torchrun(pictures: Path, tmp_path: Path, repository: Path) -> None:
+    out = tmp_path / "run"
+    options = arguments(pictures, out, f"{TINY} --model wrn-10-1-basic --epochs 1 --symm none")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    made = subprocess.run(
+        [sys.executable, *command, "-m", "symrnn.vision.train", *options],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("best accuracy") == 1
+    assert (out / "best.safetensors").exists()
+
+
+def test_an_environment_that_is_not_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(UserError, match="torchrun makes: RANK=2, LOCAL_RANK=None, WORLD_SIZE=2"):
+        World()
