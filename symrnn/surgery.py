@@ -26,9 +26,10 @@ from symrnn.symmetry.tensor import check_axes, square_sides
 
 Where = str | type[nn.Module] | Sequence[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 """Which weights are meant: a pattern with * and ?, such as "encoder.*", for the name of a module
-or of a weight ("encoder.0.weight"); a type of module; several of these; or a function of the
-weight's name and its module. Of a recurrent module all but the function mean its hidden weights;
-the input weights only if the pattern says "weight_ih"."""
+or of a weight ("encoder.0.weight"), any of its names if it stands in several places; a type of
+module; several of these; or a function of the weight's name, the first, and its module. Of a
+recurrent module all but the function mean its hidden weights; the input weights only if the
+pattern says "weight_ih"."""
 
 _RECURRENT: dict[type[nn.Module], type[GatedModule]] = {
     nn.LSTM: SymLSTM,
@@ -249,14 +250,19 @@ def unsymmetrize(module: nn.Module) -> None:
 class _Weight:
     """A weight of a model that may be made symmetric.
 
-    name: in the model.  module, attribute: where it stands.
+    names: in the model, of each place where its module stands.  module, attribute: where it stands.
     groups: into how many square matrices its first axis should fall.
     """
 
-    name: str
+    names: tuple[str, ...]
     module: nn.Module
     attribute: str
     groups: int
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
 
     @property
     def value(self) -> Tensor:
@@ -306,9 +312,28 @@ _COUNTERPART: dict[type[nn.Module], type[GatedModule]] = {
 
 def _weights(model: nn.Module) -> Iterator[_Weight]:
     """The weights of the kinds of layer that can be symmetric."""
-    for prefix, module in model.named_modules():
+    places: dict[nn.Module, list[str]] = {}
+    for prefix, module in _places(model):
+        places.setdefault(module, []).append(prefix)
+    for module, prefixes in places.items():
         for attribute, groups in _attributes(module):
-            yield _Weight(f"{prefix}.{attribute}".lstrip("."), module, attribute, groups)
+            names = tuple(f"{prefix}.{attribute}".lstrip(".") for prefix in prefixes)
+            yield _Weight(names, module, attribute, groups)
+
+
+def _places(
+    module: nn.Module, prefix: str = "", above: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every place of the modules below and their names, in the order of ``named_modules``.
+
+    above: the modules that hold this one; one that holds itself is not followed.
+    """
+    if module in above:
+        return
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _places(child, f"{prefix}.{name}".lstrip("."), (*above, module))
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -380,8 +405,8 @@ def _matches(weight: _Weight, where: Where) -> bool:
     if isinstance(where, str):
         if weight.is_input and "weight_ih" not in where:
             return False
-        module = weight.name.rpartition(".")[0]
-        return fnmatchcase(weight.name, where) or fnmatchcase(module, where)
+        modules = (name.rpartition(".")[0] for name in weight.names)
+        return any(fnmatchcase(name, where) for name in (*weight.names, *modules))
     if isinstance(where, type):
         return isinstance(weight.module, where) and not weight.is_input
     if isinstance(where, Sequence):

@@ -1255,3 +1255,13 @@ def test_plain_layers_of_the_folding_kind_draw_as_plain_ones() -> None:
     unsymmetrize(layer)
     layer.reset_parameters()
     assert type(layer) is nn.Linear
+
+
+def test_a_module_in_several_places_is_meant_by_any_of_its_names() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(nn.ReLU(), shared)})
+    model["b"].register_module("itself", model["b"])
+    for where in ("a.0", "b.1.weight"):
+        report = symmetrize(model, "tri", where)
+        assert [change.name for change in report] == ["a.0.weight"]
+        unsymmetrize(model)

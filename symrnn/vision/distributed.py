@@ -88,7 +88,8 @@ class World:
                 f"the {self.size} processes did not find each other: {error}"
             ) from error
         self._failed = f"symrnn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
         if not self.first:
             nowhere = self._open.enter_context(open(os.devnull, "w"))
             self._open.enter_context(contextlib.redirect_stdout(nowhere))
@@ -120,6 +121,7 @@ class World:
                     self._store.set(self._failed, "1")
         finally:
             self._ended.set()
+            self._watcher.join(GRACE)  # an interpreter that ends under it would abort
             self._open.close()
             if error is None:
                 _left.append(dist.group.WORLD)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 
 from symrnn.layers import FOLDED
 from symrnn.surgery import unsymmetrize
@@ -43,6 +45,10 @@ def fold_for_inference(model: nn.Module) -> nn.Module:
 
     A convolution that several places share and different norms follow becomes one of its own in
     each of these places, as in a plain network of the same shape: faster, and larger on disk.
+
+    Not proven is what a model does after it asked for the type of its input, such as by
+    ``isinstance(x, Tensor)``: while its graph is traced the answer is no. Where that decides
+    whether a norm follows a convolution, compare outputs.
 
     A model whose graph cannot be traced, since its control flow depends on its input's values or
     its ``forward`` has optional arguments (whose presence might change the graph), keeps every
@@ -110,6 +116,22 @@ def _own_places(module: nn.Module, seen: set[nn.Module]) -> None:
 # ---- batch norm --------------------------------------------------------------------------------
 
 
+class _Reads(TorchFunctionMode):
+    """Keeps the ids of the tensors that are computed with, however the model came by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        map_aggregate((args, kwargs), self._note)
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.read.add(id(value))
+
+
 class _Tracer(fx.Tracer):
     """Traces a model and keeps which of its tensors are used by hand, not by a layer's call."""
 
@@ -166,9 +188,10 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, set[int]]:
     tensors = [*model.parameters(), *model.buffers()]
     probe = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     tracer = _Tracer()
-    graph = tracer.trace(probe)
+    with _Reads() as reads:  # as of ``parameters()``, which asks for no attribute
+        graph = tracer.trace(probe)
     at = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
-    return graph, tracer.read | {id(operator.attrgetter(name)(probe)) for name in at}
+    return graph, tracer.read | reads.read | {id(operator.attrgetter(name)(probe)) for name in at}
 
 
 def _may_fold(convolution: nn.Module, norm: nn.Module, read: set[int]) -> bool:

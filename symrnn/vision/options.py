@@ -20,7 +20,7 @@ from symrnn.vision.sharing import SHARE
 
 EXAMPLE = """\
 examples:
-  python -m symrnn.vision.train                          the built-in pictures, in about 90 seconds
+  python -m symrnn.vision.train                          the built-in pictures, in about a minute
   python -m symrnn.vision.train --data cifar10 --model wrn-16-1-bottleneck --symm tri
   python -m symrnn.vision.train --data cifar10 --epochs 15      the same schedule, shrunk
   python -m symrnn.vision.train --data my/imagenet --model resnet-50 --precision bf16

@@ -7,7 +7,7 @@ from torch import nn
 from symrnn.surgery import Where
 from symrnn.symmetry.tensor import square_sides
 
-BLOCKS = "stages.*.conv2*"
+BLOCKS = "stages.*.conv2"
 """Of residual networks the second convolution of every block: the 3×3 of a bottleneck (per group
 of a ResNeXt), and the second 3×3 of a basic block.
 

@@ -333,7 +333,7 @@ def _build(
         if option not in family.options:
             allowed = ", ".join(family.options) or "none"
             raise TypeError(f"{name} has no option {option!r}; it has: {allowed}")
-        if option == "dropout" and not 0 <= value < 1:
+        if option == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
             raise ValueError(f"dropout should be at least 0 and below 1, got: {value!r}")
     try:
         return family.build(**arguments, **options)

@@ -164,13 +164,15 @@ def test_a_coarse_label_out_of_range(tmp_path: Path) -> None:
         ),
         ("nothing/here", r"data should be one of .*, got: 'nothing/here' \(no such folder\)"),
         ("file", r".*, got: '.*file' \(not a folder\)"),
+        ("", r".*, got: '' \(no such folder\)"),
+        ("a" * 300, r".*, got: 'a*' \(the name is too long\)"),
         ("empty", r"data '.*empty' holds neither the folders train and val .* CIFAR's .*"),
     ],
 )
 def test_no_set_there(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    source = tmp_path / name if (tmp_path / name).exists() else name
+    source = tmp_path / name if name in ("empty", "file") else name
     with pytest.raises(UserError, match=f"^{message}$"):
         open_dataset(source)
 

@@ -8,6 +8,7 @@ import io
 import re
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((way, wanted))
         if way == "missing":
             return self.send_error(404)
+        if way == "silent":
+            return time.sleep(0.3)
+        if way in ("closed", "nonsense"):
+            self.wfile.write({"closed": b"", "nonsense": b"hello world\r\n\r\n"}[way])
+            return None
         body = {"wrong": b"x" * len(CONTENT), "long": CONTENT + b"x"}.get(way, CONTENT)
         if wanted and way != "whole":
             start = 7 if way == "elsewhere" else int(re.findall(r"\d+", wanted)[0])
@@ -169,6 +175,23 @@ def test_bytes_from_elsewhere_are_not_taken(server: Server, tmp_path: Path) -> N
     with pytest.raises(UserError, match="bytes from elsewhere than 99"):
         obtain(server.archive("elsewhere"), tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:99]
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("closed", "Remote end closed connection without response"),
+        ("nonsense", "hello world"),
+        ("silent", "timed out"),
+    ],
+)
+def test_a_server_that_gives_no_answer(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, why: str
+) -> None:
+    """Which has nothing to do with the cache, of which other errors of the system are."""
+    monkeypatch.setattr("symrnn.vision.datasets.download.TIMEOUT", 0.05)
+    with pytest.raises(UserError, match=rf"/{way} cannot be downloaded: no answer \({why}\);"):
+        obtain(server.archive(way), tmp_path)
 
 
 def test_nobody_answers(server: Server, tmp_path: Path) -> None:

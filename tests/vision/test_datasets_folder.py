@@ -240,6 +240,10 @@ def test_16_bits_become_8(tmp_path: Path) -> None:
     values = np.full((16, 16), 0x8040, dtype=np.uint16)
     Image.fromarray(values).save(folder / "val" / "ant" / "0.png")
     assert np.abs(validated(open_folder(folder))[0] - 0x80).max() < 0.01
+    content = b"P5 16 16 65535\n" + values.astype(">u2").tobytes()
+    (folder / "val" / "bee" / "0.png").with_suffix(".pgm").write_bytes(content)
+    (folder / "val" / "bee" / "0.png").unlink()
+    assert np.abs(validated(open_folder(folder))[1] - 0x80).max() < 0.01
 
 
 def test_large_jpegs_are_decoded_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

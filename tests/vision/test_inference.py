@@ -182,6 +182,13 @@ USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "scale used by hand": lambda net, x: net.bn(net.conv(x)) + net.bn.bias.sum(),
     "weight of the call": lambda net, x: net.bn(F.conv2d(x, net.conv.weight, padding=1)),
     "buffer used by hand": lambda net, x: net.bn(net.conv(x)) * (1 + net.bn.running_var.mean()),
+    "weights of parameters()": lambda net, x: (
+        net.bn(net.conv(x)) * sum(p.norm() for p in net.conv.parameters())
+    ),
+    "weight of state_dict()": lambda net, x: (
+        net.bn(net.conv(x)) + net.conv.state_dict()["weight"].sum()
+    ),
+    "buffers of buffers()": lambda net, x: net.bn(net.conv(x)) * next(net.bn.buffers()).norm(),
     "forward by hand": lambda net, x: net.bn(net.conv.forward(x)),
 }
 

@@ -199,6 +199,14 @@ def test_a_bottleneck_strides_in_its_3x3() -> None:
         )
 
 
+def test_a_preactivation_resnet_strides_in_the_first_1x1() -> None:
+    """As its authors' definition (resnet-pre-act.lua) does, and ShaResNet's after it."""
+    with torch.device("meta"):
+        model = create_model("resnet-29")
+    strides = [(b.conv1.stride[0], b.conv2.stride[0]) for stage in model.stages for b in stage]
+    assert strides == [(1, 1)] * 3 + [(2, 1), (1, 1), (1, 1)] * 2
+
+
 def test_a_preactivation_block_is_its_formula() -> None:
     """x + conv2(relu(norm2(conv1(relu(norm1(x)))))), for a block in evaluation mode."""
     block = create_model("wrn-16-1-basic").stages[0][1].eval().double()
@@ -291,6 +299,7 @@ def test_depths_that_a_family_does_not_have(name: str, message: str) -> None:
         ("wrn-10-1-basic", {"num_classes": 2.5}, "num_classes should be an int .* got: 2.5"),
         ("wrn-10-1-basic", {"num_classes": True}, "num_classes should be an int .* got: True"),
         ("wrn-10-1-basic", {"dropout": 1.0}, "dropout should be .* below 1, got: 1.0"),
+        ("wrn-10-1-basic", {"dropout": "0.3"}, "dropout should be .* below 1, got: '0.3'"),
         ("wrn-10-1-basic", {"symm": "triangle"}, "symm should be one of none, tri, .*'triangle'"),
         ("wrn-10-1-basic", {"axes": "time"}, "axes should be one of channel, space, both"),
         ("wrn-10-1-basic", {"where": "stem"}, "where='stem' says where .* wants a symm"),

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from symrnn.training import UserError
+from symrnn.training.errors import describe_os_error
 from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, read_cifar
 from symrnn.vision.datasets.dataset import Batch, Dataset
 from symrnn.vision.datasets.download import cache_folder, obtain
@@ -58,8 +59,8 @@ def open_dataset(
     device = torch.device(device)
     name, place = os.fspath(name_or_folder), None
     if name not in list_datasets():
+        _require_folder(name)
         folder = Path(name)
-        _require_folder(folder)
         found = find_cifar(folder)
         if found is None:
             _require_parts(folder)
@@ -74,14 +75,17 @@ def open_dataset(
     return ResidentDataset(name, *read_cifar(place, LAYOUTS[name]), device)
 
 
-def _require_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    near = difflib.get_close_matches(str(folder), list_datasets(), n=1)
+def _require_folder(name: str) -> None:
+    try:
+        if name and Path(name).is_dir():  # nothing is not the folder that one is in
+            return
+        what = "not a folder" if name and Path(name).exists() else "no such folder"
+    except OSError as error:
+        what = describe_os_error(error)
+    near = difflib.get_close_matches(name, list_datasets(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    what = "not a folder" if folder.exists() else "no such folder"
     raise UserError(
-        f"data should be one of {', '.join(list_datasets())}, or a folder, got: {str(folder)!r} "
+        f"data should be one of {', '.join(list_datasets())}, or a folder, got: {name!r} "
         f"({what}){hint}"
     )
 

@@ -132,6 +132,9 @@ def _fetch_rest(archive: Archive, part: BinaryIO) -> None:
         raise _FailedError(f"HTTP {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise _FailedError(f"no connection ({error.reason})") from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        # While waiting for an answer; what breaks off within one, _read ends.
+        raise _FailedError(f"no answer ({str(error).strip()})") from error
     if have < archive.size:
         raise _FailedError(f"cut short, {have} of {archive.size} bytes; the next run goes on there")
 

@@ -47,22 +47,30 @@ class Basic(nn.Module):
 class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1: (B, inputs, h, w) -> (B, 4·width, h/stride, w/stride).
 
-    The 3×3 works on ``width`` channels, in ``groups``, and has the stride; the shortcut as in
-    :class:`Basic`. dropout: before the 3×3.
+    The 3×3 works on ``width`` channels, in ``groups``; the shortcut as in :class:`Basic`.
+
+    dropout: before the 3×3.
+    early: whether the first 1×1 has the stride, and not the 3×3.
     """
 
     expansion = 4
 
     def __init__(
-        self, inputs: int, width: int, stride: int = 1, dropout: float = 0.0, groups: int = 1
+        self,
+        inputs: int,
+        width: int,
+        stride: int = 1,
+        dropout: float = 0.0,
+        groups: int = 1,
+        early: bool = False,
     ) -> None:
         super().__init__()
         outputs = self.expansion * width
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = conv(inputs, width, 1)
+        self.conv1 = conv(inputs, width, 1, stride if early else 1)
         self.norm2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(width, width, 3, stride, groups)
+        self.conv2 = conv(width, width, 3, 1 if early else stride, groups)
         self.norm3 = nn.BatchNorm2d(width)
         self.conv3 = conv(width, outputs, 1)
         self.shortcut = conv(inputs, outputs, 1, stride) if inputs != outputs else None
@@ -132,6 +140,8 @@ def preactivation_resnet(depth: int, num_classes: int) -> WideResNet:
     """resnet-164 and its kin: bottleneck blocks of width 1.
 
     depth: 9n+2, three convolutions in each of 3n blocks; 164 and 1001 in the paper
-        (arXiv 1603.05027).
+        (arXiv 1603.05027), in whose code, as in ShaResNet's, the first 1×1 of a block has the
+        stride.
     """
-    return WideResNet(Bottleneck, Bottleneck.expansion, check_depth(depth, 9, 2), 1, num_classes)
+    block = partial(Bottleneck, early=True)
+    return WideResNet(block, Bottleneck.expansion, check_depth(depth, 9, 2), 1, num_classes)
