@@ -8,7 +8,6 @@ a short one for the built-in pictures.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -48,7 +47,7 @@ class Recipe:
         >>> RECIPES["cifar"].steps_for(15)
         [5, 9, 12]
         """
-        return [math.ceil(step * epochs / self.epochs) for step in self.lr_steps]
+        return [-(-step * epochs // self.epochs) for step in self.lr_steps]
 
 
 def lr_in(epoch: int, lr: float, lr_divide: float, lr_steps: list[int]) -> float:

@@ -34,6 +34,8 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     symmetric in that form.
     """
     options = {} if config["dropout"] is None else {"dropout": config["dropout"]}
+    # Of full weights it says where a soft penalty is, of which the model knows nothing.
+    where = None if config["symm"] == "none" else config["where"]
     try:
         return create_model(
             config["model"],
@@ -41,10 +43,10 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
             config["share"],
             config["num_classes"],
             axes=config["axes"],
-            where=config["where"],
+            where=where,
             **options,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last where memory is too small
         raise UserError(str(error)) from error
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from symrnn import harden, parameter_groups, soft_symmetry_penalty, symmetrize
+from symrnn.surgery import Where
 from symrnn.training import (
     Checkpoint,
     CheckpointError,
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed_everything(config["seed"])
             model = build_model(config)
             _check_sizes(config, dataset, model, world)
+            _check_soft_symmetry(config, model)
             model.to(device, memory_format=memory_format_of(config))  # type: ignore[call-overload]
         if options.dry_run:
             for name, value in config.items():
@@ -162,7 +164,7 @@ class Training:
         self.precision = precision_of(config, device)
         self.memory_format = memory_format_of(config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
-        self.soft_where = default_where(model) if config["where"] is None else config["where"]
+        self.soft_where = _soft_where(config, model)
         if config["sync_bn"] and world.size > 1:
             model = synchronize_batch_norm(model)
         self.model = model
@@ -318,8 +320,10 @@ class Training:
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
+        if self.run is None:  # the first process, which sees the same, says so
+            raise SystemExit(UserError.exit_code)
         progress = self.progress
-        files = [] if self.run is None else [self.run.best, self.run.last]
+        files = [self.run.best, self.run.last]
         kept = [str(file) for file in files if file.exists()]
         raise UserError(
             f"the {what} is {value} in epoch {progress.epoch}, after {progress.batch} of its "
@@ -541,6 +545,31 @@ def _check_sizes(config: dict[str, Any], dataset: Dataset, model: nn.Module, wor
             f"--batch-size should be a multiple of the {world.size} processes, got: {batch_size}"
         )
     dataset.num_batches(batch_size)
+    joint = batch_size if config["sync_bn"] else batch_size // world.size
+    if size != model.image_size or joint == 1:
+        # Where a picture shrinks to nothing, or to one number that a batch norm has no variance of.
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).train()(torch.zeros(min(joint, 2), 3, size, size))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--model {config['model']} cannot be trained on pictures of {size}×{size} with "
+                f"{joint} in a batch: {error}"
+            ) from error
+
+
+def _soft_where(config: dict[str, Any], model: nn.Module) -> Where:
+    """Which weights of a model the soft penalty is of."""
+    return default_where(model) if config["where"] is None else config["where"]
+
+
+def _check_soft_symmetry(config: dict[str, Any], model: nn.Module) -> None:
+    """Raise UserError if the soft penalty is of weights that cannot be symmetric, or of none."""
+    if config["soft_symmetry"]:
+        try:
+            soft_symmetry_penalty(model, config["soft_norm"], _soft_where(config, model))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--soft-symmetry {config['soft_symmetry']}: {error}") from error
 
 
 def _free_folder(config: dict[str, Any]) -> Path:

@@ -272,6 +272,7 @@ def test_a_name_like_no_other_lists_the_families() -> None:
     ("name", "message"),
     [
         ("wrn-17-1-basic", "should be 6n+4 with n ≥ 1, got: 17; the nearest is 16 or 22"),
+        (f"wrn-{10**20}-1-basic", f"should be at most 10000, got: {10**20}"),
         ("wrn-4-1-bottleneck", "should be 6n+4 with n ≥ 1, got: 4; the nearest is 10"),
         ("wrn-18-1-bottleneck", "should be 6n+4 with n ≥ 1, got: 18; the nearest is 16 or 22"),
         ("resnext-15-2-4", "should be 6n+4 with n ≥ 1, got: 15; the nearest is 10 or 16"),

@@ -204,6 +204,15 @@ def test_only_the_first_process_speaks_of_a_mistake(
     assert not (tmp_path / "run").exists()
 
 
+def test_only_the_first_process_speaks_of_a_diverging_run(
+    together: Together, pictures: Path, tmp_path: Path
+) -> None:
+    options = arguments(pictures, tmp_path / "run", WRN)
+    assert ended(together(vision_children.program, *options, "--lr", 1e20)) == [2, 2]
+    assert said(tmp_path, 0).count("error: the ") == 1
+    assert said(tmp_path, 1) == ""
+
+
 def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
     with symrnn.vision.train.RunFolder.open(whole):
         processes = together(vision_children.program, "--resume", whole)

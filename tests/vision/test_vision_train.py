@@ -345,6 +345,13 @@ def test_soft_symmetry_keeps_a_symmetric_model(
     assert count_parameters(model).deployed < count_parameters(plain).deployed
 
 
+def test_soft_symmetry_of_chosen_weights(train: Callable[..., int], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("--out", out, "--epochs", 1, "--soft-symmetry", 0.1, "--where", "stages.[12].*.conv2")
+    weights = [load_model(out).get_submodule(f"stages.{n}.0.conv2").weight for n in range(3)]
+    assert [torch.equal(w, w.transpose(0, 1)) for w in weights] == [False, True, True]
+
+
 def test_the_soft_penalty_draws_towards_symmetry(train: Callable[..., int], tmp_path: Path) -> None:
     def asymmetry(rho: float) -> float:
         out = tmp_path / f"{rho}"
@@ -387,6 +394,14 @@ def test_ways_to_train(
     logged = value_of(tmp_path / "run", "valid/loss")
     half = "bf16" in arguments or "fp16" in arguments
     assert score.loss == pytest.approx(logged, rel=3e-2 if half else 1e-5)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(train: Callable[..., int], tmp_path: Path, pictures: Path) -> None:
+    assert train("--out", tmp_path / "run", "--epochs", 1, "--device", "cuda") == 0
+    dataset = open_dataset(str(pictures), device=torch.device("cpu"), image_size=8, workers=0)
+    score = measure(load_model(tmp_path / "run"), dataset, batch_size=8)
+    assert score.loss == pytest.approx(value_of(tmp_path / "run", "valid/loss"), rel=1e-2)
 
 
 def test_a_compiled_run_is_the_plain_one(
