@@ -161,7 +161,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=number(float, 0, open_low=True),
         help="learning rate of the first epoch (imagenet's is 0.1 for each 256 of the batch)",
     )
-    add("--lr-divide", type=number(float, 1, 1e6), help="what the rate is divided by at each step")
+    add(
+        "--lr-divide",
+        type=number(float, 1, 1_000_000),
+        help="what the rate is divided by at each step",
+    )
     add(
         "--lr-steps",
         type=number(int, 0),

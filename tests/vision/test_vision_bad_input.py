@@ -147,7 +147,10 @@ def test_a_broken_picture_is_skipped_and_counted(
         ("--batch-size 29", "batch_size should be at most the 28 training pictures of set"),
         ("--lr 0", "--lr: should be a number above 0, got: '0'"),
         ("--lr nan", "--lr: should be a number above 0, got: 'nan'"),
-        ("--lr-divide 0.5", "--lr-divide: should be a number of at least 1 and at most 1000000.0, got: '0.5'"),
+        (
+            "--lr-divide 0.5",
+            "--lr-divide: should be a number of at least 1 and at most 1000000, got: '0.5'",
+        ),
         ("--lr-steps 3 x", "--lr-steps: should be an integer of at least 0, got: 'x'"),
         ("--momentum 1.5", "should be a number of at least 0 and at most 1, got: '1.5'"),
         ("--momentum 0", "--nesterov wants a momentum above 0"),
