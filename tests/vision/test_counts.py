@@ -32,13 +32,13 @@ SHARESNET = {"share": "sharesnet"}
 C100 = {"num_classes": 100}
 
 SYMMETRY = "Exploring Weight Symmetry, arXiv 1812.11027"
-WIDE = "Wide Residual Networks, arXiv 1605.07146, Tables 3 and 4"
-WIDE_IMAGENET = "Wide Residual Networks, arXiv 1605.07146, Tables 7 and 8"
-SHARE = "ShaResNet, arXiv 1702.08782, Table 1"
-RESNEXT = "ResNeXt, arXiv 1611.05431, Tables 1 and 7"
-MOBILENET = "MobileNets, arXiv 1704.04861, Tables 4 and 6"
-VGG = "VGG, arXiv 1409.1556, Table 2"
-DIRAC = "DiracNets, arXiv 1706.00388, Table 1"
+WIDE = "Wide Residual Networks, arXiv 1605.07146"
+WIDE_IMAGENET = WIDE + ", ImageNet"
+SHARE = "ShaResNet, arXiv 1702.08782"
+RESNEXT = "ResNeXt, arXiv 1611.05431"
+MOBILENET = "MobileNets, arXiv 1704.04861"
+VGG = "VGG, arXiv 1409.1556"
+DIRAC = "DiracNets, arXiv 1706.00388"
 
 ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     (SYMMETRY, "wrn-16-1-bottleneck", {}, "0.2195"),
