@@ -12,10 +12,11 @@ import torch
 
 from data import Codec, DataError
 from lm.model import LanguageModel, State
-from lm.options import add_machine_options, number
+from lm.options import add_machine_options
 from lm.sampling import draw
 from lm.saved import WEIGHTS, load_saved, precision_of, print_configuration
 from symrnn.training import UserError, resolve_device, run_program, set_threads
+from symrnn.training.command_line import number
 
 EXAMPLE = """\
 examples:

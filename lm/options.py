@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from symrnn.rnn import list_backends
 from symrnn.rnn.gates import check_gates
 from symrnn.symmetry import check_symmetry_name
 from symrnn.training import UserError
+from symrnn.training.command_line import number
 
 EXAMPLE = """\
 examples:
@@ -55,30 +55,6 @@ gates with symmetric hidden weights (all) from the cell.
 
 MACHINE = ("data", "device", "threads", "save_every", "log_every")
 """Options that say where a run happens, not what it is: a resumed run may change them."""
-
-
-def number(
-    kind: type[int] | type[float], low: float, high: float = math.inf, *, open_low: bool = False
-) -> Callable[[str], Any]:
-    """An argparse type: a number of ``kind`` from ``low`` (not itself if open_low) to ``high``."""
-
-    def parse(text: str) -> Any:
-        allowed = f"a{'n integer' if kind is int else ' number'} "
-        allowed += f"above {low}" if open_low else f"of at least {low}"
-        allowed += f" and at most {high}" if high < math.inf else ""
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}") from None
-        if (
-            not (low < value if open_low else low <= value)
-            or not value <= high
-            or value == math.inf
-        ):
-            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
-        return value
-
-    return parse
 
 
 def symmetry(text: str) -> str:

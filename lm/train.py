@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -51,6 +50,7 @@ from symrnn.training import (
     set_threads,
     unpack_state,
 )
+from symrnn.training.command_line import folder_to_resume, require_compiler, unused_folder
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Progress:
 def main(arguments: Sequence[str] | None = None) -> int:
     # ---- configuration -------------------------------------------------------------------------
     options = make_parser().parse_args(arguments)
-    resume = _folder_to_resume(options.resume, options.out)
+    resume = folder_to_resume(options.resume, options.out)
     if resume is None:
         config = resolve(given(options))
     else:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     if config["compile"]:
-        _require_compiler(device)
+        require_compiler(device)
 
     # ---- data ----------------------------------------------------------------------------------
     corpus = _open_corpus(config, resume)
@@ -403,22 +403,6 @@ class Training:
         )
 
 
-def _folder_to_resume(resume: str | bool | None, out: Path | None) -> Path | None:
-    """The run's folder that --resume names, by itself or in --out; None for a new run."""
-    if resume is None:
-        return None
-    if isinstance(resume, bool):  # without a folder
-        if out is None:
-            raise UserError(
-                "--resume wants the run's folder: --resume FOLDER, or --out FOLDER --resume"
-            )
-        return out
-    folder = Path(resume)
-    if out is not None and out.resolve() != folder.resolve():
-        raise UserError(f"--resume {folder} goes on in that folder: leave out --out {out}")
-    return folder
-
-
 def _open_corpus(config: dict[str, Any], resume: Path | None) -> Corpus:
     """The corpus of a run; UserError if a run to be resumed was started with another."""
     tokenizer, vocab_size = config["tokenizer"], config["vocab_size"]
@@ -447,17 +431,7 @@ def _free_folder(config: dict[str, Any]) -> Path:
     parts.append(soft if config["soft_symmetry"] else config["symm"].replace(":", "-"))
     if config["recipe"] != "zaremba":
         parts.append(config["recipe"])
-    name = "-".join([*parts, f"seed{config['seed']}"])
-    folder, again = Path("runs") / name, 1
-    while folder.exists():
-        again += 1
-        folder = Path("runs") / f"{name}-{again}"
-    return folder
-
-
-def _require_compiler(device: torch.device) -> None:
-    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler on the CPU, and none (g++) is installed")
+    return unused_folder(Path("runs") / "-".join([*parts, f"seed{config['seed']}"]))
 
 
 def _per_word(score: Score) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from symrnn import list_symmetries
 from symrnn.symmetry import check_symmetry_name
 from symrnn.symmetry.tensor import AXES
 from symrnn.training import UserError
+from symrnn.training.command_line import number
 from symrnn.vision.datasets import list_datasets
 from symrnn.vision.recipes import RECIPES
 from symrnn.vision.saved import PRECISIONS
@@ -59,30 +58,6 @@ MACHINE = ("data", "workers", "device", "threads", "save_every", "log_every")
 
 MARKS = ("num_classes", "pictures")
 """What else a configuration holds, of the data: how many classes, and the data's fingerprint."""
-
-
-def number(
-    kind: type[int] | type[float], low: float, high: float = math.inf, *, open_low: bool = False
-) -> Callable[[str], Any]:
-    """An argparse type: a number of ``kind`` from ``low`` (not itself if open_low) to ``high``."""
-
-    def parse(text: str) -> Any:
-        allowed = f"a{'n integer' if kind is int else ' number'} "
-        allowed += f"above {low}" if open_low else f"of at least {low}"
-        allowed += f" and at most {high}" if high < math.inf else ""
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}") from None
-        if (
-            not (low < value if open_low else low <= value)
-            or not value <= high
-            or value == math.inf
-        ):
-            raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
-        return value
-
-    return parse
 
 
 def symmetry(text: str) -> str:

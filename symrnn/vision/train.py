@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from symrnn.training import (
     set_threads,
     unpack_state,
 )
+from symrnn.training.command_line import folder_to_resume, require_compiler, unused_folder
 from symrnn.vision import default_where
 from symrnn.vision.accuracy import measure
 from symrnn.vision.datasets import Dataset, open_dataset
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # ---- configuration ---------------------------------------------------------------------
         options = make_parser().parse_args(arguments)
         with world.agreeing():
-            resume = _folder_to_resume(options.resume, options.out)
+            resume = folder_to_resume(options.resume, options.out)
             config: dict[str, Any] = {}
             if resume is None:
                 config = resolve(given(options))
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if device.type == "cpu":
                 keep_freed_memory()
             if config["compile"]:
-                _require_compiler(device)
+                require_compiler(device)
 
         # ---- data ------------------------------------------------------------------------------
         dataset = _open_dataset(config, world, device, resume)
@@ -485,22 +485,6 @@ def make_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.SGD:
     )
 
 
-def _folder_to_resume(resume: str | bool | None, out: Path | None) -> Path | None:
-    """The run's folder that --resume names, by itself or in --out; None for a new run."""
-    if resume is None:
-        return None
-    if isinstance(resume, bool):  # without a folder
-        if out is None:
-            raise UserError(
-                "--resume wants the run's folder: --resume FOLDER, or --out FOLDER --resume"
-            )
-        return out
-    folder = Path(resume)
-    if out is not None and out.resolve() != folder.resolve():
-        raise UserError(f"--resume {folder} goes on in that folder: leave out --out {out}")
-    return folder
-
-
 def _open_dataset(
     config: dict[str, Any], world: World, device: torch.device, resume: Path | None
 ) -> Dataset:
@@ -581,17 +565,7 @@ def _free_folder(config: dict[str, Any]) -> Path:
         parts.append(config["axes"])
     if config["share"] != "none":
         parts.append(config["share"])
-    name = "-".join([*parts, f"seed{config['seed']}"])
-    folder, again = Path("runs") / name, 1
-    while folder.exists():
-        again += 1
-        folder = Path("runs") / f"{name}-{again}"
-    return folder
-
-
-def _require_compiler(device: torch.device) -> None:
-    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler on the CPU, and none (g++) is installed")
+    return unused_folder(Path("runs") / "-".join([*parts, f"seed{config['seed']}"]))
 
 
 if __name__ == "__main__":
