@@ -15,9 +15,9 @@ from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_
 from data.corpus import SPLITS
 from data.encoded import encode_blocks
 from data.text import blocks_of_lines
-from lm.options import add_machine_options
+from lm.options import add_machine_options, add_weights_option
 from lm.perplexity import measure
-from lm.saved import WEIGHTS, Saved, load_saved, precision_of, print_configuration
+from lm.saved import Saved, load_saved, precision_of, print_configuration
 from symrnn.training import UserError, resolve_device, run_program, set_threads
 from symrnn.training.errors import describe_os_error
 from symrnn.training.files import replacing
@@ -107,12 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
         "file (stdout, with the summary on stderr)",
     )
     add_machine_options(add)
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        help="as what the recurrent weights are kept; bfloat16 rounds them and halves what a step "
-        "reads, on the native kernels for CPUs (float32)",
-    )
+    add_weights_option(add)
     add("--dry-run", action="store_true", help="print configuration and counts, evaluate nothing")
     return parser
 

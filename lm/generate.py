@@ -12,9 +12,9 @@ import torch
 
 from data import Codec, DataError
 from lm.model import LanguageModel, State
-from lm.options import add_machine_options
+from lm.options import add_machine_options, add_weights_option
 from lm.sampling import draw
-from lm.saved import WEIGHTS, load_saved, precision_of, print_configuration
+from lm.saved import load_saved, precision_of, print_configuration
 from symrnn.training import UserError, resolve_device, run_program, set_threads
 from symrnn.training.command_line import number
 
@@ -106,12 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="(1)")
     add_machine_options(add)
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        help="as what the recurrent weights are kept; bfloat16 rounds them and halves what a step "
-        "reads, on the native kernels for CPUs (float32)",
-    )
+    add_weights_option(add)
     add("--dry-run", action="store_true", help="print configuration and counts, generate nothing")
     return parser
 

@@ -11,7 +11,7 @@ from typing import Any
 from data import list_corpora
 from lm.model import CELLS
 from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
-from lm.saved import PRECISIONS
+from lm.saved import PRECISIONS, WEIGHTS
 from symrnn import list_symmetries
 from symrnn.rnn import list_backends
 from symrnn.rnn.gates import check_gates
@@ -144,6 +144,16 @@ def add_machine_options(add: Callable[..., Any]) -> None:
     add("--backend", choices=list_backends(), help="how the recurrent layers are run (auto)")
     add("--precision", choices=PRECISIONS, help="bf16 is autocast (fp32, or as in training)")
     add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
+
+
+def add_weights_option(add: Callable[..., Any]) -> None:
+    """The option that those have that only run a model. ``add``: an ``add_argument``."""
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        help="as what the recurrent weights are kept; bfloat16 rounds them and halves what a step "
+        "reads, on the native kernels for CPUs (float32)",
+    )
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
