@@ -32,10 +32,23 @@ from pathlib import Path
 import torch
 
 from symrnn.native import building
-from symrnn.native.interface import INTERFACE, Dtype, Layer, Map, Mode, Product, Term, declare
+from symrnn.native.interface import (
+    INTERFACE,
+    Dtype,
+    Fit,
+    Gpu,
+    Layer,
+    Map,
+    Mode,
+    Product,
+    Term,
+    declare,
+)
 
 __all__ = [
     "Dtype",
+    "Fit",
+    "Gpu",
     "Layer",
     "Map",
     "Mode",

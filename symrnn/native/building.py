@@ -67,7 +67,7 @@ def compiler() -> list[str]:
     """The command of the C++ compiler. Raises NotBuiltError where there is none."""
     if os.name != "posix":
         raise NotBuiltError(f"there is no native build for {sys.platform}")
-    given = shlex.split(os.environ.get("CXX", ""))
+    given = from_environment("CXX")
     if given:
         if shutil.which(given[0]) is None:
             raise NotBuiltError(f"CXX={shlex.join(given)} is no command")
@@ -102,9 +102,9 @@ def _build(target: Path) -> None:
     if not sources():
         raise NotBuiltError(f"there are no sources in {FOLDER}")
     command = compiler()
-    flags = [*FLAGS, *_from_environment("CXXFLAGS")]
+    flags = [*FLAGS, *from_environment("CXXFLAGS")]
     if sys.platform == "darwin":
-        flags += _from_environment("ARCHFLAGS")
+        flags += from_environment("ARCHFLAGS")
     with tempfile.TemporaryDirectory() as scratch:
         stamp = Path(scratch, "stamp.cpp")
         stamp.write_text(_STAMP.format(fingerprint=fingerprint()))
@@ -112,42 +112,56 @@ def _build(target: Path) -> None:
         objects = [str(Path(scratch, f"{path.stem}.o")) for path in paths]
 
         def compile_one(path: Path, to: str) -> None:
-            _run([*command, *flags, "-c", str(path), "-o", to], path.name)
+            run([*command, *flags, "-c", str(path), "-o", to], path.name)
 
         # The largest first, so that no core waits for one that came last.
         order = sorted(zip(paths, objects, strict=True), key=lambda one: -one[0].stat().st_size)
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(compile_one, *zip(*order, strict=True)))
         linked = str(Path(scratch, LIBRARY))
-        ldflags = _from_environment("LDFLAGS")
-        _run([*command, *flags, "-shared", *objects, "-o", linked, *ldflags], "linking")
+        ldflags = from_environment("LDFLAGS")
+        run([*command, *flags, "-shared", *objects, "-o", linked, *ldflags], "linking")
         # Moved into place whole: a process that has the old one loaded keeps it.
         aside = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copy(linked, aside)
         os.replace(aside, target)
 
 
-def _run(command: list[str], what: str) -> None:
-    """Run a compiler; its words go to the log of the build, the first error into the reason."""
+def run(command: list[str], what: str) -> str:
+    """Run a compiler, and return its words.
+
+    Raises NotBuiltError if it fails: all its words then go to stderr, where the log of a build is,
+    and the first error into the reason.
+    """
     try:
-        run = subprocess.run(
+        ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
     except OSError as error:
         raise NotBuiltError(f"{command[0]} does not run: {error.strerror}") from None
-    if run.returncode == 0:
-        return
-    print(f"{shlex.join(command)}\n{run.stdout}", file=sys.stderr, flush=True)
-    lines = [line.strip() for line in run.stdout.splitlines() if "error" in line.lower()]
+    if ended.returncode == 0:
+        return ended.stdout
+    print(f"{shlex.join(command)}\n{ended.stdout}", file=sys.stderr, flush=True)
+    lines = [line.strip() for line in ended.stdout.splitlines() if _is_error(line)]
     words = f": {lines[0].replace(f'{FOLDER}{os.sep}', '')[:300]}" if lines else ""
-    raise NotBuiltError(f"{command[0]} ended with status {run.returncode} at {what}{words}")
+    raise NotBuiltError(f"{command[0]} ended with status {ended.returncode} at {what}{words}")
 
 
-def _from_environment(name: str) -> list[str]:
-    return shlex.split(os.environ.get(name, ""))
+def _is_error(line: str) -> bool:
+    return any(word in line.lower() for word in ("error", "fatal"))  # the latter are nvcc's own
 
 
-def _cores() -> int:
+def from_environment(name: str) -> list[str]:
+    """The arguments that stand in a variable. Raises NotBuiltError for a quote without its end."""
+    value = os.environ.get(name, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise NotBuiltError(f"{name}={value} cannot be read: {error}") from None
+
+
+def cores() -> int:
+    """How many compilers can run side by side."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -9,16 +9,6 @@ namespace {
 
 constexpr int64_t MOST_NUMBERS = int64_t(1) << 40;  // in one array: sizes multiply without overflow
 
-int gates_of(int mode) {
-    switch (mode) {
-    case SYMRNN_LSTM: return 4;
-    case SYMRNN_GRU: return 3;
-    case SYMRNN_RNN_TANH:
-    case SYMRNN_RNN_RELU: return 1;
-    default: return 0;
-    }
-}
-
 bool aligned(const void *packed) { return reinterpret_cast<uintptr_t>(packed) % 64 == 0; }
 
 bool known(int dtype) { return dtype >= SYMRNN_FLOAT && dtype <= SYMRNN_BFLOAT16; }
@@ -149,6 +139,8 @@ const char *symrnn_message(int status) {
     case SYMRNN_MAP: return "a map whose indices lead outside, or maps of some terms only";
     case SYMRNN_MEMORY: return "no memory";
     case SYMRNN_CPU: return "kernels that this processor or this build does not have";
+    case SYMRNN_FIT: return "a layer that does not fit this GPU, or is none that it can run";
+    case SYMRNN_GPU: return "an error of CUDA";
     default: return "an unknown status";
     }
 }

@@ -12,7 +12,23 @@ from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 1  # SYMRNN_INTERFACE
+INTERFACE = 2  # SYMRNN_INTERFACE
+
+
+class Status(IntEnum):
+    """enum symrnn_status"""
+
+    OK = 0
+    NULL = 1
+    SIZE = 2
+    DTYPE = 3
+    MODE = 4
+    LENGTHS = 5
+    MAP = 6
+    MEMORY = 7
+    CPU = 8
+    FIT = 9
+    GPU = 10
 
 
 class Dtype(IntEnum):
@@ -21,6 +37,7 @@ class Dtype(IntEnum):
     FLOAT = 0
     DOUBLE = 1
     BFLOAT16 = 2
+    HALF = 3
 
 
 class Mode(IntEnum):
@@ -85,11 +102,31 @@ class Layer(ctypes.Structure):
     )
 
 
+class Gpu(ctypes.Structure):
+    """struct symrnn_gpu"""
+
+    _fields_ = (("multiprocessors", c_int32), ("shared_bytes", c_int32))
+
+
+class Fit(ctypes.Structure):
+    """struct symrnn_fit"""
+
+    _fields_ = (
+        ("blocks", c_int32),
+        ("squares", c_int32),
+        ("together", c_int32),
+        ("columns", c_int32),
+        ("shared_bytes", c_int64),
+        ("workspace_bytes", c_int64),
+    )
+
+
 _SHAPE = (c_int, c_int64, c_int64, c_int)  # symmetric, rows, columns, gates
 _RUN = (POINTER(Layer), c_int64, c_int64, c_void_p, c_int)  # layer, steps, batch, lengths, reverse
 
 # Each function's result, and its arguments.
-FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+Functions = dict[str, tuple[Any, list[Any]]]
+FUNCTIONS: Functions = {
     "symrnn_interface": (c_int, []),
     "symrnn_message": (c_char_p, [c_int]),
     "symrnn_cpu": (c_char_p, []),
@@ -126,13 +163,18 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     # gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0; threads
     "symrnn_backward": (c_int, [*_RUN, *[c_void_p] * 12, c_int]),
     "symrnn_activate": (c_int, [c_int, c_int, c_int64, c_void_p, c_void_p]),  # kind, dtype, n, x, y
+    # gpu, mode, dtype, side, batch, backward, fit
+    "symrnn_fit_gpu": (
+        c_int,
+        [POINTER(Gpu), c_int, c_int, c_int64, c_int64, c_int, POINTER(Fit)],
+    ),
     "symrnn_read": (c_int, [c_void_p, c_int64, c_int, c_int, c_void_p]),  # …, repeat, threads, sum
 }
 
 
-def declare(library: ctypes.CDLL) -> None:
+def declare(library: ctypes.CDLL, functions: Functions = FUNCTIONS) -> None:
     """Give the library's functions their types. AttributeError names one that it lacks."""
-    for name, (result, arguments) in FUNCTIONS.items():
+    for name, (result, arguments) in functions.items():
         function = library[name]
         function.restype, function.argtypes = result, arguments
         setattr(library, name, function)  # library[name] is made anew on every look

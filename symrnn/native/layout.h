@@ -15,7 +15,17 @@
 
 #include <stdint.h>
 
+#include "symrnn.h"
+
 namespace symrnn {
+
+// The gates of a layer; 0 if there is no such.
+constexpr int gates_of(int mode) {
+    return mode == SYMRNN_LSTM                                       ? 4
+           : mode == SYMRNN_GRU                                      ? 3
+           : mode == SYMRNN_RNN_TANH || mode == SYMRNN_RNN_RELU ? 1
+                                                                     : 0;
+}
 
 constexpr int64_t SIDE = 16;          // of a tile
 constexpr int64_t TILE = SIDE * SIDE; // its numbers

@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 /* The number of this interface; a caller made for another one must not go on. */
-#define SYMRNN_INTERFACE 1
+#define SYMRNN_INTERFACE 2
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -41,13 +41,16 @@ enum symrnn_status {
     SYMRNN_LENGTHS = 5,   /* lengths grow, or do not begin with the batch, or end below one */
     SYMRNN_MAP = 6,       /* a map whose indices lead outside, or maps of some terms only */
     SYMRNN_MEMORY = 7,    /* no memory */
-    SYMRNN_CPU = 8        /* kernels that this processor, or this build, does not have */
+    SYMRNN_CPU = 8,       /* kernels that this processor, or this build, does not have */
+    SYMRNN_FIT = 9,       /* a layer that does not fit a GPU, or is none that it can run */
+    SYMRNN_GPU = 10       /* an error of CUDA */
 };
 
 enum symrnn_dtype {
     SYMRNN_FLOAT = 0,
     SYMRNN_DOUBLE = 1,
-    SYMRNN_BFLOAT16 = 2   /* of packed matrices only: the arithmetic is in float */
+    SYMRNN_BFLOAT16 = 2,  /* on a CPU of packed matrices only: the arithmetic is in float */
+    SYMRNN_HALF = 3       /* IEEE's of 16 bits; on GPUs only */
 };
 
 enum symrnn_mode { SYMRNN_LSTM = 0, SYMRNN_GRU = 1, SYMRNN_RNN_TANH = 2, SYMRNN_RNN_RELU = 3 };
@@ -167,6 +170,27 @@ int symrnn_backward(const symrnn_layer *layer, int64_t steps, int64_t batch, con
  * In float within 3 units in the last place, tanh within 2; below -87.33 a sigmoid is some number
  * from 0 to 1.3e-38. In double as accurate as the C library. The kernels of a layer use the same. */
 int symrnn_activate(int kind, int dtype, int64_t n, const void *x, void *y);
+
+/* Of a GPU: its multiprocessors, and the shared memory in bytes that a block of threads can have. */
+typedef struct symrnn_gpu {
+    int32_t multiprocessors, shared_bytes;
+} symrnn_gpu;
+
+/* How a layer is laid out on a GPU, its hidden weights shared out among the multiprocessors. */
+typedef struct symrnn_fit {
+    int32_t blocks;            /* of threads, one on a multiprocessor */
+    int32_t squares;           /* the squares along a side that each gate's matrix is cut into */
+    int32_t together;          /* the gates that a block has its square of */
+    int32_t columns;           /* the sequences that are multiplied at once */
+    int64_t shared_bytes;      /* of a block: its weights, and what they are multiplied by */
+    int64_t workspace_bytes;   /* of symrnn_cuda_forward or symrnn_cuda_backward */
+} symrnn_fit;
+
+/* Whether, and how, a layer whose gates are all symmetric runs on such a GPU with its weights on the
+ * chip: SYMRNN_OK, or SYMRNN_FIT where they do not fit. See schedule.h for the rule.
+ * dtype: of the packed weights; float, bfloat16 or half.  backward: 0, or 1 for the way back. */
+int symrnn_fit_gpu(const symrnn_gpu *gpu, int mode, int dtype, int64_t side, int64_t batch,
+                   int backward, symrnn_fit *fit);
 
 /* Reads so many bytes, `repeat` times, as fast as it can: what a product is measured against.
  * sum: (1), something that depends on every byte. */

@@ -17,8 +17,11 @@ import torch
 
 from symrnn import SymLSTM, native
 from symrnn.native import building, interface
+from symrnn.native.cuda import building as cuda_building
+from symrnn.native.cuda import interface as cuda_interface
 
 HEADER = (building.FOLDER / "symrnn.h").read_text()
+CUDA_HEADER = (cuda_building.FOLDER / "symrnn_cuda.h").read_text()
 
 
 @pytest.fixture
@@ -293,7 +296,12 @@ def test_installs_without_a_compiler(repository: Path, tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    assert not (target / "symrnn" / "native" / building.LIBRARY).exists()
+    installed = target / "symrnn" / "native"
+    assert not (installed / building.LIBRARY).exists()
+    # What the kernels for GPUs are compiled of, when one needs them.
+    needed = [path.relative_to(building.FOLDER) for path in cuda_building.sources()]
+    needed += [path.relative_to(building.FOLDER) for path in cuda_building.headers()]
+    assert [str(path) for path in needed if not (installed / path).exists()] == []
     code = """
 import symrnn, torch
 from symrnn import native
@@ -322,9 +330,9 @@ print(output.shape)
 # -- the header and its image in ctypes
 
 
-def prototypes() -> dict[str, tuple[str, list[str]]]:
-    """Result and argument types of the header's functions."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+def prototypes(header: str = HEADER) -> dict[str, tuple[str, list[str]]]:
+    """Result and argument types of a header's functions."""
+    text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     found = re.findall(r"^((?:const )?\w+ \*?)(symrnn_\w+)\(([^)]*)\);", text, re.MULTILINE)
     return {
         name: (result.strip(), [] if inside == "void" else inside.split(","))
@@ -344,6 +352,8 @@ def c_type(declaration: str) -> object:
         "symrnn_term": interface.Term,
         "symrnn_product": interface.Product,
         "symrnn_layer": interface.Layer,
+        "symrnn_gpu": interface.Gpu,
+        "symrnn_fit": interface.Fit,
         "char": None,
     }
     pointee = structures.get(declaration.split()[0], False)
@@ -352,15 +362,20 @@ def c_type(declaration: str) -> object:
     return ctypes.POINTER(pointee) if pointee else ctypes.c_void_p
 
 
-def test_functions_are_those_of_the_header() -> None:
-    declared = prototypes()
-    assert len(declared) > 10
-    assert set(interface.FUNCTIONS) == set(declared)
+@pytest.mark.parametrize(
+    ("header", "functions"),
+    [(HEADER, interface.FUNCTIONS), (CUDA_HEADER, cuda_interface.FUNCTIONS)],
+    ids=["symrnn.h", "symrnn_cuda.h"],
+)
+def test_functions_are_those_of_the_header(header: str, functions: interface.Functions) -> None:
+    declared = prototypes(header)
+    assert len(declared) > 5
+    assert set(functions) == set(declared)
     for name, (result, arguments) in declared.items():
-        assert interface.FUNCTIONS[name] == (c_type(result), [c_type(a) for a in arguments]), name
+        assert functions[name] == (c_type(result), [c_type(a) for a in arguments]), name
 
 
-@pytest.mark.parametrize("structure", ["Map", "Term", "Product", "Layer"])
+@pytest.mark.parametrize("structure", ["Map", "Term", "Product", "Layer", "Gpu", "Fit"])
 def test_structures_are_those_of_the_header(structure: str) -> None:
     text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
     body = re.search(rf"typedef struct symrnn_{structure.lower()} {{(.*?)}}", text, re.DOTALL)
@@ -376,7 +391,10 @@ def test_structures_are_those_of_the_header(structure: str) -> None:
     assert [(name.rstrip("_"), kind) for name, kind in mirrored] == fields
 
 
-@pytest.mark.parametrize(("name", "enumeration"), [("dtype", native.Dtype), ("mode", native.Mode)])
+@pytest.mark.parametrize(
+    ("name", "enumeration"),
+    [("dtype", native.Dtype), ("mode", native.Mode), ("status", interface.Status)],
+)
 def test_numbers_are_those_of_the_header(name: str, enumeration: type) -> None:
     assert f"#define SYMRNN_INTERFACE {interface.INTERFACE}\n" in HEADER
     text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)

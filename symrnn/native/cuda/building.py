@@ -1,0 +1,227 @@
+"""Compiles the CUDA kernels into one shared library, in a folder of the user's; without torch.
+
+As with the kernels for CPUs (symrnn/native/building.py) the library has a plain C interface,
+symrnn_cuda.h, and knows neither Python nor torch: it has NVIDIA's runtime library in itself, and
+one build serves every version of both. It is made of all the .cu files beside this one, each
+compiled by itself, when a GPU first needs it or ahead of time (``python -m symrnn.native.cuda``).
+
+Where it is kept::
+
+    ~/.cache/symrnn/kernels/1f0c…/     a folder for each version of the sources and flags:
+        sm_90.so                       the library for a GPU of compute capability 9.0,
+        sm_90.txt                      and the compiler's report on it;
+        sm_80-sm_90.so                 another one, for two kinds of GPUs
+
+A library that is there is taken whichever nvcc made it, also where there is none; the report's
+first line says which it was. All of it may be removed at any time.
+
+Environment:
+
+- ``CUDACXX`` is the compiler, with arguments if need be; else nvcc in ``$CUDA_HOME/bin`` or
+  ``$CUDA_PATH/bin``, on PATH, or in /usr/local/cuda/bin.
+- ``NVCCFLAGS`` come after the flags below. Others make another library.
+- ``SYMRNN_CACHE`` is the folder, in place of ~/.cache/symrnn/kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from symrnn.native.building import NotBuiltError, cores, from_environment, run
+
+FOLDER = Path(__file__).resolve().parent
+SHARED_HEADERS = ("layout.h", "schedule.h", "symrnn.h")  # from the folder above
+
+OLDEST = 80  # the kernels copy to shared memory asynchronously, which 8.0 is the first that can
+DEFAULT = "/usr/local/cuda/bin/nvcc"
+FLAGS = (
+    *("-std=c++17", "-O3", "--expt-relaxed-constexpr"),
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xptxas=-v",  # the report
+)
+
+# Beside what symrnn_cuda.h declares, the library says what it was built from.
+_STAMP = """\
+extern "C" __attribute__((visibility("default"))) const char *symrnn_cuda_sources(void);
+const char *symrnn_cuda_sources(void) {{ return "{fingerprint}"; }}
+"""
+_UNFINISHED = "building-"
+
+
+def sources() -> list[Path]:
+    """The files to compile."""
+    return sorted(FOLDER.glob("*.cu"))
+
+
+def headers() -> list[Path]:
+    """The files that those include."""
+    shared = (FOLDER.parent / name for name in SHARED_HEADERS)
+    return [*sorted(FOLDER.glob("*.h")), *(path for path in shared if path.exists())]
+
+
+def fingerprint() -> str:
+    """A number, in hex, that changes with the sources and flags; NotBuiltError without sources."""
+    if not sources():
+        raise NotBuiltError(f"there are no sources in {FOLDER}")
+    digest = hashlib.sha256(shlex.join([*FLAGS, *from_environment("NVCCFLAGS")]).encode())
+    for path in headers() + sources():
+        digest.update(f"\n{path.name}\n".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def nvcc() -> list[str]:
+    """The command of NVIDIA's compiler. Raises NotBuiltError where there is none."""
+    if os.name != "posix":
+        raise NotBuiltError(f"there is no native build for {sys.platform}")
+    given = from_environment("CUDACXX")
+    if given:
+        if shutil.which(given[0]) is None:
+            raise NotBuiltError(f"CUDACXX={shlex.join(given)} is no command")
+        return given
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for place in (*(f"{home}/bin/nvcc" for home in homes), "nvcc", DEFAULT):
+        found = shutil.which(place)
+        if found:
+            return [found]
+    raise NotBuiltError(
+        "no nvcc was found: neither in CUDACXX, $CUDA_HOME/bin, $CUDA_PATH/bin and PATH, "
+        f"nor at {DEFAULT}"
+    )
+
+
+def cache() -> Path:
+    """Where libraries are kept: $SYMRNN_CACHE, else ~/.cache/symrnn/kernels."""
+    given = os.environ.get("SYMRNN_CACHE")
+    if given:
+        return Path(given).absolute()
+    try:
+        return Path.home() / ".cache" / "symrnn" / "kernels"
+    except RuntimeError:
+        raise NotBuiltError(
+            "there is no home folder to keep them in; another folder can be given in SYMRNN_CACHE"
+        ) from None
+
+
+def find(architectures: Collection[int]) -> Path | None:
+    """The smallest library at hand that runs on all these architectures, such as 90; else None.
+
+    Needs no compiler, and writes nothing. Raises NotBuiltError as :func:`fingerprint` and
+    :func:`cache` do.
+    """
+    try:
+        found = list((cache() / fingerprint()).glob("sm_*.so"))
+    except OSError:  # a folder that cannot be read: build() has words for it
+        return None
+    for path in sorted(found, key=lambda path: len(path.stem)):
+        built = [int(name.removeprefix("sm_")) for name in path.stem.split("-")]
+        if all(any(runs_on(one, wanted) for one in built) for wanted in architectures):
+            return path
+    return None
+
+
+def runs_on(built: int, gpu: int) -> bool:
+    """Whether code for one architecture runs on a GPU: those of its generation from it on."""
+    return built // 10 == gpu // 10 and built <= gpu
+
+
+def build(architectures: Collection[int]) -> Path:
+    """The library for exactly these architectures, compiled if it is not there yet.
+
+    Another process that builds the same is waited for. Raises NotBuiltError.
+    """
+    wanted = sorted(set(architectures))
+    if not wanted or wanted[0] < OLDEST:
+        raise NotBuiltError(f"architectures should be {OLDEST} or more, got: {wanted}")
+    name = "-".join(f"sm_{one}" for one in wanted)
+    target = cache() / fingerprint() / f"{name}.so"
+    try:
+        if target.exists():
+            return target
+        command = nvcc()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target.parent):
+            if not target.exists():
+                print(
+                    f"symrnn: compiling the CUDA kernels for {name.replace('-', ' and ')}, once; "
+                    "this takes about a minute",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                _build(command, wanted, target)
+    except OSError as error:
+        raise NotBuiltError(
+            f"{target.parent} cannot be written: {error.strerror or error}; another folder can be "
+            "given in SYMRNN_CACHE"
+        ) from None
+    return target
+
+
+def report(library: Path) -> str:
+    """What the compiler said of a library's kernels; "" where that is lost."""
+    try:
+        return library.with_suffix(".txt").read_text()
+    except OSError:
+        return ""
+
+
+def _build(command: Sequence[str], architectures: Sequence[int], target: Path) -> None:
+    version = run([*command, "--version"], "--version").strip().splitlines()
+    release = next((line for line in version if "release" in line), "")
+    given = from_environment("NVCCFLAGS")
+    flags = [*FLAGS]
+    for one in architectures:
+        flags += ["-gencode", f"arch=compute_{one},code=sm_{one}"]
+    flags += given
+    # In the folder itself: what is whole only has to be renamed.
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=_UNFINISHED, ignore_cleanup_errors=True
+    ) as scratch:
+        stamp = Path(scratch, "stamp.cpp")
+        stamp.write_text(_STAMP.format(fingerprint=target.parent.name))
+        paths = [*sources(), stamp]
+        objects = [str(Path(scratch, f"{path.stem}.o")) for path in paths]
+
+        def compile_one(path: Path, to: str) -> str:
+            return run([*command, *flags, "-c", str(path), "-o", to], path.name)
+
+        with ThreadPoolExecutor(cores()) as pool:
+            said = list(pool.map(compile_one, paths, objects))
+        if fingerprint() != target.parent.name:
+            raise NotBuiltError("the sources were changed while they were compiled")
+        linked = Path(scratch, target.name)
+        run([*command, "-shared", "-cudart=static", *given, *objects, "-o", str(linked)], "linking")
+        words = Path(scratch, "report.txt")
+        words.write_text(f"{release}\n{shlex.join([*command, *flags])}\n\n{''.join(said)}")
+        with linked.open("rb+") as file:  # to load half a library, after a crash, is to crash again
+            os.fsync(file.fileno())
+        os.replace(words, target.with_suffix(".txt"))
+        os.replace(linked, target)  # last: where this is, all is
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; what a killed one has left in the folder goes.
+
+    Where the file system knows no locks, several may do the same work. Each has its own scratch
+    folder, and the last library put into place is as good as the first.
+    """
+    import fcntl  # not on Windows, where nvcc() has raised before
+
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            yield
+            return
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield

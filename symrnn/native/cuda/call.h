@@ -1,0 +1,142 @@
+// From the arguments of symrnn_cuda_forward and symrnn_cuda_backward to a job that can be started: what
+// they are given is checked here, and nowhere after.
+
+#ifndef SYMRNN_CUDA_CALL_H
+#define SYMRNN_CUDA_CALL_H
+
+#include <stdint.h>
+
+#include "../schedule.h"
+#include "../symrnn.h"
+#include "layer.h"
+
+namespace symrnn {
+
+// What both ways are given.
+struct Call {
+    const symrnn_layer *layer;
+    int tf32;
+    int64_t steps, batch;
+    bool reverse, backward;
+    void *workspace;
+    int64_t bytes;
+};
+
+struct ForwardArrays {
+    void *gates;
+    float *cells;
+    const void *h0, *c0;
+    void *output, *hn, *cn;
+};
+
+struct BackwardArrays {
+    const void *gates;
+    const float *cells;
+    const void *h0, *c0, *output, *d_output, *d_hn, *d_cn;
+    void *d_gates, *d_hidden, *d_h0, *d_c0;
+};
+
+inline int weight_bytes(int dtype) {
+    switch (dtype) {
+    case SYMRNN_FLOAT: return 4;
+    case SYMRNN_BFLOAT16:
+    case SYMRNN_HALF: return 2;
+    default: return 0;
+    }
+}
+
+inline bool aligned(const void *address, uintptr_t bytes) {
+    return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
+
+inline int check(const ForwardArrays &a, bool lstm, bool) {
+    return !a.gates || !a.output || !a.hn || (lstm && !a.cn) ? SYMRNN_NULL : SYMRNN_OK;
+}
+
+inline int check(const BackwardArrays &a, bool lstm, bool gru) {
+    if (!a.gates || !a.output || !a.d_gates || !a.d_h0) return SYMRNN_NULL;
+    if (((lstm || gru) && !a.cells) || (lstm && !a.d_c0) || (gru && !a.d_hidden)) return SYMRNN_NULL;
+    return SYMRNN_OK;
+}
+
+// Checks a call but for its arrays, and finds room for the layer on a GPU.
+inline int prepare(const Call &call, const symrnn_gpu &gpu, Room &room) {
+    const symrnn_layer *const layer = call.layer;
+    if (!layer || !layer->hh || !layer->hh->term || !layer->hh->term->packed) return SYMRNN_NULL;
+    const symrnn_product &hh = *layer->hh;
+    const symrnn_term &term = *hh.term;
+    const int gates = gates_of(layer->mode);
+    if (!gates) return SYMRNN_MODE;
+    if (!weight_bytes(hh.dtype)) return SYMRNN_DTYPE;
+    if (hh.terms != 1 || !term.symmetric || term.inputs || term.outputs || layer->ih)
+        return SYMRNN_FIT;
+    if (hh.gates != gates || term.gates != (1 << gates) - 1 || hh.rows < 1 ||
+        hh.rows != hh.columns || term.rows != hh.rows || term.columns != hh.rows ||
+        !aligned(term.packed, 16))
+        return SYMRNN_SIZE;
+    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1) return SYMRNN_SIZE;
+    if (hh.rows > MOST_ROWS || call.batch > MOST_ROWS ||
+        !find_room(gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
+                   static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, room))
+        return SYMRNN_FIT;
+    if (!call.workspace) return SYMRNN_NULL;
+    if (!aligned(call.workspace, 256) ||
+        call.bytes < workspace_bytes(room.schedule, call.backward))
+        return SYMRNN_SIZE;
+    return SYMRNN_OK;
+}
+
+template <typename T>
+void set(T *&to, const void *from) {
+    to = static_cast<T *>(const_cast<void *>(from));
+}
+
+template <typename T>
+void take(Job<T> &job, const ForwardArrays &a) {
+    set(job.gates, a.gates), set(job.cells, a.cells), set(job.h0, a.h0), set(job.c0, a.c0);
+    set(job.output, a.output), set(job.hn, a.hn), set(job.cn, a.cn);
+}
+
+template <typename T>
+void take(Job<T> &job, const BackwardArrays &a) {
+    set(job.gates, a.gates), set(job.cells, a.cells), set(job.h0, a.h0), set(job.c0, a.c0);
+    set(job.output, a.output), set(job.d_output, a.d_output), set(job.d_hn, a.d_hn);
+    set(job.d_cn, a.d_cn), set(job.d_gates, a.d_gates), set(job.d_hidden, a.d_hidden);
+    set(job.d_h0, a.d_h0), set(job.d_c0, a.d_c0);
+}
+
+// Calls `start` with the kind of arithmetic, the job, and the room it has; returns its status, or that
+// of what is wrong.
+template <typename Arrays, typename Start>
+int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Start &start) {
+    Room room{};
+    if (int bad = prepare(call, gpu, room)) return bad;
+    const int mode = call.layer->mode;
+    if (int bad = check(arrays, mode == SYMRNN_LSTM, mode == SYMRNN_GRU)) return bad;
+    const auto go = [&](auto policy) {
+        Job<typename decltype(policy)::Number> job = {};
+        job.schedule = room.schedule;
+        job.mode = mode;
+        job.steps = static_cast<int>(call.steps);
+        job.reverse = call.reverse;
+        job.backward = call.backward;
+        set(job.packed, call.layer->hh->term->packed);
+        set(job.bias_n, call.layer->bias_n);
+        char *const workspace = static_cast<char *>(call.workspace);
+        set(job.parts_flags, workspace);
+        job.state_flags = job.parts_flags + room.schedule.blocks();
+        set(job.carry, workspace + carry_start(room.schedule));
+        set(job.parts, workspace + parts_start(room.schedule));
+        take(job, arrays);
+        return start(policy, job, room);
+    };
+    switch (call.layer->hh->dtype) {
+    case SYMRNN_BFLOAT16: return go(Bits16<bfloat16>());
+    case SYMRNN_HALF: return go(Bits16<half>());
+    default: return call.tf32 ? go(Tf32()) : go(Exact());
+    }
+}
+
+}  // namespace symrnn
+
+#endif

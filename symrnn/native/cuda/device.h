@@ -1,0 +1,164 @@
+// What the kernels use of a GPU, each thing under a name of our own: threads, waiting for other blocks,
+// the matrix units, numbers of 16 bits. Nothing else in the kernels is CUDA's but `__syncthreads`-like
+// meetings and shared memory, so that where SYMRNN_EMULATED is defined the very same kernels run on a
+// CPU, on tests/native/emulated_gpu.h, which has these names too.
+
+#ifndef SYMRNN_CUDA_DEVICE_H
+#define SYMRNN_CUDA_DEVICE_H
+
+#include <stdint.h>
+
+#ifdef SYMRNN_EMULATED
+#include "emulated_gpu.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define SYMRNN_DEVICE __device__ __forceinline__
+
+namespace symrnn {
+
+using bfloat16 = __nv_bfloat16;
+using half = __half;
+
+// ---- threads -------------------------------------------------------------------------------------
+
+SYMRNN_DEVICE int block_index() { return blockIdx.x; }
+SYMRNN_DEVICE int thread_index() { return threadIdx.x; }
+
+// All threads of a block wait for one another; what they wrote is then seen by all of them.
+SYMRNN_DEVICE void meet() { __syncthreads(); }
+
+// By one thread, after a meeting: what its block wrote is seen by whoever sees this flag.
+SYMRNN_DEVICE void raise(uint32_t *flag, uint32_t value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+SYMRNN_DEVICE void wait_for(const uint32_t *flag, uint32_t value) {
+    uint32_t seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    } while (seen < value);
+}
+
+// ---- memory --------------------------------------------------------------------------------------
+
+// Four numbers that lie together.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+};
+struct alignas(8) Pair {
+    float at[2];
+};
+
+// Reads what other blocks wrote: past the first cache, which knows nothing of them.
+SYMRNN_DEVICE float load_shared_work(const float *from) { return __ldcg(from); }
+SYMRNN_DEVICE bfloat16 load_shared_work(const bfloat16 *from) { return __ldcg(from); }
+SYMRNN_DEVICE half load_shared_work(const half *from) { return __ldcg(from); }
+
+SYMRNN_DEVICE Quad<float> load_shared_work(const Quad<float> *from) {
+    const float4 v = __ldcg(reinterpret_cast<const float4 *>(from));
+    return {{v.x, v.y, v.z, v.w}};
+}
+template <typename T>
+SYMRNN_DEVICE Quad<T> load_shared_work(const Quad<T> *from) {
+    static_assert(sizeof(Quad<T>) == sizeof(uint2));
+    const uint2 v = __ldcg(reinterpret_cast<const uint2 *>(from));
+    Quad<T> quad;
+    memcpy(&quad, &v, sizeof quad);
+    return quad;
+}
+
+// ---- numbers -------------------------------------------------------------------------------------
+
+SYMRNN_DEVICE float to_float(float x) { return x; }
+SYMRNN_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
+SYMRNN_DEVICE float to_float(half x) { return __half2float(x); }
+
+template <typename T>
+SYMRNN_DEVICE T from_float(float x);
+template <>
+SYMRNN_DEVICE float from_float(float x) { return x; }
+template <>
+SYMRNN_DEVICE bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
+template <>
+SYMRNN_DEVICE half from_float(float x) { return __float2half_rn(x); }
+
+// To the nearest of TF32's numbers.
+SYMRNN_DEVICE float round_to_tf32(float x) {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+// ---- matrix units --------------------------------------------------------------------------------
+
+// c (16 × 8) += a (16 × 8) · b (8 × 8), in the fragments of PTX's mma.m16n8k8.
+SYMRNN_DEVICE void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// c (16 × 8) += a (16 × 16) · b (16 × 8), in the fragments of PTX's mma.m16n8k16.
+template <typename T>
+SYMRNN_DEVICE void mma_16_bits(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+SYMRNN_DEVICE void mma_16_bits<bfloat16>(float (&c)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+SYMRNN_DEVICE void mma_16_bits<half>(float (&c)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+SYMRNN_DEVICE uint32_t shared_address(const void *row) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(row));
+}
+
+// Four matrices of 8 × 8 numbers of 16 bits: lane l names the row l % 8 of matrix l / 8.
+SYMRNN_DEVICE void load_matrices(uint32_t (&to)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row)) : "memory");
+}
+// The same, each turned.
+SYMRNN_DEVICE void load_turned_matrices(uint32_t (&to)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row)) : "memory");
+}
+// Two of them: lanes 0 to 15 name the rows.
+SYMRNN_DEVICE void load_matrices(uint32_t (&to)[2], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(shared_address(row)) : "memory");
+}
+
+}  // namespace symrnn
+
+#endif  // SYMRNN_EMULATED
+
+namespace symrnn {
+
+constexpr int WARP = 32;
+
+SYMRNN_DEVICE int lane_index() { return thread_index() % WARP; }
+SYMRNN_DEVICE int warp_index() { return thread_index() / WARP; }
+
+}  // namespace symrnn
+
+#endif

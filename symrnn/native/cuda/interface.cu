@@ -1,0 +1,128 @@
+// The functions of symrnn_cuda.h: what they are given is checked here, and nowhere after.
+
+#include "symrnn_cuda.h"
+
+#include <cuda_runtime_api.h>
+
+#include "call.h"
+#include "launch.h"
+#include "pack.h"
+
+namespace symrnn {
+namespace {
+
+thread_local const char *last_error = "no error";
+
+int status_of(cudaError_t error) {
+    if (error == cudaSuccess) return SYMRNN_OK;
+    cudaGetLastError();  // so that it is not found by whoever looks next
+    last_error = cudaGetErrorString(error);
+    return SYMRNN_GPU;
+}
+
+// Makes a GPU the calling thread's, for a while.
+class OnDevice {
+  public:
+    explicit OnDevice(int device) {
+        error = cudaGetDevice(&before_);
+        if (!error && device != before_) error = cudaSetDevice(device);
+    }
+    ~OnDevice() {
+        if (!error) cudaSetDevice(before_);
+    }
+    OnDevice(const OnDevice &) = delete;
+    OnDevice &operator=(const OnDevice &) = delete;
+
+    cudaError_t error;
+
+  private:
+    int before_ = 0;
+};
+
+cudaError_t attribute(int *value, cudaDeviceAttr name, int device) {
+    return cudaDeviceGetAttribute(value, name, device);
+}
+
+int gpu_of(int device, symrnn_gpu *gpu) {
+    int count = 0, major = 0, cooperative = 0, multiprocessors = 0, shared = 0;
+    if (int bad = status_of(cudaGetDeviceCount(&count))) return bad;
+    if (device < 0 || device >= count) return SYMRNN_SIZE;
+    if (int bad = status_of(attribute(&major, cudaDevAttrComputeCapabilityMajor, device))) return bad;
+    if (int bad = status_of(attribute(&cooperative, cudaDevAttrCooperativeLaunch, device))) return bad;
+    if (int bad = status_of(attribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)))
+        return bad;
+    if (int bad = status_of(attribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)))
+        return bad;
+    if (major < 8 || !cooperative) return SYMRNN_FIT;
+    *gpu = {multiprocessors, shared};
+    return SYMRNN_OK;
+}
+
+template <typename Arrays>
+int start(const Call &call, const Arrays &arrays, int device, void *stream) {
+    symrnn_gpu gpu;
+    if (int bad = gpu_of(device, &gpu)) return bad;
+    const OnDevice on(device);
+    if (on.error) return status_of(on.error);
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Room &room) {
+        return status_of(launch<decltype(policy)>(job, room.columns, room.shared_bytes,
+                                                  static_cast<cudaStream_t>(stream)));
+    });
+}
+
+}  // namespace
+}  // namespace symrnn
+
+using namespace symrnn;
+
+int symrnn_cuda_interface(void) { return SYMRNN_INTERFACE; }
+
+const char *symrnn_cuda_error(void) { return last_error; }
+
+int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
+    if (!gpu) return SYMRNN_NULL;
+    if (int bad = gpu_of(device, gpu)) return bad;
+    const OnDevice on(device);
+    if (on.error) return status_of(on.error);
+    const cudaError_t error = pack_runs();
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();
+        return SYMRNN_FIT;
+    }
+    return status_of(error);
+}
+
+int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
+                     int64_t gate_stride, int64_t row_stride, int to_dtype, void *to, int device,
+                     void *stream) {
+    if (!from || !to) return SYMRNN_NULL;
+    if (side < 1 || side > MOST_SIDE || gates < 1 || gates > MOST_GATES || gate_stride < 0 ||
+        row_stride < side || !aligned(to, 16))
+        return SYMRNN_SIZE;
+    if (!weight_bytes(from_dtype) || !weight_bytes(to_dtype)) return SYMRNN_DTYPE;
+    const OnDevice on(device);
+    if (on.error) return status_of(on.error);
+    return status_of(pack({side, gates, gate_stride, row_stride}, from_dtype, from, to_dtype, to,
+                          static_cast<cudaStream_t>(stream)));
+}
+
+int symrnn_cuda_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
+                        int reverse, void *gates, float *cells, const void *h0, const void *c0,
+                        void *output, void *hn, void *cn, void *workspace, int64_t bytes,
+                        int device, void *stream) {
+    const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+    return start(call, ForwardArrays{gates, cells, h0, c0, output, hn, cn}, device, stream);
+}
+
+int symrnn_cuda_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
+                         int reverse, const void *gates, const float *cells, const void *h0,
+                         const void *c0, const void *output, const void *d_output,
+                         const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
+                         void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
+                         void *stream) {
+    const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    return start(call,
+                 BackwardArrays{gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                                d_hidden, d_h0, d_c0},
+                 device, stream);
+}

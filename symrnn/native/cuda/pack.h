@@ -1,0 +1,28 @@
+// Packing of symmetric matrices on a GPU.
+
+#ifndef SYMRNN_CUDA_PACK_H
+#define SYMRNN_CUDA_PACK_H
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+namespace symrnn {
+
+constexpr int64_t MOST_SIDE = 1 << 16;  // a grid has at most so many panels and tiles
+
+struct SymmetricMatrices {
+    int64_t side;
+    int gates;
+    int64_t gate_stride, row_stride;
+};
+
+// As symrnn_cuda_pack has it.
+cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, int to_dtype,
+                 void *to, cudaStream_t stream);
+
+// Whether this build has code for the current GPU.
+cudaError_t pack_runs();
+
+}  // namespace symrnn
+
+#endif

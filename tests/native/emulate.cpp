@@ -1,0 +1,78 @@
+// The kernels for GPUs on a CPU, thread by thread, for tests/native/test_cuda.py: the functions of
+// symrnn_cuda.h for a GPU that is described, with blocks and threads that take turns in a chosen order.
+// And the arithmetic of schedule.h, to be looked at.
+
+#define SYMRNN_EMULATED
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <memory>
+#include <vector>
+
+#include "call.h"
+
+using namespace symrnn;
+
+namespace {
+
+constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which nobody is to touch
+constexpr int DEADLOCK = 100, OVERRUN = 101;
+
+template <typename Policy, int N>
+int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsigned order) {
+    memset(job.parts_flags, 0, job.schedule.blocks() * 2 * sizeof(uint32_t));
+    // Not a number in any of the types.
+    std::vector<std::unique_ptr<char, void (*)(void *)>> shared;
+    const size_t room = (shared_bytes + GUARD + 127) / 128 * 128;
+    for (int block = 0; block < job.schedule.blocks(); ++block) {
+        shared.emplace_back(static_cast<char *>(aligned_alloc(128, room)), free);
+        memset(shared.back().get(), 0xff, room);
+    }
+    EmulatedGpu gpu;
+    const bool ended = gpu.launch(job.schedule.blocks(), THREADS, order, [&](int block) {
+        Worker<Policy, N>(job, shared[block].get()).run();
+    });
+    if (!ended) return DEADLOCK;
+    for (const auto &memory : shared)
+        for (size_t k = shared_bytes; k < room; ++k)
+            if (memory.get()[k] != '\xff') return OVERRUN;
+    return SYMRNN_OK;
+}
+
+template <typename Arrays>
+int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigned order) {
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Room &room) {
+        using Policy = decltype(policy);
+        return room.columns == COLUMNS[0]   ? launch<Policy, COLUMNS[0] / 8>(job, room.shared_bytes, order)
+               : room.columns == COLUMNS[1] ? launch<Policy, COLUMNS[1] / 8>(job, room.shared_bytes, order)
+                                            : launch<Policy, COLUMNS[2] / 8>(job, room.shared_bytes, order);
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+int emulate_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
+                    void *gates, float *cells, const void *h0, const void *c0, void *output,
+                    void *hn, void *cn, void *workspace, int64_t bytes, const symrnn_gpu *gpu,
+                    unsigned order) {
+    const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+    return start(call, ForwardArrays{gates, cells, h0, c0, output, hn, cn}, *gpu, order);
+}
+
+int emulate_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
+                     const void *gates, const float *cells, const void *h0, const void *c0,
+                     const void *output, const void *d_output, const void *d_hn, const void *d_cn,
+                     void *d_gates, void *d_hidden, void *d_h0, void *d_c0, void *workspace,
+                     int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
+    const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    return start(call,
+                 BackwardArrays{gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                                d_hidden, d_h0, d_c0},
+                 *gpu, order);
+}
+
+}  // extern "C"

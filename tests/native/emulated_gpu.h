@@ -1,0 +1,307 @@
+// A GPU for symrnn/native/cuda/device.h to run on where there is none: each thread of each block is a
+// fiber, and all of them take turns on the one real thread, in an order that can be chosen.
+//
+// A fiber runs on until it waits: for its block, its warp, or a flag of another block. If nobody can
+// go on, that is told rather than hung over. Memory is that of the process, so what is tested is who
+// reads what after which waiting, and every index; not how a GPU's caches see what others wrote.
+
+#ifndef EMULATED_GPU_H
+#define EMULATED_GPU_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <deque>
+#include <functional>
+#include <random>
+#include <vector>
+
+#define SYMRNN_DEVICE inline
+
+namespace symrnn {
+
+// ---- numbers -------------------------------------------------------------------------------------
+
+struct bfloat16 {
+    uint16_t bits;
+};
+#if defined(__x86_64__)
+using half = _Float16;
+#else
+using half = __fp16;
+#endif
+
+inline float to_float(float x) { return x; }
+inline float to_float(bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+inline float to_float(half x) { return static_cast<float>(x); }
+
+template <typename T>
+T from_float(float x);
+template <>
+inline float from_float(float x) { return x; }
+template <>
+inline bfloat16 from_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return {0x7fff};
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // ties to even
+}
+template <>
+inline half from_float(float x) { return static_cast<half>(x); }
+
+inline float with_bits(float x, uint32_t added, uint32_t kept) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x - x == 0) bits = (bits + added) & kept;  // infinities and none stay
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline float round_to_tf32(float x) { return with_bits(x, 0x1000, 0xffffe000); }
+
+// ---- fibers --------------------------------------------------------------------------------------
+
+struct Team {  // those who wait for one another: a block, or a warp of it
+    int members = 0;
+    std::vector<struct Fiber *> here;
+};
+
+struct Fiber {
+    int block, thread;
+    Team *of_block, *of_warp;
+    ucontext_t begin;
+    jmp_buf at;
+    bool begun = false;
+    alignas(16) unsigned char shown[64];  // to the other lanes
+    std::vector<Fiber *> *warp;
+};
+
+class EmulatedGpu {
+  public:
+    // In what order those who can go on do: as they came, the last first, or by chance.
+    enum Order { FIRST, LAST, ANY };
+
+    static EmulatedGpu *&running() {
+        static EmulatedGpu *one = nullptr;
+        return one;
+    }
+    Fiber *current = nullptr;
+
+    // Runs `body` by so many blocks of threads; false if they end up waiting for one another.
+    bool launch(int blocks, int threads, unsigned order, const std::function<void(int)> &body) {
+        constexpr size_t STACK = 64 << 10;
+        const size_t count = static_cast<size_t>(blocks) * threads;
+        char *const stacks = static_cast<char *>(mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE,
+                                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                                      -1, 0));
+        if (stacks == MAP_FAILED) return false;
+        order_ = order == 0 ? FIRST : order == 1 ? LAST : ANY;
+        random_.seed(order);
+        body_ = &body;
+        const int warps = (threads + 31) / 32;
+        std::vector<Team> of_block(blocks), of_warp(static_cast<size_t>(blocks) * warps);
+        std::vector<std::vector<Fiber *>> lanes(of_warp.size());
+        std::vector<Fiber> fibers(count);
+        running() = this;
+        for (size_t k = 0; k < count; ++k) {
+            Fiber &f = fibers[k];
+            f.block = static_cast<int>(k / threads);
+            f.thread = static_cast<int>(k % threads);
+            const size_t warp = f.block * warps + f.thread / 32;
+            f.of_block = &of_block[f.block];
+            f.of_warp = &of_warp[warp];
+            ++f.of_block->members;
+            ++f.of_warp->members;
+            lanes[warp].push_back(&f);
+            f.warp = &lanes[warp];
+            getcontext(&f.begin);
+            f.begin.uc_stack.ss_sp = stacks + k * STACK;
+            f.begin.uc_stack.ss_size = STACK;
+            f.begin.uc_link = nullptr;
+            makecontext(&f.begin, enter, 0);
+            ready_.push_back(&f);
+        }
+        while (!ready_.empty()) turn();
+        munmap(stacks, count * STACK);
+        watching_.clear();
+        running() = nullptr;
+        return ended_ == count;
+    }
+
+    void meet(Team &team) {
+        team.here.push_back(current);
+        if (static_cast<int>(team.here.size()) == team.members) {
+            for (Fiber *f : team.here) ready_.push_back(f);
+            team.here.clear();
+        }
+        leave();
+    }
+
+    void wait_for(const uint32_t *flag, uint32_t value) {
+        while (*flag < value) {
+            watching_.push_back(current);
+            leave();
+        }
+    }
+
+    void raised() {
+        for (Fiber *f : watching_) ready_.push_back(f);
+        watching_.clear();
+    }
+
+  private:
+    void turn() {
+        current = next();
+        if (_setjmp(back_)) return;
+        if (current->begun) _longjmp(current->at, 1);
+        current->begun = true;
+        setcontext(&current->begin);
+    }
+
+    static void enter() {
+        EmulatedGpu &gpu = *running();
+        (*gpu.body_)(gpu.current->block);
+        ++gpu.ended_;
+        _longjmp(gpu.back_, 1);
+    }
+
+    void leave() {
+        if (!_setjmp(current->at)) _longjmp(back_, 1);
+    }
+
+    Fiber *next() {
+        if (order_ == FIRST) {
+            Fiber *const f = ready_.front();
+            ready_.pop_front();
+            return f;
+        }
+        if (order_ == ANY) std::swap(ready_[random_() % ready_.size()], ready_.back());
+        Fiber *const f = ready_.back();
+        ready_.pop_back();
+        return f;
+    }
+
+    Order order_ = FIRST;
+    std::mt19937 random_;
+    const std::function<void(int)> *body_ = nullptr;
+    std::deque<Fiber *> ready_;
+    std::vector<Fiber *> watching_;
+    size_t ended_ = 0;
+    jmp_buf back_;
+};
+
+// ---- what device.h has -----------------------------------------------------------------------------
+
+inline EmulatedGpu &gpu() { return *EmulatedGpu::running(); }
+inline int block_index() { return gpu().current->block; }
+inline int thread_index() { return gpu().current->thread; }
+inline void meet() { gpu().meet(*gpu().current->of_block); }
+inline void raise(uint32_t *flag, uint32_t value) {
+    *flag = value;
+    gpu().raised();
+}
+inline void wait_for(const uint32_t *flag, uint32_t value) { gpu().wait_for(flag, value); }
+
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+    T at[4];
+};
+struct alignas(8) Pair {
+    float at[2];
+};
+
+template <typename T>
+T load_shared_work(const T *from) {
+    return *from;
+}
+
+// What each lane shows, once all lanes have.
+template <typename T, typename Work>
+void among_lanes(const T &mine, const Work &work) {
+    static_assert(sizeof(T) <= sizeof(Fiber::shown));
+    Fiber &f = *gpu().current;
+    memcpy(f.shown, &mine, sizeof mine);
+    gpu().meet(*f.of_warp);
+    work([&](int lane) {
+        T shown;
+        memcpy(&shown, (*f.warp)[lane]->shown, sizeof shown);
+        return shown;
+    });
+    gpu().meet(*f.of_warp);
+}
+
+// The matrix units look at the upper bits of a float, and at no others.
+inline float cut_to_tf32(float x) { return with_bits(x, 0, 0xffffe000); }
+
+inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    struct Shown {
+        float a[4], b[2];
+    } mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+    among_lanes(mine, [&](const auto &of) {
+        for (int k = 0; k < 8; ++k) {
+            const Shown left = of(g * 4 + k % 4);
+            for (int i = 0; i < 4; ++i)
+                c[i] += cut_to_tf32(left.a[i / 2 + k / 4 * 2]) *
+                        cut_to_tf32(of((t * 2 + i % 2) * 4 + k % 4).b[k / 4]);
+        }
+    });
+}
+
+template <typename T>
+float half_of(uint32_t two, int k) {
+    const uint16_t bits = static_cast<uint16_t>(two >> (k * 16));
+    T x;
+    memcpy(&x, &bits, sizeof x);
+    return to_float(x);
+}
+
+template <typename T>
+void mma_16_bits(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    struct Shown {
+        uint32_t a[4], b[2];
+    } mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+    among_lanes(mine, [&](const auto &of) {
+        for (int k = 0; k < 16; ++k) {
+            const Shown left = of(g * 4 + k % 8 / 2);
+            for (int i = 0; i < 4; ++i)
+                c[i] += half_of<T>(left.a[i / 2 + k / 8 * 2], k % 2) *
+                        half_of<T>(of((t * 2 + i % 2) * 4 + k % 8 / 2).b[k / 8], k % 2);
+        }
+    });
+}
+
+inline uint32_t two_of(const void *row, int first, const void *other_row, int second) {
+    const uint16_t *x = static_cast<const uint16_t *>(row),
+                   *y = static_cast<const uint16_t *>(other_row);
+    return x[first] | static_cast<uint32_t>(y[second]) << 16;
+}
+
+template <int M>
+void load_matrices(uint32_t (&to)[M], const void *row) {
+    const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+    among_lanes(row, [&](const auto &of) {
+        for (int m = 0; m < M; ++m) to[m] = two_of(of(m * 8 + g), t * 2, of(m * 8 + g), t * 2 + 1);
+    });
+}
+
+inline void load_turned_matrices(uint32_t (&to)[4], const void *row) {
+    const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+    among_lanes(row, [&](const auto &of) {
+        for (int m = 0; m < 4; ++m) to[m] = two_of(of(m * 8 + t * 2), g, of(m * 8 + t * 2 + 1), g);
+    });
+}
+
+}  // namespace symrnn
+
+#endif
