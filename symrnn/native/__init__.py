@@ -41,6 +41,7 @@ from symrnn.native.interface import (
     Map,
     Mode,
     Product,
+    Status,
     Term,
     declare,
 )
@@ -53,11 +54,13 @@ __all__ = [
     "Map",
     "Mode",
     "Product",
+    "Status",
     "Term",
     "available",
     "check",
     "library",
     "notice",
+    "users_frame",
     "why_not",
 ]
 
@@ -102,7 +105,7 @@ def notice() -> None:
         if _noticed:
             return
         _noticed = True
-    warnings.warn(why_not(), UserWarning, stacklevel=_users_frame())
+    warnings.warn(why_not(), UserWarning, stacklevel=users_frame())
 
 
 def check(status: int) -> None:
@@ -214,7 +217,7 @@ def _take_threads(lib: ctypes.CDLL) -> None:
         return
 
 
-def _users_frame() -> int:
+def users_frame() -> int:
     """The stacklevel, seen from the caller, of the first frame outside symrnn and torch."""
     level = 1
     frame = sys._getframe(1)

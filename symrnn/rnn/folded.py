@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from symrnn.rnn.pointwise import POINTWISE
-from symrnn.rnn.stack import State
+from symrnn.rnn.stack import State, autocast_on
 from symrnn.symmetry.folding import Folding
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -427,7 +427,7 @@ def _backward(
 def _autocast_settled(tensors: list[Any]) -> Iterator[list[Any]]:
     """The tensors in autocast's dtype, and autocast off inside."""
     device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not autocast_on(device):
         yield tensors
         return
     dtype = torch.get_autocast_dtype(device)

@@ -1,9 +1,9 @@
-"""A layer on the native kernels: packed weights, all steps in one call, for CPUs.
+"""A layer on the native kernels: packed weights, all steps in one call.
 
-There are two roads. Where nothing but numbers is wanted the kernels are called past PyTorch's
-dispatcher, on weights that are kept packed (:mod:`symrnn.rnn.prepared`). Everything else
+For CPUs there are two roads. Where nothing but numbers is wanted the kernels are called past
+PyTorch's dispatcher, on weights that are kept packed (:mod:`symrnn.rnn.prepared`). Everything else
 (gradients, torch.compile, torch.export, autocast, transforms) goes through the operators of
-:mod:`symrnn.rnn.operators`.
+:mod:`symrnn.rnn.operators`. On NVIDIA GPUs :mod:`symrnn.rnn.fused_gpu` takes over.
 
 Shapes: T time, B batch, B_t the sequences that step t runs, R the sum of all B_t, I input,
 H hidden, G gates, L layers, D directions.
@@ -20,10 +20,11 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from symrnn.rnn import fused_gpu
 from symrnn.rnn.operators import check_lengths
 from symrnn.rnn.packing import library, matrices_of
 from symrnn.rnn.prepared import is_plain, is_transformed, prepare, tensors_of
-from symrnn.rnn.stack import StackOptions, State
+from symrnn.rnn.stack import StackOptions, State, autocast_on
 
 if TYPE_CHECKING:
     from symrnn.rnn.keeping import GatedModule
@@ -91,8 +92,10 @@ def run(
     module = weights[0].module
     everything = [input, *state, *tensors_of(module)]
     _check(module, [input, *state], everything)
+    if input.is_cuda:
+        return fused_gpu.run(input, batch_sizes, state, weights, options)
     output, state = _run(input, batch_sizes, state, weights, options, everything)
-    if _autocast_acts(module):  # as it would have on PyTorch's operators
+    if _autocast_acts(module, "cpu"):  # as it would have on PyTorch's operators
         low = torch.get_autocast_dtype("cpu")
         return output.to(low), [part.to(low) for part in state]
     return output, state
@@ -104,19 +107,22 @@ def cell(mode: str, x: Tensor, state: State, w: FusedWeights) -> State:
     _check(w.module, [x, *state], everything)
     options = StackOptions(mode, 1, False, 0.0, w.module.training)
     parts = [part.unsqueeze(0) for part in state]
-    _, new = _run(x.unsqueeze(0), None, parts, [w], options, everything)
+    if x.is_cuda:
+        _, new = fused_gpu.run(x.unsqueeze(0), None, parts, [w], options)
+    else:
+        _, new = _run(x.unsqueeze(0), None, parts, [w], options, everything)
     new = [part.squeeze(0) for part in new]
-    if _autocast_acts(w.module):
-        dtype = torch.get_autocast_dtype("cpu")
+    if _autocast_acts(w.module, x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
         if mode in ("LSTM", "GRU"):  # PyTorch's meet the state in its own dtype
             dtype = torch.promote_types(dtype, state[-1].dtype)
         return [part.to(dtype) for part in new]
     return new
 
 
-def _autocast_acts(module: GatedModule) -> bool:
+def _autocast_acts(module: GatedModule, device_type: str) -> bool:
     """Whether autocast is on, and the weights are not float64, which it leaves alone."""
-    return torch.is_autocast_enabled("cpu") and module._dtype() != torch.float64
+    return autocast_on(device_type) and module._dtype() != torch.float64
 
 
 def _run(
@@ -189,9 +195,9 @@ def _check(module: GatedModule, tensors: list[Tensor], everything: list[Tensor])
     """
     weight = module._some_weight()
     dtype, device = weight.dtype, weight.device
-    if device.type not in ("cpu", "meta"):
-        raise ValueError(f'backend="fused" runs on the device cpu, got: weights on {device}')
-    if dtype not in (torch.float32, torch.float64):
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f'backend="fused" runs on the devices cpu and cuda, got: {device}')
+    if device.type != "cuda" and dtype not in (torch.float32, torch.float64):
         raise ValueError(f'backend="fused" takes weights of float32 or float64, got: {dtype}')
     if module.inference_dtype is not None and dtype != torch.float32:
         raise ValueError(
@@ -200,7 +206,7 @@ def _check(module: GatedModule, tensors: list[Tensor], everything: list[Tensor])
     for name, tensor in zip(("input", "hx", "hx[1]"), tensors, strict=False):
         if tensor.device != device:
             raise ValueError(f"{name} should be on the device {device}, got: {tensor.device}")
-        if tensor.dtype != dtype and not torch.is_autocast_enabled("cpu"):
+        if tensor.dtype != dtype and not autocast_on(device.type):
             raise ValueError(f"{name} should be {dtype}, as the weights are, got: {tensor.dtype}")
     if not torch.compiler.is_compiling():
         check_fused(module)

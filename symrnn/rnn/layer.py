@@ -12,7 +12,7 @@ from symrnn.rnn.backends import BACKENDS, choose
 from symrnn.rnn.keeping import GatedModule
 from symrnn.rnn.prepared import Cache, Prepared, is_ready
 from symrnn.rnn.scriptable import scriptable_layer
-from symrnn.rnn.stack import LayerWeights, StackOptions, State
+from symrnn.rnn.stack import LayerWeights, StackOptions, State, autocast_on
 
 
 class RecurrentLayer(GatedModule):
@@ -191,7 +191,7 @@ class RecurrentLayer(GatedModule):
 
     def _check_input(self, input: Tensor, dimensions: int) -> None:
         dtype = self._dtype()
-        if input.dtype != dtype and not _autocast_enabled(input.device.type):
+        if input.dtype != dtype and not autocast_on(input.device.type):
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -255,8 +255,3 @@ class RecurrentLayer(GatedModule):
 def _select(state: State, order: Tensor | None) -> State:
     """The batch of each part (…, B, …) in another order."""
     return state if order is None else [part.index_select(1, order) for part in state]
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    available = torch.amp.is_autocast_available(device_type)
-    return available and torch.is_autocast_enabled(device_type)

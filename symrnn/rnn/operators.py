@@ -7,7 +7,8 @@
 - ``matmul``: a product of dense matrices, of the shapes of a training step faster than PyTorch's.
 
 They have shape functions and gradients, so that autograd, torch.compile and torch.export know them.
-Arithmetic is in the dtype of the numbers given, float32 or float64; under autocast in float32.
+Here they run on CPUs: arithmetic is in the dtype of the numbers given, float32 or float64; under
+autocast in float32. :mod:`symrnn.rnn.operators_gpu` has them for GPUs.
 
 Shapes: T time, B batch, B_t the sequences that step t runs, R the sum of all B_t, I input,
 H hidden, G gates. Sequences are sorted by falling length; without ``batch_sizes`` all B_t are B.
@@ -31,7 +32,7 @@ from symrnn.rnn.pointwise import POINTWISE
 GATES: dict[str, str] = {"LSTM": "ifgo", "GRU": "rzn", "RNN_TANH": "h", "RNN_RELU": "h"}
 """The gates of each mode, by letter, in PyTorch's order."""
 
-_MODES = {
+MODES: dict[str, native.Mode] = {
     "LSTM": native.Mode.LSTM,
     "GRU": native.Mode.GRU,
     "RNN_TANH": native.Mode.RNN_TANH,
@@ -98,7 +99,7 @@ def layer_structure(
 ) -> native.Layer:
     """A layer as the kernels take it. Valid as long as what it was made of lives."""
     return native.Layer(
-        _MODES[mode],
+        MODES[mode],
         ctypes.pointer(hh),
         None if ih is None else ctypes.pointer(ih),
         _address(bias),
@@ -272,7 +273,8 @@ def _layer_shapes(
     hn = input.new_empty(batch, side)
     cn = input.new_empty((batch, side) if mode == "LSTM" else (0,))
     gates = input.new_empty(rows, len(GATES[mode]) * side)
-    cells = input.new_empty((rows, side) if mode in ("LSTM", "GRU") else (0,))
+    wide = torch.promote_types(input.dtype, torch.float32)  # what a cell remembers
+    cells = input.new_empty((rows, side) if mode in ("LSTM", "GRU") else (0,), dtype=wide)
     return output, hn, cn, gates, cells
 
 
@@ -458,7 +460,7 @@ def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple
             ctx.how, noted[1], wanted, taken, matrices, d_output, d_hn, d_cn
         )
     else:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(taken[0].device.type, enabled=False):
             found = _way_back(ctx.how, wanted, taken, noted, d_output, d_hn, d_cn)
     d_input, d_w_ih, d_bias_ih, d_bias_hh, d_matrices, d_h0, d_c0 = found
     return (
@@ -485,7 +487,7 @@ def _way_back(
     wants_input, wants_w_ih, wants_bias_ih, wants_bias_hh, wants_matrices = wanted[:5]
     d_input = None
     if wants_input:
-        many = d_gates.size(0) >= ENOUGH_ROWS
+        many = d_gates.is_cuda or d_gates.size(0) >= ENOUGH_ROWS
         d_input = torch.ops.symrnn.matmul(d_gates, w_ih, None) if many else d_gates @ w_ih
     d_w_ih = torch.ops.symrnn.matmul(d_gates.mT, input, None) if wants_w_ih else None
     d_bias_ih = d_gates.sum(0) if wants_bias_ih else None

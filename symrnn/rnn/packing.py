@@ -65,16 +65,22 @@ def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:
         raise ValueError(f"{name} should have shape {shape}, got: {tuple(tensor.shape)}")
 
 
-def matrices_of(matrix: GateMatrix, owner: nn.Module, symmetry: Symmetry | None) -> list[Tensor]:
+def matrices_of(
+    matrix: GateMatrix, owner: nn.Module, symmetry: Symmetry | None, *, folded: bool = True
+) -> list[Tensor]:
     """The matrices of each group (gates of the group, r, c), in the order of :class:`Plan`.
 
     Differentiable to the parameters of ``owner``, which keeps its gates as ``matrix`` says.
+
+    folded: whether forms that fold are to be given as their small matrices.
     """
     free, rest = matrix.free(owner), matrix.plain(owner)
-    if free is not None and rest is None and symmetry is not None and symmetry.folding is not None:
-        return symmetry.matrices(free)
     blocks = (-1, matrix.rows, matrix.columns)
-    if free is None or symmetry is None or not symmetry.own_transpose:
+    if free is None or symmetry is None:
+        return [matrix.build(free, rest, symmetry).view(blocks)]
+    if folded and rest is None and symmetry.folding is not None:
+        return symmetry.matrices(free)
+    if not symmetry.own_transpose:
         return [matrix.build(free, rest, symmetry).view(blocks)]
     expanded = symmetry.expand(free)
     return [expanded] if rest is None else [expanded, rest.view(blocks)]

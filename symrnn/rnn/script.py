@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from symrnn.rnn.pointwise import POINTWISE
-from symrnn.rnn.stack import LayerWeights, State
+from symrnn.rnn.stack import LayerWeights, State, autocast_on
 
 
 class Compiled(NamedTuple):
@@ -128,7 +128,7 @@ def _autocast_settled(
     is settled here: all is cast as ``projected`` was, and autocast is off inside.
     """
     device = projected.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not autocast_on(device):
         yield state, w
         return
     dtype = projected.dtype

@@ -60,6 +60,11 @@ See :func:`symrnn.rnn.reference.layer`.
 """
 
 
+def autocast_on(device_type: str) -> bool:
+    """Whether autocast acts on a kind of device, "cpu" or "cuda" for two."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def stacked(layer: Layer) -> Backend:
     """The backend that runs every layer and direction by ``layer``."""
 

@@ -1,7 +1,8 @@
 // A GPU for symrnn/native/cuda/device.h to run on where there is none: each thread of each block is a
 // fiber, and all of them take turns on the one real thread, in an order that can be chosen.
 //
-// A fiber runs on until it waits: for its block, its warp, or a flag of another block. If nobody can
+// A fiber runs on until it waits: for its block, its warp, or a flag of another block; where the order
+// is left to chance also now and then wherever it meets others or reads what they wrote. If nobody can
 // go on, that is told rather than hung over. Memory is that of the process, so what is tested is who
 // reads what after which waiting, and every index; not how a GPU's caches see what others wrote.
 
@@ -77,6 +78,7 @@ struct Team {  // those who wait for one another: a block, or a warp of it
 
 struct Fiber {
     int block, thread;
+    unsigned rank;  // under UNEVEN the higher goes first
     Team *of_block, *of_warp;
     ucontext_t begin;
     jmp_buf at;
@@ -87,8 +89,14 @@ struct Fiber {
 
 class EmulatedGpu {
   public:
-    // In what order those who can go on do: as they came, the last first, or by chance.
-    enum Order { FIRST, LAST, ANY };
+    // In what order those who can go on do: as they came, the last first, or by chance; UNEVEN, where
+    // some blocks and some of their warps hardly get a turn as long as others can go on.
+    enum Order { FIRST, LAST, ANY, UNEVEN };
+
+    // 0 and 1 are the first two, of the other numbers each is another chance.
+    static Order kind_of(unsigned order) {
+        return order == 0 ? FIRST : order == 1 ? LAST : order % 2 == 0 ? ANY : UNEVEN;
+    }
 
     static EmulatedGpu *&running() {
         static EmulatedGpu *one = nullptr;
@@ -104,19 +112,23 @@ class EmulatedGpu {
                                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                                                       -1, 0));
         if (stacks == MAP_FAILED) return false;
-        order_ = order == 0 ? FIRST : order == 1 ? LAST : ANY;
+        order_ = kind_of(order);
         random_.seed(order);
         body_ = &body;
         const int warps = (threads + 31) / 32;
         std::vector<Team> of_block(blocks), of_warp(static_cast<size_t>(blocks) * warps);
         std::vector<std::vector<Fiber *>> lanes(of_warp.size());
         std::vector<Fiber> fibers(count);
+        std::vector<unsigned> block_rank(blocks), warp_rank(of_warp.size());
+        for (unsigned &rank : block_rank) rank = random_() % 1024;
+        for (unsigned &rank : warp_rank) rank = random_() % 1024;
         running() = this;
         for (size_t k = 0; k < count; ++k) {
             Fiber &f = fibers[k];
             f.block = static_cast<int>(k / threads);
             f.thread = static_cast<int>(k % threads);
             const size_t warp = f.block * warps + f.thread / 32;
+            f.rank = block_rank[f.block] + warp_rank[warp];
             f.of_block = &of_block[f.block];
             f.of_warp = &of_warp[warp];
             ++f.of_block->members;
@@ -153,6 +165,13 @@ class EmulatedGpu {
         }
     }
 
+    // Lets others go on first, perhaps.
+    void pause() {
+        if (order_ == FIRST || order_ == LAST || random_() % 8 != 0) return;
+        ready_.push_back(current);
+        leave();
+    }
+
     void raised() {
         for (Fiber *f : watching_) ready_.push_back(f);
         watching_.clear();
@@ -184,7 +203,10 @@ class EmulatedGpu {
             ready_.pop_front();
             return f;
         }
-        if (order_ == ANY) std::swap(ready_[random_() % ready_.size()], ready_.back());
+        for (int k = order_ == LAST ? 0 : order_ == ANY ? 1 : 16; k > 0; --k) {
+            Fiber *&one = ready_[random_() % ready_.size()];
+            if (order_ == ANY || one->rank > ready_.back()->rank) std::swap(one, ready_.back());
+        }
         Fiber *const f = ready_.back();
         ready_.pop_back();
         return f;
@@ -206,10 +228,15 @@ inline int block_index() { return gpu().current->block; }
 inline int thread_index() { return gpu().current->thread; }
 inline void meet() { gpu().meet(*gpu().current->of_block); }
 inline void raise(uint32_t *flag, uint32_t value) {
+    gpu().pause();
     *flag = value;
     gpu().raised();
+    gpu().pause();
 }
-inline void wait_for(const uint32_t *flag, uint32_t value) { gpu().wait_for(flag, value); }
+inline void wait_for(const uint32_t *flag, uint32_t value) {
+    gpu().wait_for(flag, value);
+    gpu().pause();
+}
 
 template <typename T>
 struct alignas(4 * sizeof(T)) Quad {
@@ -221,6 +248,7 @@ struct alignas(8) Pair {
 
 template <typename T>
 T load_shared_work(const T *from) {
+    gpu().pause();
     return *from;
 }
 
@@ -230,6 +258,7 @@ void among_lanes(const T &mine, const Work &work) {
     static_assert(sizeof(T) <= sizeof(Fiber::shown));
     Fiber &f = *gpu().current;
     memcpy(f.shown, &mine, sizeof mine);
+    gpu().pause();
     gpu().meet(*f.of_warp);
     work([&](int lane) {
         T shown;

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from symrnn import native
-from symrnn.native import _users_frame
+from symrnn.native import users_frame
 from symrnn.native.cuda import building
 from symrnn.native.cuda.interface import FUNCTIONS
 from symrnn.native.interface import INTERFACE, Gpu, Status, declare
@@ -91,7 +91,7 @@ def notice(device: int | None = None) -> None:
         if _noticed:
             return
         _noticed = True
-    warnings.warn(words, UserWarning, stacklevel=_users_frame())
+    warnings.warn(words, UserWarning, stacklevel=users_frame())
 
 
 def check(status: int) -> None:

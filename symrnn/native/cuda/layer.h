@@ -241,6 +241,7 @@ class Worker {
                 const Stored *operand = operand_ + (gate * all + before + k) * OPERAND;
                 const Stored *tile[R];
                 bool turned[R];
+#pragma unroll
                 for (int r = 0; r < R; ++r) {
                     const int vector = (strip + r) / length;  // forth: of which gate
                     const HeldTile held = share_.tile(to, (strip + r) % length, k);
@@ -250,19 +251,25 @@ class Worker {
 #pragma unroll 1
                 for (int step = 0; step < Policy::STEPS; ++step) {
                     typename Policy::Left a[R];
+#pragma unroll
                     for (int r = 0; r < R; ++r) a[r] = Policy::left(tile[r], turned[r], step);
+#pragma unroll
                     for (int j = 0; j < N; ++j) {
                         const typename Policy::Right b = Policy::right(operand, j * 8, step);
+#pragma unroll
                         for (int r = 0; r < R; ++r) Policy::multiply(sum[r][j], a[r], b);
                     }
                 }
             }
         }
+#pragma unroll
         for (int r = 0; r < R; ++r) {
             float *const part = job_.parts + s_.part_start({block_, to}, (strip + r) / length, 0,
                                                            job_.backward) +
                                 (strip + r) % length * UNITS;
+#pragma unroll
             for (int j = 0; j < N; ++j)
+#pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int b = first + j * 8 + lane_index() % 4 * 2 + i % 2;
                     if (b < s_.batch)
