@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import os
 import random
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import warnings
 from collections.abc import Iterator
+from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 import torch
 
 from symrnn import native
+from symrnn.native import building
+from symrnn.native.interface import Gpu, Layer
 
 # The same examples in every run; a machine's speed decides nothing.
 hypothesis.settings.register_profile(
@@ -127,3 +131,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a tmpfs of 1 MiB")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels for GPUs compiled for this machine's CPU: tests/native/emulate.cpp."""
+    if not native.available():
+        pytest.skip(native.why_not())
+    try:
+        compiler = building.compiler()
+    except building.NotBuiltError as error:
+        pytest.skip(f"needs a C++ compiler: {error}")
+    here = Path(__file__).parent / "native"
+    path = tmp_path_factory.mktemp("emulator") / "emulate.so"
+    includes = [f"-I{building.FOLDER / 'cuda'}", f"-I{here}"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+    command = [*compiler, *flags, *includes, str(here / "emulate.cpp"), "-o", str(path)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(path))
+    layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
+    gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
+    library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
+    library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
+    return library

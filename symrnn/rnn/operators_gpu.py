@@ -224,7 +224,7 @@ def layer(
         gates = F.linear(input, w_ih, bias)
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
     space, size = _workspace(input, mode, side, batch, False)
-    structure = layer_structure(mode, _product(plan, packed), bias_n=bias_n)
+    structure = layer_structure(mode, plan.product(packed), bias_n=bias_n)
     status = _library().symrnn_cuda_forward(
         *(structure, rounds_to_tf32(), steps, batch, reverse),
         *(gates.data_ptr(), _address(cells), h0.data_ptr(), _address(c0)),
@@ -281,7 +281,7 @@ def layer_backward(
     ]
     space, size = _workspace(gates, mode, side, batch, True)
     status = _library().symrnn_cuda_backward(
-        *(layer_structure(mode, _product(plan, packed)), rounds_to_tf32(), steps, batch, reverse),
+        *(layer_structure(mode, plan.product(packed)), rounds_to_tf32(), steps, batch, reverse),
         *map(_address, dense),
         *(d_gates.data_ptr(), _address(d_hidden), d_h0.data_ptr(), _address(d_c0)),
         *(space.data_ptr(), size, *_place(gates)),
@@ -294,12 +294,6 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """``matmul``: PyTorch's own, with the recurrent layers' precision."""
     with _products_as_recurrent(a.dtype):
         return a @ b if bias is None else torch.addmm(bias, a, b)
-
-
-def _product(plan: operators.Plan, packed: Tensor) -> native.Product:
-    found = plan.product(packed)
-    found.dtype = DTYPES[packed.dtype]
-    return found
 
 
 def _library() -> ctypes.CDLL:

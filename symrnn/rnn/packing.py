@@ -32,8 +32,12 @@ DTYPES: dict[torch.dtype, native.Dtype] = {
     torch.float32: native.Dtype.FLOAT,
     torch.float64: native.Dtype.DOUBLE,
     torch.bfloat16: native.Dtype.BFLOAT16,
+    torch.float16: native.Dtype.HALF,
 }
-"""The types of packed numbers; bfloat16 is packed from float32 and multiplied in float32."""
+"""The types of packed numbers.
+
+On a CPU bfloat16 is packed from float32 and multiplied in float32, and there is no float16.
+"""
 
 
 def library() -> ctypes.CDLL:

@@ -75,4 +75,45 @@ int emulate_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t
                  *gpu, order);
 }
 
+// ---- the arithmetic of schedule.h and products.h, as it is ---------------------------------------
+
+int schedule_blocks(const Schedule *s) { return s->blocks(); }
+int schedule_first_tile(const Schedule *s, int square) { return s->first_tile(square); }
+int schedule_square_of(const Schedule *s, int tile) { return s->square_of(tile); }
+int schedule_rows(const Schedule *s) { return s->rows(); }
+int schedule_first_row(const Schedule *s, int block) { return s->first_row(block); }
+int schedule_block_of_row(const Schedule *s, int row) { return s->block_of_row(row); }
+Part schedule_part(const Schedule *s, int set, int to, int from) { return s->part(set, to, from); }
+int schedule_part_width(const Schedule *s) { return s->part_width(); }
+int64_t schedule_part_start(const Schedule *s, Part part, int vector, int sequence, int backward) {
+    return s->part_start(part, vector, sequence, backward != 0);
+}
+int64_t schedule_part_numbers(const Schedule *s, int backward) {
+    return s->part_numbers(backward != 0);
+}
+int64_t schedule_carry_start(const Schedule *s) { return carry_start(*s); }
+int64_t schedule_parts_start(const Schedule *s) { return parts_start(*s); }
+int64_t schedule_workspace_bytes(const Schedule *s, int backward) {
+    return workspace_bytes(*s, backward != 0);
+}
+int64_t schedule_packed_tile(int64_t tiles, int gates, int gate, int64_t row, int64_t column) {
+    return packed_tile(tiles, gates, gate, row, column);
+}
+
+int share_gate(const Schedule *s, int block) { return Share(*s, block).gate; }
+Span share_side(const Schedule *s, int block, int side) { return Share(*s, block).side(side); }
+int share_from(const Schedule *s, int block, int to) { return Share(*s, block).from(to); }
+int share_tiles(const Schedule *s, int block) { return Share(*s, block).tiles(); }
+HeldTile share_tile(const Schedule *s, int block, int to, int a, int k) {
+    return Share(*s, block).tile(to, a, k);
+}
+Share::Position share_position(const Schedule *s, int block, int index) {
+    return Share(*s, block).position(index);
+}
+
+int float_index(int row, int column) { return FloatPlaces::index(row, column); }
+int float_place(int b, int unit) { return FloatPlaces::place(b, unit); }
+int index_of_16_bits(int row, int column) { return Bits16<half>::index(row, column); }
+int place_of_16_bits(int b, int unit) { return Bits16<half>::place(b, unit); }
+
 }  // extern "C"

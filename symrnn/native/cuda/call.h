@@ -80,7 +80,7 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Room &room) {
                    static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, room))
         return SYMRNN_FIT;
     if (!call.workspace) return SYMRNN_NULL;
-    if (!aligned(call.workspace, 256) ||
+    if (!aligned(call.workspace, 64) ||
         call.bytes < workspace_bytes(room.schedule, call.backward))
         return SYMRNN_SIZE;
     return SYMRNN_OK;

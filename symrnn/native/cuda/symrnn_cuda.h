@@ -51,7 +51,7 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
  *     on return.
  * cells: (T·B, H) of float: as of symrnn_forward; null if unwanted.
  * h0, c0: (B, H); null for zeros.  output: (T·B, H).  hn, cn: (B, H); cn null but for an LSTM.
- * workspace: of at least the bytes that `symrnn_fit_gpu` names for this call, aligned to 256. */
+ * workspace: of at least the bytes that `symrnn_fit_gpu` names for this call, aligned to 64. */
 int symrnn_cuda_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
                         int reverse, void *gates, float *cells, const void *h0, const void *c0,
                         void *output, void *hn, void *cn, void *workspace, int64_t bytes,

@@ -1,0 +1,348 @@
+"""``backend="fused"`` on NVIDIA GPUs: the operators, when they are taken, and what stands in.
+
+Most of it runs where there is no GPU: tensors of the CPU are taken for those of a GPU, whose
+kernels run thread by thread on tests/native/emulated_gpu.h. The tests marked gpu want a real one.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+from symrnn import SymGRU, SymLSTM, SymRNN, native
+from symrnn.native import cuda
+from symrnn.native.interface import Dtype, Gpu
+from symrnn.rnn import fused_gpu, operators, operators_gpu
+from symrnn.rnn.stack import StackOptions
+
+IN, H = 5, 19
+NAMES = ("pack", "layer", "layer_backward", "states_before", "matmul")
+
+
+class EmulatedLibrary:
+    """Stands for the library of symrnn_cuda.h; its GPU is emulated, its memory the process's."""
+
+    gpu = Gpu(9, 60_000)
+
+    def __init__(self, emulator: ctypes.CDLL) -> None:
+        self.emulator = emulator
+        self.calls = 0
+
+    def symrnn_cuda_forward(self, *arguments: Any) -> int:
+        self.calls += 1
+        return int(self.emulator.emulate_forward(*arguments[:-2], self.gpu, 2))
+
+    def symrnn_cuda_backward(self, *arguments: Any) -> int:
+        self.calls += 1
+        return int(self.emulator.emulate_backward(*arguments[:-2], self.gpu, 2))
+
+    def symrnn_cuda_pack(
+        self, side: int, gates: int, dtype: Dtype, place: int, gate_stride: int, row_stride: int,
+        to_dtype: Dtype, to: int, device: int, stream: int,
+    ) -> int:  # fmt: skip
+        length = (gates - 1) * gate_stride + (side - 1) * row_stride + side
+        numbers = _numbers(place, length, dtype)
+        w = numbers.float().as_strided((gates, side, side), (gate_stride, row_stride, 1))
+        library, w = native.library(), w.contiguous()
+        packed = torch.empty(library.symrnn_packed_length(1, side, side, gates))
+        status = library.symrnn_pack(
+            *(1, side, side, gates, Dtype.FLOAT, w.data_ptr(), side * side, side),
+            *(Dtype.FLOAT, packed.data_ptr(), 1),
+        )
+        _numbers(to, packed.numel(), to_dtype).copy_(packed)
+        return int(status)
+
+
+def _numbers(place: int, length: int, dtype: Dtype) -> Tensor:
+    of = {number: known for known, number in operators_gpu.DTYPES.items()}[dtype]
+    memory = (ctypes.c_uint8 * (length * of.itemsize)).from_address(place)
+    return torch.frombuffer(memory, dtype=of)
+
+
+@pytest.fixture
+def emulated(emulator: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedLibrary]:
+    """Tensors of the CPU are a GPU's for the operators."""
+    library = EmulatedLibrary(emulator)
+    monkeypatch.setattr(cuda, "library", lambda: library)
+    monkeypatch.setattr(cuda, "machine", lambda device: library.gpu)
+    monkeypatch.setattr(operators_gpu, "_place", lambda tensor: (0, 0))
+    monkeypatch.setattr(fused_gpu, "_said", set())
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    overriding = torch.library.Library("symrnn", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        for name in NAMES:
+            function = getattr(operators_gpu, name, operators._states_before)
+            overriding.impl(name, function, "CPU", allow_override=True)
+    yield library
+    overriding._destroy()
+
+
+def run(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """What ``module(x, state)`` is on a GPU with backend="fused"."""
+    parts = module._zeros(x, x.size(1)) if state is None else module._parts(state)
+    options = StackOptions(
+        module.mode, module.num_layers, module.bidirectional, module.dropout, module.training
+    )
+    weights = [module._fused_weights(suffix) for suffix in module._suffixes()]
+    output, last = fused_gpu.run(x, None, parts, weights, options)
+    return output, module._whole(last)
+
+
+def results(output: Tensor, state: Any, leaves: list[Tensor]) -> list[Tensor]:
+    parts = [output, *(state if isinstance(state, tuple) else [state])]
+    loss = sum((part.double() * torch.arange(1.0, 1 + part.numel()).view(part.shape).cos()).sum()
+               for part in parts)  # fmt: skip
+    return [*(part.detach() for part in parts), *torch.autograd.grad(loss, leaves)]
+
+
+LAYERS: list[tuple[Any, dict[str, Any]]] = [
+    (SymLSTM, {}),
+    (SymLSTM, {"num_layers": 2, "bidirectional": True}),
+    (SymLSTM, {"bias": False}),
+    (SymGRU, {"bidirectional": True}),
+    (SymGRU, {"bias": False}),
+    (SymRNN, {"nonlinearity": "relu"}),
+]
+
+
+def expect(layer: Any, x: Tensor, state: Any = None) -> list[Tensor]:
+    """Results and gradients by the loop, in float64 on the CPU."""
+    exact = copy.deepcopy(layer).to("cpu", torch.float64)
+    exact.backend = "reference"
+    precise = x.detach().to("cpu", torch.float64).requires_grad_()
+    if state is not None:
+        state = tuple(part.detach().to("cpu", torch.float64) for part in state)
+    return results(*exact(precise, state), [precise, *exact.parameters()])
+
+
+def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        error = (a.double().cpu() - b).norm() / b.norm()
+        assert error < tolerance
+
+
+# ---- on a GPU that is emulated -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symm", ["avg", "tri", "avg4", "tri8", "eigen", "ldl"])
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_equals_the_loop(
+    emulated: EmulatedLibrary, make: Any, options: dict[str, Any], symm: str
+) -> None:
+    layer = make(IN, H, symm=symm, **options)
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = results(*run(layer, x), [x, *layer.parameters()])
+    close(found, expect(layer, x), 2e-6)
+    assert emulated.calls == 2 * layer.num_layers * (2 if layer.bidirectional else 1)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+def test_numbers_of_16_bits(make: Any, dtype: torch.dtype, tolerance: float) -> None:
+    """Within a few units of their last place: what is handed from step to step is rounded."""
+    layer = make(IN, H, num_layers=2, dtype=dtype)
+    x = torch.randn(4, 3, IN).to(dtype).requires_grad_()
+    output, state = run(layer, x)
+    assert output.dtype == dtype
+    close(results(output, state, [x, *layer.parameters()]), expect(layer, x), tolerance)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("steps", [1, 2])
+def test_from_a_given_state(steps: int) -> None:
+    layer = SymLSTM(IN, H)
+    x = torch.randn(steps, 2, IN, requires_grad=True)
+    state = (torch.randn(1, 2, H), torch.randn(1, 2, H))
+    found = results(*run(layer, x, state), [x, *layer.parameters()])
+    close(found, expect(layer, x, state), 2e-6)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_gradients_of_gradients() -> None:
+    layer, x = SymLSTM(2, 3), torch.randn(2, 2, 2, requires_grad=True)
+
+    def twice(of: Any, x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+        (first,) = torch.autograd.grad(of(x)[0].square().sum(), x, create_graph=True)
+        return list(torch.autograd.grad(first.square().sum(), parameters))
+
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "reference"
+    found = twice(lambda x: run(layer, x), x, list(layer.parameters()))
+    precise = x.detach().double().requires_grad_()
+    close(found, twice(exact, precise, list(exact.parameters())), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: SymLSTM(IN, H, symm_hh="if"), "of all gates should be symmetric"),
+        (lambda: SymLSTM(IN, H, symm="none"), "of all gates should be symmetric"),
+        (lambda: SymLSTM(IN, H, symm="chunk2"), "are not their own transposes"),
+        (lambda: SymLSTM(IN, H, dtype=torch.float64), "they have no torch.float64"),
+        (lambda: SymLSTM(IN, 300), "hidden_size=300 in torch.float32 does not fit on the chip"),
+    ],
+)
+def test_else_the_vendors_operator_and_one_word(
+    emulated: EmulatedLibrary, make: Any, why: str
+) -> None:
+    layer = make()
+    x = torch.randn(2, 3, IN, dtype=layer._dtype())
+    with pytest.warns(UserWarning, match=f"PyTorch's operator here: .*{why}"):
+        output, _ = run(layer, x)
+    torch.testing.assert_close(output, layer.to_plain()(x)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(layer, x)
+    assert emulated.calls == 0
+
+
+@pytest.mark.usefixtures("emulated")
+def test_packed_sequences_are_the_vendors() -> None:
+    layer = SymLSTM(IN, H)
+    packed = pack_sequence([torch.randn(3, IN), torch.randn(1, IN)])
+    state = layer._zeros(packed.data, 2)
+    options = StackOptions("LSTM", 1, False, 0.0, True)
+    with pytest.warns(UserWarning, match="a PackedSequence may end before others"):
+        output, _ = fused_gpu.run(
+            packed.data, packed.batch_sizes, state, [layer._fused_weights("_l0")], options
+        )
+    torch.testing.assert_close(output, layer.to_plain()(packed)[0].data)
+
+
+def test_what_does_not_fit_is_an_error_of_the_operator(emulated: EmulatedLibrary) -> None:
+    emulated.gpu = Gpu(9, 1000)
+    w = torch.zeros(4, H, H)
+    packed = torch.ops.symrnn.pack([w], "ifgo", H, H, "avg", "ifgo", torch.float32)
+    x, h = torch.zeros(2, IN), torch.zeros(1, H)
+    with pytest.raises(RuntimeError, match=r"hidden_size=19 .* do not fit on the chip"):
+        torch.ops.symrnn.layer(
+            x, torch.zeros(4 * H, IN), None, None, [w], packed, h, h, None, "LSTM", "avg", "ifgo",
+            False,
+        )  # fmt: skip
+
+
+def test_nothing_is_said_of_gpus_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert cuda.library() is None
+    assert "GPU" in cuda.why_not() or "CUDA" in cuda.why_not()
+
+
+@pytest.mark.usefixtures("emulated")
+def test_products_of_the_input_follow_the_recurrent_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch = torch.backends.cuda.matmul
+    for wanted in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", wanted)
+        assert operators_gpu.rounds_to_tf32() == (wanted == "tf32")
+        before = switch.fp32_precision
+        with operators_gpu._products_as_recurrent(torch.float32):
+            assert (switch.fp32_precision == "tf32") == (wanted == "tf32")
+        assert switch.fp32_precision == before
+
+
+# ---- on a real one -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def on_gpu(make: Any, **options: Any) -> Any:
+    if not cuda.available():
+        pytest.skip(cuda.why_not())
+    return make(IN, options.pop("side", 50), backend="fused", device="cuda", **options)
+
+
+GPU_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize("dtype", GPU_TOLERANCE)
+@pytest.mark.parametrize("side", [1, 50, 333])
+@pytest.mark.parametrize(("make", "options"), LAYERS[:-1])
+def test_a_gpu_equals_the_loop(
+    make: Any, options: dict[str, Any], side: int, dtype: torch.dtype
+) -> None:
+    layer = on_gpu(make, side=side, dtype=dtype, **options)
+    x = torch.randn(7, 5, IN, device="cuda").to(dtype).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = results(*layer(x), [x, *layer.parameters()])
+        again = results(*layer(x), [x, *layer.parameters()])
+    close(found, expect(layer, x), GPU_TOLERANCE[dtype])
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.gpu
+def test_tf32_is_near() -> None:
+    layer = on_gpu(SymLSTM, side=200)
+    x = torch.randn(7, 20, IN, device="cuda", requires_grad=True)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        found = results(*layer(x), [x, *layer.parameters()])
+    close(found, expect(layer, x), 3e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_under_autocast_as_pytorchs(dtype: torch.dtype) -> None:
+    layer = on_gpu(SymLSTM)
+    x = torch.randn(7, 5, IN, device="cuda")
+    exact = layer(x)[0]
+    with torch.autocast("cuda", dtype):
+        output, (h, c) = layer(x)
+        theirs = layer.to_plain()(x)
+        assert (output.dtype, h.dtype, c.dtype) == (theirs[0].dtype, *(s.dtype for s in theirs[1]))
+        output.float().square().sum().backward()
+    torch.testing.assert_close(output.float(), exact, rtol=0, atol=GPU_TOLERANCE[dtype])
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.gpu
+def test_on_the_current_stream() -> None:
+    layer = on_gpu(SymLSTM)
+    x = torch.randn(7, 5, IN, device="cuda")
+    expected = layer(x)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = layer(x.clone())[0]
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_into_a_cuda_graph() -> None:
+    layer = on_gpu(SymLSTM).requires_grad_(False)
+    x = torch.randn(7, 5, IN, device="cuda")
+    layer(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = layer(x)[0]
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(output, layer(x)[0])
+
+
+@pytest.mark.gpu
+def test_compiled() -> None:
+    layer = on_gpu(SymLSTM)
+    x = torch.randn(7, 5, IN, device="cuda")
+    torch.testing.assert_close(torch.compile(layer)(x)[0], layer(x)[0])
