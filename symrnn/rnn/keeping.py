@@ -20,7 +20,9 @@ from symrnn.rnn.fused import FusedWeights, check_fused
 from symrnn.rnn.gates import GateMatrix, check_gates
 from symrnn.rnn.prepared import Cache
 from symrnn.rnn.stack import LayerWeights, State
+from symrnn.rnn.vendor import FreeMatrix
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry.linear import OrbitNumbers
 
 Made = TypeVar("Made", bound="GatedModule")
 
@@ -125,6 +127,20 @@ class GatedModule(nn.Module):
         stems = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
         return LayerWeights(*(self._weight(stem + suffix) for stem in stems))
 
+    def _vendor_weights(self, suffix: str) -> LayerWeights:
+        """As :meth:`_layer_weights`, but for what is to be expanded to a place of cuDNN's."""
+        stems = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        return LayerWeights(*(self._unexpanded(stem + suffix) for stem in stems))
+
+    def _unexpanded(self, name: str) -> Any:
+        """As :meth:`_weight`; free numbers on a GPU as they are, if all gates' are in orbits."""
+        matrix = self._matrices.get(name)
+        if matrix is None or matrix.rest or not isinstance(self.symmetry, OrbitNumbers):
+            return self._weight(name)
+        free = matrix.free(self)
+        assert free is not None
+        return FreeMatrix(self.symmetry, free) if free.is_cuda else self._weight(name)
+
     @property
     def folds(self) -> bool:
         """Whether the hidden weights are of a form that folds, and those of all gates."""
@@ -163,6 +179,7 @@ class GatedModule(nn.Module):
         own: dict[str, Callable[[str], Any]] = {
             "folded": self._folded_weights,
             "fused": self._fused_weights,
+            "vendor": self._vendor_weights,
         }
         return own.get(backend, self._layer_weights)
 

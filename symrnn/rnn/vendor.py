@@ -2,21 +2,24 @@
 
 A CPU takes the expanded matrices as they are. cuDNN wants all weights in one buffer, at places of
 its own, and copies them there on every call (with a warning) unless the tensors it is given
-already lie so. :func:`_in_one_buffer` lays them out: the one place that knows of that.
+already lie so. :class:`_OneBuffer` lays them out, symmetric matrices expanded to where they belong:
+the one place that knows of that.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from symrnn.rnn.stack import LayerWeights, StackOptions, State
+from symrnn.symmetry.linear import OrbitNumbers
 
 OPERATORS: dict[str, Any] = {
     "LSTM": torch.lstm,
@@ -33,10 +36,31 @@ CELL_OPERATORS: dict[str, Any] = {
 }
 
 
+class FreeMatrix(NamedTuple):
+    """A stacked matrix (G·H, H), symmetric in all gates, that is not expanded yet.
+
+    free: its free numbers (G, numel).
+    """
+
+    symmetry: OrbitNumbers
+    free: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.free) * self.symmetry.side, self.symmetry.side
+
+    def expand(self) -> Tensor:
+        return self.symmetry.expand(self.free).flatten(0, 1)
+
+
+def _expanded(weight: Tensor | FreeMatrix) -> Tensor:
+    return weight.expand() if isinstance(weight, FreeMatrix) else weight
+
+
 def cell(mode: str, x: Tensor, state: State, w: LayerWeights) -> State:
     """One step of a cell; the arguments of :func:`symrnn.rnn.reference.cell`."""
     hx = state if mode == "LSTM" else state[0]
-    new = CELL_OPERATORS[mode](x, hx, w.ih, w.hh, w.bias_ih, w.bias_hh)
+    new = CELL_OPERATORS[mode](x, hx, _expanded(w.ih), _expanded(w.hh), w.bias_ih, w.bias_hh)
     return [new] if isinstance(new, Tensor) else list(new)
 
 
@@ -60,9 +84,12 @@ def _call(
     weights: list[LayerWeights],
     options: StackOptions,
 ) -> tuple[Tensor, State]:
-    flat = [tensor for layer in weights for tensor in layer if tensor is not None]
-    if not torch.compiler.is_exporting() and _cudnn_takes(flat):
-        flat = _in_one_buffer(flat, weights[0], options)
+    whole = [weight for layer in weights for weight in layer if weight is not None]
+    kept = [weight.free if isinstance(weight, FreeMatrix) else weight for weight in whole]
+    if not torch.compiler.is_exporting() and _cudnn_takes(kept):
+        flat = _in_one_buffer(whole, kept, weights[0], options)
+    else:
+        flat = [_expanded(weight) for weight in whole]
     bias = weights[0].bias_ih is not None
     common = (
         flat,
@@ -109,30 +136,73 @@ def _cudnn_takes(flat: list[Tensor]) -> bool:
     return torch.backends.cudnn.is_acceptable(first)
 
 
-def _in_one_buffer(flat: list[Tensor], first: LayerWeights, options: StackOptions) -> list[Tensor]:
-    """The same tensors, as views of one buffer laid out as cuDNN wants it; differentiable."""
+def _in_one_buffer(
+    whole: Sequence[Tensor | FreeMatrix],
+    kept: Sequence[Tensor],
+    first: LayerWeights,
+    options: StackOptions,
+) -> list[Tensor]:
+    """The weights as views of one buffer laid out as cuDNN wants it; differentiable.
+
+    kept: the tensors that they are made of.
+    """
+    shapes = tuple(tuple(weight.shape) for weight in whole)
     places, total = _cudnn_layout(
         options.mode,
-        tuple(tuple(tensor.shape) for tensor in flat),
-        first.hh.size(1) if first.hr is None else first.hr.size(1),
+        shapes,
+        first.hh.shape[1] if first.hr is None else first.hr.size(1),
         0 if first.hr is None else first.hr.size(0),
         options.num_layers,
         options.bidirectional,
-        flat[0].dtype,
-        flat[0].device,
+        kept[0].dtype,
+        kept[0].device,
     )
-    # Zeros fill what is nobody's: without biases cuDNN has places for them all the same.
-    order = sorted(range(len(flat)), key=places.__getitem__)
-    pieces: list[Tensor] = []
-    end = 0
-    for k in order:
-        pieces += [flat[k].new_zeros(places[k] - end), flat[k].reshape(-1)]
-        end = places[k] + flat[k].numel()
-    pieces.append(flat[0].new_zeros(total - end))
-    # One split, as its gradient is one copy; that of slices is a whole buffer for each of them.
-    views = torch.cat(pieces).split([piece.numel() for piece in pieces])[1::2]
-    placed = {k: view.view_as(flat[k]) for k, view in zip(order, views, strict=True)}
-    return [placed[k] for k in range(len(flat))]
+    symmetries = [weight.symmetry if isinstance(weight, FreeMatrix) else None for weight in whole]
+    views: tuple[Tensor, ...] = _OneBuffer.apply(symmetries, shapes, places, total, *kept)
+    return list(views)
+
+
+class _OneBuffer(torch.autograd.Function):
+    """Tensors, and symmetric matrices by their free numbers, to views of one new buffer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        symmetries: Sequence[OrbitNumbers | None],
+        shapes: Sequence[tuple[int, ...]],
+        places: Sequence[int],
+        total: int,
+        *kept: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.symmetries = symmetries
+        buffer = kept[0].new_empty(total)
+        views = [
+            buffer[place : place + math.prod(shape)].view(shape)
+            for place, shape in zip(places, shapes, strict=True)
+        ]
+        end = 0
+        for place, view in sorted(zip(places, views, strict=True), key=lambda one: one[0]):
+            # Zeros fill what is nobody's: without biases cuDNN has places for them all the same.
+            buffer[end:place].zero_()
+            end = place + view.numel()
+        buffer[end:].zero_()
+        for view, symmetry, tensor in zip(views, symmetries, kept, strict=True):
+            if symmetry is None:
+                view.copy_(tensor)
+            else:
+                symmetry.write(tensor, view.unflatten(0, (-1, symmetry.side)))
+        return tuple(views)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        # Not once differentiable only: without cuDNN the operator has gradients of gradients.
+        found = [
+            gradient
+            if symmetry is None
+            else symmetry.adjoint(gradient.unflatten(0, (-1, symmetry.side)))
+            for symmetry, gradient in zip(ctx.symmetries, gradients, strict=True)
+        ]
+        return None, None, None, None, *found
 
 
 @lru_cache(maxsize=64)

@@ -173,7 +173,43 @@ class _Spread(torch.autograd.Function):
         return _gather(tangent, orbit, sizes)
 
 
-class RawOrbits(LinearSymmetry):
+class OrbitNumbers(LinearSymmetry):
+    """One number per orbit: what the two coordinate systems share.
+
+    scaled: whether it is the entry times the square root of the orbit's size, or the entry itself.
+    """
+
+    scaled: bool
+
+    def __init__(
+        self, name: str, orbits: OrbitMap, folding: Folding | None = None, *, scaled: bool
+    ) -> None:
+        super().__init__(name, orbits, folding)
+        self.scaled = scaled
+
+    def expand(self, v: Tensor) -> Tensor:
+        self._check_free(v)
+        return self._spread(v, scaled=self.scaled)
+
+    def write(self, v: Tensor, out: Tensor) -> None:
+        """``expand(v)``, without gradient, into the memory of ``out`` (..., N, N), contiguous."""
+        self._check_free(v)
+        self._follow(v)
+        u = v.detach()
+        if self.scaled:
+            u = u * self.sizes.to(u.dtype).rsqrt()
+        torch.gather(u, -1, self.orbit.expand(*u.shape[:-1], -1), out=out.flatten(-2))
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """The adjoint of ``expand``: the gradient of its result (..., N, N) to that of v."""
+        self._check_matrix(w)
+        return self._orbit_sum(w, scaled=self.scaled)
+
+    def matrices(self, v: Tensor) -> list[Tensor]:
+        return self._small(v, scaled=self.scaled)
+
+
+class RawOrbits(OrbitNumbers):
     """One raw number per orbit, the entry itself: the paper's triangular form.
 
     ``tri`` of side 3, its six numbers in the order they are stored::
@@ -188,19 +224,12 @@ class RawOrbits(LinearSymmetry):
     """
 
     def __init__(self, name: str, orbits: OrbitMap, folding: Folding | None = None) -> None:
-        super().__init__(name, orbits, folding)
+        super().__init__(name, orbits, folding, scaled=False)
         self.lr_scale = self.numel / self.side**2
-
-    def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
-        return self._spread(v)
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
         return self._orbit_mean(w)
-
-    def matrices(self, v: Tensor) -> list[Tensor]:
-        return self._small(v)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """Each orbit's number is drawn as a plain layer draws an entry."""
@@ -208,7 +237,7 @@ class RawOrbits(LinearSymmetry):
             draw(v)
 
 
-class OrthonormalOrbits(LinearSymmetry):
+class OrthonormalOrbits(OrbitNumbers):
     """One number per orbit, scaled by the square root of the orbit's size.
 
     ``avg`` of side 3, from its six numbers a … f, with s = 1/√2::
@@ -222,16 +251,11 @@ class OrthonormalOrbits(LinearSymmetry):
     matrix takes (:class:`FullMatrix`), at half the memory.
     """
 
-    def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
-        return self._spread(v, scaled=True)
+    def __init__(self, name: str, orbits: OrbitMap, folding: Folding | None = None) -> None:
+        super().__init__(name, orbits, folding, scaled=True)
 
     def project(self, w: Tensor) -> Tensor:
-        self._check_matrix(w)
-        return self._orbit_sum(w, scaled=True)
-
-    def matrices(self, v: Tensor) -> list[Tensor]:
-        return self._small(v, scaled=True)
+        return self.adjoint(w)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """A full matrix is drawn as a plain layer draws it, and its mean over the group taken."""
