@@ -149,8 +149,8 @@ def load_saved(
 def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
     """Raise UserError if what ``config`` asks of the recurrent layers cannot run on ``device``."""
     backend, precision = config["backend"], config["precision"]
-    if backend == "fused" and device.type != "cpu":
-        raise UserError(f"--backend fused is for CPUs, got: --device {device}")
+    if backend == "fused" and device.type not in ("cpu", "cuda"):
+        raise UserError(f"--backend fused is for CPUs and NVIDIA GPUs, got: --device {device}")
     if config.get("weights", "float32") == "float32":
         return
     option = "--weights bfloat16 is for the native kernels"

@@ -40,6 +40,8 @@ def choose(
 ) -> str:
     """The backend that is fastest for this input, by rules measured on a CPU; elsewhere "vendor".
 
+    So on a GPU too, until the kernels for it have been measured there (results/gpu).
+
     - The native kernels, where they are faster than all else (:func:`fused_pays`).
     - Forms that fold are folded where that is faster than PyTorch's operator on expanded weights
       (results/folding.md, for the LSTM and the GRU).

@@ -21,8 +21,9 @@ class SymLSTM(RecurrentLayer):
     backend: "reference" (a plain loop), "script" (TorchScript), "vendor" (PyTorch's own oneDNN or
         cuDNN operator on the expanded weights), "folded" (a loop whose recurrent product is folded,
         for hidden weights of all gates in a form that folds), "fused" (our kernels on packed
-        weights, for float32 and float64 on CPUs, without projections), or "auto", the fastest for
-        each call.
+        weights, without projections: float32 and float64 on CPUs; on NVIDIA GPUs float32, bfloat16
+        and float16, where the symmetric weights of all gates fit on the chip, else the vendor's
+        operator and one warning), or "auto", the fastest for each call.
 
     The free numbers of the symmetric gates are parameters of shape (gates, numel), named after
     the matrix and the form: ``weight_hh_l0_avg``. The matrix itself can be read as

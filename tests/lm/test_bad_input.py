@@ -218,10 +218,10 @@ def test_without_native_kernels(
     assert wanted in refused("train", *arguments, "--backend", "fused")
 
 
-def test_kernels_for_cpus_on_another_device() -> None:
+def test_kernels_on_a_device_that_has_none() -> None:
     config = {"backend": "fused", "precision": "fp32"}
-    with pytest.raises(UserError, match="--backend fused is for CPUs, got: --device cuda:1"):
-        check_machine(config, torch.device("cuda:1"))
+    with pytest.raises(UserError, match="is for CPUs and NVIDIA GPUs, got: --device mps"):
+        check_machine(config, torch.device("mps"))
     config = {"backend": "auto", "precision": "fp32", "weights": "bfloat16"}
     with pytest.raises(UserError, match="native kernels for CPUs, got: --device cuda"):
         check_machine(config, torch.device("cuda"))
