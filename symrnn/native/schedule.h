@@ -172,7 +172,7 @@ constexpr int64_t packed_tile(int64_t tiles, int gates, int gate, int64_t row, i
 
 constexpr int COLUMNS[] = {8, 16, 24};  // the sequences that can be multiplied at once
 constexpr int MOST_SQUARES = 64;
-constexpr int MOST_BLOCKS = 1024;
+constexpr int MOST_BLOCKS = 384;  // then no block waits for more others; no GPU has so many processors
 constexpr int MOST_ROWS = 1 << 30;  // of 16 units of a sequence
 
 struct Room {

@@ -193,9 +193,9 @@ class GatedModule(nn.Module):
 
         ``torch.bfloat16`` halves what a step reads, and rounds each weight to 8 bits of precision;
         input, state and all arithmetic stay float32. It wants float32 weights and the native
-        kernels for CPUs: ``backend="fused"``, or "auto", which takes them wherever they run; of other
-        backends it is a ValueError, and on a GPU it does nothing. Where a gradient is wanted, and in training therefore, the
-        weights are what they are.
+        kernels for CPUs: ``backend="fused"``, or "auto", which takes them wherever they run; of
+        other backends it is a ValueError, and on a GPU it does nothing. Where a gradient is wanted,
+        and in training therefore, the weights are what they are.
         """
         return self._inference_dtype
 

@@ -53,6 +53,16 @@ struct alignas(8) Pair {
     float at[2];
 };
 
+// In one load each.
+SYMRNN_DEVICE Quad<float> load_quad(const float *from) {
+    const float4 v = *reinterpret_cast<const float4 *>(from);
+    return {{v.x, v.y, v.z, v.w}};
+}
+SYMRNN_DEVICE Pair load_pair(const float *from) {
+    const float2 v = *reinterpret_cast<const float2 *>(from);
+    return {{v.x, v.y}};
+}
+
 // Reads what other blocks wrote: past the first cache, which knows nothing of them.
 SYMRNN_DEVICE float load_shared_work(const float *from) { return __ldcg(from); }
 SYMRNN_DEVICE bfloat16 load_shared_work(const bfloat16 *from) { return __ldcg(from); }

@@ -25,6 +25,7 @@ constexpr int THREADS = 384;
 constexpr int WARPS = THREADS / WARP;
 constexpr int UNITS = static_cast<int>(SIDE);  // of a row, and of a tile
 constexpr int MOST_GATES = 4;
+static_assert(MOST_BLOCKS <= THREADS, "each thread waits for one block");
 
 // The arguments of symrnn_cuda_forward and symrnn_cuda_backward, as symrnn_cuda.h has them.
 template <typename T>
@@ -62,7 +63,9 @@ class Worker {
           weights_(reinterpret_cast<Stored *>(shared)),
           operand_(weights_ + s_.together * share_.tiles() * TILE),
           first_row_(s_.first_row(block_)),
-          last_row_(s_.first_row(block_ + 1)) {}
+          last_row_(s_.first_row(block_ + 1)),
+          states_of_(giver_of_states(thread_index())),
+          parts_of_(giver_of_parts(thread_index())) {}
 
     SYMRNN_DEVICE void run() {
         hold_weights();
@@ -110,16 +113,25 @@ class Worker {
         if (thread_index() == 0) raise(flags + block_, count);
     }
 
-    // Until whoever hands over the states of this block's units has done so `count` times.
+    // Until whoever hands over the states of this block's units has done so `count` times. Each thread
+    // waits for one block at most; which one it knows from the beginning, for that takes divisions.
     SYMRNN_DEVICE void await_states(int count) {
-        if (count > 0) {
-            const Span first = blocks_of(share_.first), second = blocks_of(share_.second);
-            for (int k = thread_index(); k < first.count() + second.count(); k += THREADS)
-                wait_for(job_.state_flags + (k < first.count() ? first.first + k
-                                                               : second.first + k - first.count()),
-                         count);
-        }
+        if (count > 0 && states_of_ >= 0) wait_for(job_.state_flags + states_of_, count);
         meet();
+    }
+
+    // Until all parts of this block's rows have been handed over `count` times.
+    SYMRNN_DEVICE void await_parts(int count) {
+        if (count > 0 && parts_of_ >= 0) wait_for(job_.parts_flags + parts_of_, count);
+        meet();
+    }
+
+    // The k-th block whose states are waited for; -1 if there are not so many.
+    SYMRNN_DEVICE int giver_of_states(int k) const {
+        const Span first = blocks_of(share_.first), second = blocks_of(share_.second);
+        if (k < first.count()) return first.first + k;
+        k -= first.count();
+        return k < second.count() ? second.first + k : -1;
     }
 
     // Those that do the cells of these tiles.
@@ -129,19 +141,12 @@ class Worker {
         return {s_.block_of_row(first), s_.block_of_row(last - 1) + 1};
     }
 
-    // Until all parts of this block's rows have been handed over `count` times.
-    SYMRNN_DEVICE void await_parts(int count) {
-        if (count > 0 && first_row_ < last_row_) {
-            const int from = s_.square_of(first_row_ / s_.batch),
-                      to = s_.square_of((last_row_ - 1) / s_.batch),
-                      each = s_.sets() * s_.squares;
-            for (int k = thread_index(); k < (to - from + 1) * each; k += THREADS) {
-                const int set = k % each / s_.squares;
-                const Part part = s_.part(set, from + k / each, k % s_.squares);
-                wait_for(job_.parts_flags + part.block, count);
-            }
-        }
-        meet();
+    // Likewise of the parts of this block's rows.
+    SYMRNN_DEVICE int giver_of_parts(int k) const {
+        if (first_row_ == last_row_) return -1;
+        const int square = s_.square_of(first_row_ / s_.batch) + k / (s_.sets() * s_.squares);
+        if (square > s_.square_of((last_row_ - 1) / s_.batch)) return -1;
+        return s_.part(k / s_.squares % s_.sets(), square, k % s_.squares).block;
     }
 
     // ---- multiplying -----------------------------------------------------------------------------
@@ -179,7 +184,8 @@ class Worker {
                 for (T &x : loaded[j].at) x = from_float<T>(0);
                 if (k >= quads || !rows) continue;
                 const int b = first + k / 4 % COLUMNS_AT_ONCE, tile = k / (COLUMNS_AT_ONCE * 4);
-                const int gate = tile / tiles, local = tile % tiles - share_.first.count();
+                const int gate = operands() > 1 ? tile / tiles : 0,
+                          local = tile - gate * tiles - share_.first.count();
                 const int unit = (local < 0 ? share_.first.last + local
                                             : share_.second.first + local) * UNITS + k % 4 * 4;
                 if (b >= s_.batch) continue;
@@ -283,9 +289,10 @@ class Worker {
 
     // A unit of a sequence, of which this thread does the arithmetic.
     struct Cell {
-        int tile, unit, b;
-        bool valid;  // a unit that there is
-        int64_t at;  // in (B, H)
+        int unit, b;
+        int square, within;  // where its parts are
+        bool valid;          // a unit that there is
+        int64_t at;          // in (B, H)
     };
 
     // Rows are taken by 16 threads each.
@@ -293,9 +300,11 @@ class Worker {
 
     SYMRNN_DEVICE Cell cell(int row) const {
         Cell c;
-        c.tile = row / s_.batch;
-        c.b = row % s_.batch;
-        c.unit = c.tile * UNITS + thread_index() % UNITS;
+        const int tile = row / s_.batch;
+        c.b = row - tile * s_.batch;
+        c.unit = tile * UNITS + thread_index() % UNITS;
+        c.square = s_.square_of(tile);
+        c.within = (tile - s_.first_tile(c.square)) * UNITS + thread_index() % UNITS;
         c.valid = row < last_row_ && c.unit < s_.units;
         c.at = static_cast<int64_t>(c.b) * s_.units + c.unit;
         return c;
@@ -319,21 +328,21 @@ class Worker {
 
     // The parts of a cell's sums. Forth one of each gate, back one over all of them.
     SYMRNN_DEVICE void add_parts(const Cell &c, float (&sum)[MOST_GATES]) const {
-        const int square = s_.square_of(c.tile);
-        const int64_t within = (c.tile - s_.first_tile(square)) * UNITS + thread_index() % UNITS;
-        for (int set = 0; set < s_.sets(); ++set)
+        for (int set = 0, first = 0; set < s_.sets(); ++set, first += s_.together)
 #pragma unroll 4
             for (int from = 0; from < s_.squares; ++from) {
-                const Part part = s_.part(set, square, from);
+                const float *const part =
+                    job_.parts +
+                    s_.part_start(s_.part(set, c.square, from), 0, c.b, job_.backward) + c.within;
                 if (job_.backward) {
-                    sum[0] += load_shared_work(job_.parts + s_.part_start(part, 0, c.b, true) + within);
+                    sum[0] += load_shared_work(part);
                     continue;
                 }
 #pragma unroll
                 for (int gate = 0; gate < MOST_GATES; ++gate)
-                    if (gate / s_.together == set && gate < s_.gates)
+                    if (gate >= first && gate < first + s_.together)
                         sum[gate] += load_shared_work(
-                            job_.parts + s_.part_start(part, gate % s_.together, c.b, false) + within);
+                            part + static_cast<int64_t>(gate - first) * s_.batch * s_.part_width());
             }
     }
 
@@ -513,6 +522,7 @@ class Worker {
     const Share share_;
     Stored *const weights_, *const operand_;
     const int first_row_, last_row_;
+    const int states_of_, parts_of_;
 };
 
 }  // namespace symrnn

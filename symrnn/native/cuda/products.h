@@ -44,19 +44,12 @@ struct FloatPlaces {
         return b * 16 + ((r >> 2) ^ ((b >> 1) & 3)) * 4 + (r & 3);
     }
 
-    SYMRNN_DEVICE static const Quad<float> &quad(const float *at) {
-        return *reinterpret_cast<const Quad<float> *>(at);
-    }
-    SYMRNN_DEVICE static const Pair &pair(const float *at) {
-        return *reinterpret_cast<const Pair *>(at);
-    }
-
     SYMRNN_DEVICE static constexpr int row(int lane, int i) { return lane / 4 * 2 + i; }
 
     template <typename Rounding>
     SYMRNN_DEVICE static void hold(float *tile, const float *packed, const Rounding &rounded) {
         for (int k = lane_index(); k < TILE / 4; k += WARP) {
-            Quad<float> quad = *reinterpret_cast<const Quad<float> *>(packed + k * 4);
+            Quad<float> quad = load_quad(packed + k * 4);
             for (float &x : quad.at) x = rounded(x);
             *reinterpret_cast<Quad<float> *>(tile + index(k / 4, k % 4 * 4)) = quad;
         }
@@ -85,12 +78,12 @@ struct Exact : FloatPlaces {
         Left a;
         if (turned) {
             for (int i = 0; i < 2; ++i) {
-                const Quad<float> &q = quad(tile + index(two + i, step * 4));
+                const Quad<float> q = load_quad(tile + index(two + i, step * 4));
                 for (int k = 0; k < 4; ++k) a.at[i][k] = q.at[k];
             }
         } else {
             for (int k = 0; k < 4; ++k) {
-                const Pair &p = pair(tile + index(step * 4 + k, two));
+                const Pair p = load_pair(tile + index(step * 4 + k, two));
                 for (int i = 0; i < 2; ++i) a.at[i][k] = p.at[i];
             }
         }
@@ -101,7 +94,7 @@ struct Exact : FloatPlaces {
         const int two = first + lane_index() % 4 * 2;
         Right b;
         for (int j = 0; j < 2; ++j) {
-            const Quad<float> &q = quad(operand + place(two + j, step * 4));
+            const Quad<float> q = load_quad(operand + place(two + j, step * 4));
             for (int k = 0; k < 4; ++k) b.at[j][k] = q.at[k];
         }
         return b;
@@ -137,12 +130,12 @@ struct Tf32 : FloatPlaces {
         Left a;
         if (turned) {
             for (int i = 0; i < 2; ++i) {
-                const Quad<float> &q = quad(tile + index(two + i, four));
+                const Quad<float> q = load_quad(tile + index(two + i, four));
                 for (int k = 0; k < 4; ++k) a.at[k / 2][k % 2 * 2 + i] = q.at[k];
             }
         } else {
             for (int k = 0; k < 4; ++k) {
-                const Pair &p = pair(tile + index(four + k, two));
+                const Pair p = load_pair(tile + index(four + k, two));
                 for (int i = 0; i < 2; ++i) a.at[k / 2][k % 2 * 2 + i] = p.at[i];
             }
         }
@@ -150,8 +143,8 @@ struct Tf32 : FloatPlaces {
     }
 
     SYMRNN_DEVICE static Right right(const float *operand, int first, int) {
-        const Quad<float> &q =
-            quad(operand + place(first + lane_index() / 4, lane_index() % 4 * 4));
+        const Quad<float> q =
+            load_quad(operand + place(first + lane_index() / 4, lane_index() % 4 * 4));
         return {{{q.at[0], q.at[1]}, {q.at[2], q.at[3]}}};
     }
 
