@@ -246,6 +246,9 @@ struct alignas(8) Pair {
     float at[2];
 };
 
+inline Quad<float> load_quad(const float *from) { return {{from[0], from[1], from[2], from[3]}}; }
+inline Pair load_pair(const float *from) { return {{from[0], from[1]}}; }
+
 template <typename T>
 T load_shared_work(const T *from) {
     gpu().pause();

@@ -7,24 +7,20 @@ tests/native/emulate.cpp hands the functions over; what fits a GPU is asked of t
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, byref, c_bool, c_int, c_int64
-from itertools import product
-from pathlib import Path
+from itertools import pairwise, product
 
 import pytest
 import torch
 
 from symrnn import native
-from symrnn.native import building
 from symrnn.native.interface import Dtype, Fit, Gpu, Mode, Status
-
-HERE = Path(__file__).parent
 
 SIDE = 16  # of a tile
 MOST_ROWS = 2**30
+MOST_BLOCKS = 384
 COLUMNS = (8, 16, 24)
 TOGETHER = [(1, 1), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]  # gates, and how many a block has
 GATES = {Mode.LSTM: 4, Mode.GRU: 3, Mode.RNN_TANH: 1, Mode.RNN_RELU: 1}
@@ -93,24 +89,14 @@ FUNCTIONS = {
 
 
 @pytest.fixture(scope="module")
-def c(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The functions, compiled; called as `c.schedule_rows(schedule)`."""
-    try:
-        compiler = building.compiler()
-    except building.NotBuiltError as error:
-        pytest.skip(f"needs a C++ compiler: {error}")
-    path = tmp_path_factory.mktemp("schedule") / "emulate.so"
-    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    includes = [f"-I{building.FOLDER / 'cuda'}", f"-I{HERE}"]
-    command = [*compiler, *flags, *includes, str(HERE / "emulate.cpp"), "-o", str(path)]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(path))
+def c(emulator: ctypes.CDLL) -> ctypes.CDLL:
+    """The functions, called as `c.schedule_rows(schedule)`."""
     for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name)
+        function = getattr(emulator, name)
         function.restype, function.argtypes = result, [POINTER(Schedule), *arguments]
-    library.schedule_packed_tile.restype = c_int64
-    library.schedule_packed_tile.argtypes = [c_int64, c_int, c_int, c_int64, c_int64]
-    return library
+    emulator.schedule_packed_tile.restype = c_int64
+    emulator.schedule_packed_tile.argtypes = [c_int64, c_int, c_int, c_int64, c_int64]
+    return emulator
 
 
 def every_schedule(most: int, batch: int = 1) -> Iterator[Schedule]:
@@ -129,13 +115,13 @@ def span(library: ctypes.CDLL, s: Schedule, block: int, side: int) -> range:
     return range(found.first, found.last)
 
 
-# ---- who has which weights -------------------------------------------------------------------------
+# ---- who has which weights -----------------------------------------------------------------------
 
 
 def test_squares_share_out_the_tiles_and_each_knows_its_own(c: ctypes.CDLL) -> None:
     for s in every_schedule(20):
         firsts = [c.schedule_first_tile(s, k) for k in range(s.squares + 1)]
-        sides = [range(*ends) for ends in zip(firsts, firsts[1:], strict=False)]
+        sides = [range(*ends) for ends in pairwise(firsts)]
         assert [k for side in sides for k in side] == list(range(s.tiles))
         lengths = {len(side) for side in sides}
         assert max(lengths) - min(lengths) <= 1
@@ -207,7 +193,7 @@ def test_the_drawing_of_the_header_is_right(c: ctypes.CDLL) -> None:
     assert c.share_gate(s, 8) == 1
 
 
-# ---- who does which cells ---------------------------------------------------------------------------
+# ---- who does which cells ------------------------------------------------------------------------
 
 
 def test_rows_are_dealt_out_evenly_and_in_order(c: ctypes.CDLL) -> None:
@@ -217,14 +203,36 @@ def test_rows_are_dealt_out_evenly_and_in_order(c: ctypes.CDLL) -> None:
             assert c.schedule_rows(s) == rows
             firsts = [c.schedule_first_row(s, block) for block in range(blocks + 1)]
             assert (firsts[0], firsts[-1]) == (0, rows)
-            counts = [b - a for a, b in zip(firsts, firsts[1:], strict=False)]
+            counts = [b - a for a, b in pairwise(firsts)]
             assert min(counts) in (rows // blocks, max(counts))
             assert max(counts) <= rows // blocks + 1
             owners = [block for block, count in enumerate(counts) for _ in range(count)]
             assert [c.schedule_block_of_row(s, row) for row in range(rows)] == owners
 
 
-# ---- where things lie -------------------------------------------------------------------------------
+def test_no_block_waits_for_more_others_than_it_has_threads(c: ctypes.CDLL) -> None:
+    """One thread waits for one block: for those whose states it needs, and those whose parts."""
+    threads, most = 384, 0
+    for (gates, together), squares, batch in product(TOGETHER, range(1, 28), (1, 20)):
+        for tiles in (squares, 3 * squares + 1):
+            s = Schedule(tiles * SIDE, gates, batch, tiles, squares, together)
+            blocks, sets = c.schedule_blocks(s), gates // together
+            if blocks > MOST_BLOCKS:
+                continue
+            for block in range(blocks):
+                states = 0
+                for side in (span(c, s, block, k) for k in range(2)):
+                    if side:
+                        first = c.schedule_block_of_row(s, side[0] * batch)
+                        last = c.schedule_block_of_row(s, side[-1] * batch + batch - 1)
+                        states += last - first + 1
+                rows = range(c.schedule_first_row(s, block), c.schedule_first_row(s, block + 1))
+                own = {c.schedule_square_of(s, row // batch) for row in rows}
+                most = max(most, states, len(own) * sets * squares)
+    assert 0 < most <= threads
+
+
+# ---- where things lie ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backward", [0, 1])
@@ -283,7 +291,7 @@ def test_nothing_overflows_at_the_largest_sizes(c: ctypes.CDLL) -> None:
         rows = s.tiles * s.batch
         assert rows > MOST_ROWS - tiles
         blocks = c.schedule_blocks(s)
-        for backward, block, row in product((0, 1), (blocks // 2, blocks), (0, rows // 3, rows - 1)):
+        for backward, block, row in product((0, 1), (1, blocks), (0, rows // 3, rows - 1)):
             found = {
                 "first_tile": c.schedule_first_tile(s, s.squares - 1),
                 "square_of": c.schedule_square_of(s, s.tiles - 1),
@@ -327,7 +335,7 @@ def test_a_packed_tile_is_where_the_library_packs_it(c: ctypes.CDLL) -> None:
         assert seen.all()
 
 
-# ---- what fits a GPU --------------------------------------------------------------------------------
+# ---- what fits a GPU -----------------------------------------------------------------------------
 
 
 def fit(gpu: Gpu, mode: Mode, dtype: Dtype, side: int, batch: int, backward: bool) -> Fit | None:
@@ -352,7 +360,7 @@ def by_the_rule(
         possible = [
             m
             for m in range(1, min(n, 64) + 1)
-            if blocks_of_gate(m) * sets <= min(gpu.multiprocessors, 1024)
+            if blocks_of_gate(m) * sets <= min(gpu.multiprocessors, MOST_BLOCKS)
         ]
         if not possible:
             continue
@@ -401,8 +409,8 @@ def test_what_fits_is_what_the_rule_says() -> None:
     assert count > 1000
 
 
-# The layout of an LSTM of 20 sequences: blocks, squares, gates together, sequences at once, bytes of
-# shared memory; forth and back. None where it does not fit.
+# The layout of an LSTM of 20 sequences: blocks, squares, gates together, sequences at once, bytes
+# of shared memory; forth and back. None where it does not fit.
 LAYOUTS: dict[tuple[str, int, Dtype], tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
     ("H200", 200, Dtype.FLOAT): ((128, 8, 1, 24, 12288),) * 2,
     ("H200", 650, Dtype.FLOAT): ((128, 8, 1, 24, 55296),) * 2,
@@ -413,8 +421,8 @@ LAYOUTS: dict[tuple[str, int, Dtype], tuple[tuple[int, ...] | None, tuple[int, .
     ("H200", 2048, Dtype.BFLOAT16): ((128, 8, 1, 24, 163840),) * 2,
     ("H100 SXM", 1500, Dtype.FLOAT): ((128, 8, 1, 24, 196608),) * 2,
     ("H100 PCIe", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
-    # Few large squares or many small ones of all gates: a block holds as much. Back, where the parts
-    # of the gates are one, the latter leave fewer of them.
+    # Few large squares or many small ones of all gates: a block holds as much. Back, where the
+    # parts of the gates are one, the latter leave fewer of them.
     ("H100 PCIe", 1500, Dtype.FLOAT): ((100, 7, 1, 8, 215040), (113, 15, 4, 8, 229376)),
     ("H100 PCIe", 2048, Dtype.BFLOAT16): ((113, 15, 4, 24, 179712), (113, 15, 4, 24, 221184)),
     ("A100", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
@@ -461,7 +469,8 @@ def test_how_an_lstm_is_laid_out(name: str, side: int, dtype: Dtype) -> None:
     ],
 )
 def test_the_largest_layer_on_an_h200(mode: Mode, dtype: Dtype, forth: int, back: int) -> None:
-    """20 sequences. Of the GRU's way back fewer units fit: all of its gates are together."""
+    """20 sequences. A GRU of more than 2032 units fits with its three gates together, and then
+    there is no room for what all of them are multiplied by on the way back."""
     for backward, largest in ((False, forth), (True, back)):
         fits = [bool(fit(GPUS["H200"], mode, dtype, n, 20, backward)) for n in range(1, 6000)]
         rule = [by_the_rule(GPUS["H200"], mode, dtype, n, 20, backward) for n in range(1, 6000, 16)]
@@ -538,7 +547,7 @@ def test_what_makes_no_sense_is_told_and_nothing_is_written(
     assert (found.blocks == 77) == (status != Status.OK)
 
 
-# ---- banks of shared memory -------------------------------------------------------------------------
+# ---- banks of shared memory ----------------------------------------------------------------------
 
 LANES = range(32)
 
@@ -546,8 +555,8 @@ LANES = range(32)
 def conflicts(addresses: list[int], width: int) -> int:
     """The most words, of a phase of a warp's reads, that lie in one bank; 1 is as fast as can be.
 
-    Shared memory has 32 banks of 4 bytes. Reads of 16 bytes are done by 8 lanes at a time, of 8 bytes
-    by 16; of ldmatrix 8 rows of 16 bytes. The same word may be had by many lanes.
+    Shared memory has 32 banks of 4 bytes. Reads of 16 bytes are done by 8 lanes at a time, of 8
+    bytes by 16; of ldmatrix 8 rows of 16 bytes. The same word may be had by many lanes.
     """
     at_once = 128 // width
     worst = 0
@@ -559,39 +568,39 @@ def conflicts(addresses: list[int], width: int) -> int:
     return worst
 
 
-# What lane l of a warp reads at once (products.h): a place of a tile or of an operand.
+# What lane n of a warp reads at once (products.h): a place of a tile or of an operand.
 Reads = Callable[[int], tuple[int, int]]
 FLOAT_TILES: dict[str, tuple[int, list[Reads]]] = {
-    "TF32 along rows": (16, [lambda l, i=i: (l // 4 * 2 + i, l % 4 * 4) for i in range(2)]),
-    "TF32 across rows": (8, [lambda l, k=k: (l % 4 * 4 + k, l // 4 * 2) for k in range(4)]),
+    "TF32 along rows": (16, [lambda n, i=i: (n // 4 * 2 + i, n % 4 * 4) for i in range(2)]),
+    "TF32 across rows": (8, [lambda n, k=k: (n % 4 * 4 + k, n // 4 * 2) for k in range(4)]),
     "exact along rows": (
         16,
-        [lambda l, i=i, s=s: (l // 4 * 2 + i, s * 4) for i in range(2) for s in range(4)],
+        [lambda n, i=i, s=s: (n // 4 * 2 + i, s * 4) for i in range(2) for s in range(4)],
     ),
-    "exact across rows": (8, [lambda l, k=k: (k, l // 4 * 2) for k in range(16)]),
-    "being put there": (16, [lambda l, k=k: ((l + k) // 4, (l + k) % 4 * 4) for k in (0, 32)]),
+    "exact across rows": (8, [lambda n, k=k: (k, n // 4 * 2) for k in range(16)]),
+    "being put there": (16, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 FLOAT_OPERANDS: dict[str, tuple[int, list[Reads]]] = {
-    "TF32": (16, [lambda l, f=f: (f + l // 4, l % 4 * 4) for f in (0, 8, 16)]),
+    "TF32": (16, [lambda n, f=f: (f + n // 4, n % 4 * 4) for f in (0, 8, 16)]),
     "exact": (
         16,
         [
-            lambda l, f=f, j=j, s=s: (f + l % 4 * 2 + j, s * 4)
+            lambda n, f=f, j=j, s=s: (f + n % 4 * 2 + j, s * 4)
             for f in (0, 8, 16)
             for j in range(2)
             for s in range(4)
         ],
     ),
-    "being put there": (16, [lambda l: (l // 4, l % 4 * 4)]),
+    "being put there": (16, [lambda n: (n // 4, n % 4 * 4)]),
 }
 TILES_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
-    "along rows": (16, [lambda l: (l % 8 + l // 8 % 2 * 8, l // 16 * 8)]),
-    "across rows": (16, [lambda l: (l % 8 + l // 16 * 8, l // 8 % 2 * 8)]),
-    "being put there": (8, [lambda l, k=k: ((l + k) // 4, (l + k) % 4 * 4) for k in (0, 32)]),
+    "along rows": (16, [lambda n: (n % 8 + n // 8 % 2 * 8, n // 16 * 8)]),
+    "across rows": (16, [lambda n: (n % 8 + n // 16 * 8, n // 8 % 2 * 8)]),
+    "being put there": (8, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 OPERANDS_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
-    "operand": (16, [lambda l, f=f: (f + l % 8, l // 8 % 2 * 8) for f in (0, 8, 16)]),
-    "being put there": (8, [lambda l: (l // 4, l % 4 * 4)]),
+    "operand": (16, [lambda n, f=f: (f + n % 8, n // 8 % 2 * 8) for f in (0, 8, 16)]),
+    "being put there": (8, [lambda n: (n // 4, n % 4 * 4)]),
 }
 
 
