@@ -174,6 +174,7 @@ constexpr int COLUMNS[] = {8, 16, 24};  // the sequences that can be multiplied 
 constexpr int MOST_SQUARES = 64;
 constexpr int MOST_BLOCKS = 384;  // then no block waits for more others; no GPU has so many processors
 constexpr int MOST_ROWS = 1 << 30;  // of 16 units of a sequence
+constexpr int MOST_TILES = 1 << 12;  // along a side: far more than there is room for
 
 struct Room {
     Schedule schedule;
@@ -203,10 +204,13 @@ constexpr int64_t carry_numbers(const Schedule &s) {
 }
 
 // The workspace: first the flags, two for each block, then the carry, then the parts, each at a
-// multiple of 256 bytes.
-constexpr int64_t carry_start(const Schedule &s) {
-    return (static_cast<int64_t>(s.blocks()) * 2 * 4 + 255) / 256 * 256;
+// multiple of 256 bytes. From one flag to the next it is a line of the cache: all that wait look
+// again and again, which is to be spread over the memory's channels.
+constexpr int FLAG = 32;  // in numbers of 4 bytes
+constexpr int64_t flag_bytes(const Schedule &s) {
+    return static_cast<int64_t>(s.blocks()) * 2 * FLAG * 4;
 }
+constexpr int64_t carry_start(const Schedule &s) { return (flag_bytes(s) + 255) / 256 * 256; }
 constexpr int64_t parts_start(const Schedule &s) {
     return carry_start(s) + (carry_numbers(s) * 4 + 255) / 256 * 256;
 }
@@ -224,7 +228,7 @@ constexpr bool find_room(int multiprocessors, int64_t shared_bytes, int units, i
                          int weight_bytes, bool backward, Room &room) {
     bool found = false;
     int64_t least = 0, fewest = 0;
-    if (tiles_of(units) > MOST_ROWS / batch) return false;
+    if (tiles_of(units) > MOST_TILES || tiles_of(units) > MOST_ROWS / batch) return false;
     for (int together = 1; together <= gates; ++together) {
         if (gates % together != 0) continue;
         Schedule s{units, gates, batch, static_cast<int>(tiles_of(units)), 0, together};

@@ -63,7 +63,9 @@ def fit(
 
 def rounds_to_tf32() -> bool:
     """Whether products of float32 in recurrent layers may be rounded to TF32."""
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    # Some versions hide the switch of this name behind a module of the same.
+    precision = getattr(torch.backends.cudnn.rnn, "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
 
 # ---- what every call hands over ----------------------------------------------------------------

@@ -18,11 +18,11 @@ using namespace symrnn;
 namespace {
 
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which nobody is to touch
-constexpr int DEADLOCK = 100, OVERRUN = 101;
+constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
 
 template <typename Policy, int N>
 int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsigned order) {
-    memset(job.parts_flags, 0, job.schedule.blocks() * 2 * sizeof(uint32_t));
+    memset(job.parts_flags, 0, flag_bytes(job.schedule));
     // Not a number in any of the types.
     std::vector<std::unique_ptr<char, void (*)(void *)>> shared;
     const size_t room = (shared_bytes + GUARD + 127) / 128 * 128;
@@ -35,6 +35,7 @@ int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsign
         Worker<Policy, N>(job, shared[block].get()).run();
     });
     if (!ended) return DEADLOCK;
+    if (gpu.misaligned) return MISALIGNED;
     for (const auto &memory : shared)
         for (size_t k = shared_bytes; k < room; ++k)
             if (memory.get()[k] != '\xff') return OVERRUN;

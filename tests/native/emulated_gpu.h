@@ -103,6 +103,7 @@ class EmulatedGpu {
         return one;
     }
     Fiber *current = nullptr;
+    bool misaligned = false;  // whether something was read from an address that a GPU refuses
 
     // Runs `body` by so many blocks of threads; false if they end up waiting for one another.
     bool launch(int blocks, int threads, unsigned order, const std::function<void(int)> &body) {
@@ -246,13 +247,22 @@ struct alignas(8) Pair {
     float at[2];
 };
 
-inline Quad<float> load_quad(const float *from) { return {{from[0], from[1], from[2], from[3]}}; }
-inline Pair load_pair(const float *from) { return {{from[0], from[1]}}; }
+// A GPU stops at what it does not find at a multiple of its size.
+template <typename T>
+T load_aligned(const void *from) {
+    if (reinterpret_cast<uintptr_t>(from) % alignof(T)) gpu().misaligned = true;
+    T loaded;
+    memcpy(&loaded, from, sizeof loaded);
+    return loaded;
+}
+
+inline Quad<float> load_quad(const float *from) { return load_aligned<Quad<float>>(from); }
+inline Pair load_pair(const float *from) { return load_aligned<Pair>(from); }
 
 template <typename T>
 T load_shared_work(const T *from) {
     gpu().pause();
-    return *from;
+    return load_aligned<T>(from);
 }
 
 // What each lane shows, once all lanes have.

@@ -170,6 +170,17 @@ def test_from_a_given_state(steps: int) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
+def test_from_a_state_that_lies_anywhere() -> None:
+    """A view's first number need not be where four can be read at once."""
+    layer = SymLSTM(IN, 16)
+    x = torch.randn(1, 2, IN, requires_grad=True)
+    h0, c0 = (torch.randn(33)[1:].view(1, 2, 16) for _ in range(2))
+    assert h0.data_ptr() % 16 != 0
+    found = results(*run(layer, x, (h0, c0)), [x, *layer.parameters()])
+    close(found, expect(layer, x, (h0, c0)), 2e-6)
+
+
+@pytest.mark.usefixtures("emulated")
 def test_gradients_of_gradients() -> None:
     layer, x = SymLSTM(2, 3), torch.randn(2, 2, 2, requires_grad=True)
 

@@ -41,7 +41,7 @@ from symrnn.native.building import NotBuiltError, cores, from_environment, run
 FOLDER = Path(__file__).resolve().parent
 SHARED_HEADERS = ("layout.h", "schedule.h", "symrnn.h")  # from the folder above
 
-OLDEST = 80  # the kernels copy to shared memory asynchronously, which 8.0 is the first that can
+OLDEST = 80  # the first whose matrix units take TF32 and bfloat16
 DEFAULT = "/usr/local/cuda/bin/nvcc"
 FLAGS = (
     *("-std=c++17", "-O3", "--expt-relaxed-constexpr"),

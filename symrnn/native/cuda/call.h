@@ -124,7 +124,7 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
         set(job.bias_n, call.layer->bias_n);
         char *const workspace = static_cast<char *>(call.workspace);
         set(job.parts_flags, workspace);
-        job.state_flags = job.parts_flags + room.schedule.blocks();
+        job.state_flags = job.parts_flags + room.schedule.blocks() * FLAG;
         set(job.carry, workspace + carry_start(room.schedule));
         set(job.parts, workspace + parts_start(room.schedule));
         take(job, arrays);

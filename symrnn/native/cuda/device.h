@@ -14,6 +14,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <string.h>
 
 #define SYMRNN_DEVICE __device__ __forceinline__
 
@@ -65,8 +66,15 @@ SYMRNN_DEVICE Pair load_pair(const float *from) {
 
 // Reads what other blocks wrote: past the first cache, which knows nothing of them.
 SYMRNN_DEVICE float load_shared_work(const float *from) { return __ldcg(from); }
-SYMRNN_DEVICE bfloat16 load_shared_work(const bfloat16 *from) { return __ldcg(from); }
-SYMRNN_DEVICE half load_shared_work(const half *from) { return __ldcg(from); }
+// Not by CUDA's own for numbers of 16 bits, of which the compiler is not told that it reads memory.
+template <typename T>
+SYMRNN_DEVICE T load_shared_work(const T *from) {
+    static_assert(sizeof(T) == sizeof(unsigned short));
+    const unsigned short bits = __ldcg(reinterpret_cast<const unsigned short *>(from));
+    T x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 SYMRNN_DEVICE Quad<float> load_shared_work(const Quad<float> *from) {
     const float4 v = __ldcg(reinterpret_cast<const float4 *>(from));

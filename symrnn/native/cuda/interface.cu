@@ -96,7 +96,7 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
                      int64_t gate_stride, int64_t row_stride, int to_dtype, void *to, int device,
                      void *stream) {
     if (!from || !to) return SYMRNN_NULL;
-    if (side < 1 || side > MOST_SIDE || gates < 1 || gates > MOST_GATES || gate_stride < 0 ||
+    if (side < 1 || tiles_of(side) > MOST_TILES || gates < 1 || gates > MOST_GATES || gate_stride < 0 ||
         row_stride < side || !aligned(to, 16))
         return SYMRNN_SIZE;
     if (!weight_bytes(from_dtype) || !weight_bytes(to_dtype)) return SYMRNN_DTYPE;

@@ -22,7 +22,7 @@ cudaError_t launch(const Job<typename Policy::Number> &job, int columns, int64_t
     cudaError_t bad = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(shared_bytes));
     const int blocks = job.schedule.blocks();
-    if (!bad) bad = cudaMemsetAsync(job.parts_flags, 0, blocks * 2 * sizeof(uint32_t), stream);
+    if (!bad) bad = cudaMemsetAsync(job.parts_flags, 0, flag_bytes(job.schedule), stream);
     if (bad) return bad;
     cudaLaunchAttribute together = {};
     together.id = cudaLaunchAttributeCooperative;

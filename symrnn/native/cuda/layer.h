@@ -41,7 +41,7 @@ struct Job {
     T *hn, *cn;                                                         // forth
     const T *d_output, *d_hn, *d_cn;        // back
     T *d_gates, *d_hidden, *d_h0, *d_c0;    // back
-    uint32_t *parts_flags, *state_flags;  // (blocks), zeros at first
+    uint32_t *parts_flags, *state_flags;  // (blocks, FLAG), zeros at first
     float *carry;                         // (B, H)
     float *parts;
 };
@@ -110,19 +110,19 @@ class Worker {
 
     SYMRNN_DEVICE void hand_over(uint32_t *flags, int count) {
         meet();
-        if (thread_index() == 0) raise(flags + block_, count);
+        if (thread_index() == 0) raise(flags + block_ * FLAG, count);
     }
 
     // Until whoever hands over the states of this block's units has done so `count` times. Each thread
     // waits for one block at most; which one it knows from the beginning, for that takes divisions.
     SYMRNN_DEVICE void await_states(int count) {
-        if (count > 0 && states_of_ >= 0) wait_for(job_.state_flags + states_of_, count);
+        if (count > 0 && states_of_ >= 0) wait_for(job_.state_flags + states_of_ * FLAG, count);
         meet();
     }
 
     // Until all parts of this block's rows have been handed over `count` times.
     SYMRNN_DEVICE void await_parts(int count) {
-        if (count > 0 && parts_of_ >= 0) wait_for(job_.parts_flags + parts_of_, count);
+        if (count > 0 && parts_of_ >= 0) wait_for(job_.parts_flags + parts_of_ * FLAG, count);
         meet();
     }
 
@@ -176,7 +176,9 @@ class Worker {
         constexpr int AT_ONCE = 4;  // loads on their way
         const int tiles = share_.first.count() + share_.second.count(),
                   quads = operands() * tiles * COLUMNS_AT_ONCE * 4;
-        const bool whole = s_.units % 4 == 0;
+        // An initial state may lie anywhere.
+        const bool whole =
+            s_.units % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % sizeof(Quad<T>) == 0;
         for (int base = thread_index(); base < quads; base += THREADS * AT_ONCE) {
             Quad<T> loaded[AT_ONCE];
             for (int j = 0; j < AT_ONCE; ++j) {

@@ -8,8 +8,6 @@
 
 namespace symrnn {
 
-constexpr int64_t MOST_SIDE = 1 << 16;  // a grid has at most so many panels and tiles
-
 struct SymmetricMatrices {
     int64_t side;
     int gates;

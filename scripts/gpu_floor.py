@@ -1,0 +1,119 @@
+"""What a step of the GPU kernels must take at least: a count, not a measurement.
+
+One step is two exchanges between multiprocessors, each of which goes through the second cache
+(L2), and one product; symrnn/native/schedule.h says who does what. Of a call whose layout has m
+squares along a side, q gates together, K sequences multiplied at once, and n = ⌈H / 16⌉ tiles
+along a side::
+
+    exchanges   2 × 2.0 µs: a block writes, raises a flag that another polls, and that one reads
+    parts       blocks · 2 · v · B · 16 ⌈n / m⌉ · 4 bytes, written once and read once;
+                v vectors: q on the way forth, 1 on the way back
+    states      blocks · 2 · 16 ⌈n / m⌉ · o · B · bytes of a number, read;
+                o operands: 1 on the way forth, q on the way back
+    bytes       (2 · parts + states) / 4 TB/s
+    product     of the block with most tiles, the longer of reading each tile twice (it serves as W
+                and as Wᵀ) at 128 bytes a clock, and of 2 · 256 · K multiply-adds a tile at the rate
+                of the units; ⌈B / K⌉ times; at 1.755 GHz
+    floor       exchanges + bytes + product
+
+Assumed, from what is public of the H100 and H200: the clock, 128 bytes a clock of shared memory,
+the dense rates of the matrix units (which the instructions of older chips, used here, do not quite
+reach), some 2 µs from a write to its sight elsewhere, some 4 TB/s of L2. Not counted: the input's
+part of the gates, the gradients of the weights, the arithmetic of the cells, the launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gpu_cases import KINDS
+
+from symrnn import native
+from symrnn.native.interface import Dtype, Fit, Gpu, Status
+from symrnn.rnn.operators import MODES
+from symrnn.rnn.operators_gpu import DTYPES
+
+H200 = (132, 232_448)  # multiprocessors, bytes of shared memory a block may have
+
+EXCHANGES = 2 * 2.0  # µs
+L2 = 4e12  # bytes a second
+SHARED = 128  # bytes a clock of a multiprocessor
+CLOCK = 1.755e9
+MULTIPLY_ADDS = {"exact": 128, "tf32": 1024, "bf16": 2048, "fp16": 2048}  # a clock, likewise
+TILE = 16
+
+
+@dataclass(frozen=True)
+class Floor:
+    """µs of a step, and what they are the sum of."""
+
+    blocks: int
+    squares: int
+    together: int
+    exchanges: float
+    bytes: float
+    product: float
+
+    @property
+    def total(self) -> float:
+        return self.exchanges + self.bytes + self.product
+
+
+def layout(
+    gpu: tuple[int, int], mode: str, kind: str, side: int, batch: int, backward: bool
+) -> Fit:
+    """symrnn_fit of a layer; ValueError if it does not fit, or there are no kernels for CPUs."""
+    library = native.library()
+    if library is None:
+        raise ValueError(native.why_not())
+    found = Fit()
+    dtype: Dtype = DTYPES[KINDS[kind].dtype]
+    status = library.symrnn_fit_gpu(
+        Gpu(*gpu), MODES[mode], dtype, side, batch, backward, ctypes.byref(found)
+    )
+    if status != Status.OK:
+        raise ValueError(f"{mode} H={side} B={batch} {kind} does not fit (status {status})")
+    return found
+
+
+def most_tiles(tiles: int, squares: int) -> int:
+    """Those of the block that has the most of one gate's matrix."""
+    ends = [tiles * k // squares for k in range(squares + 1)]
+    sides = [b - a for a, b in pairwise(ends)] + [0]
+    off = [a * b for i, a in enumerate(sides[:-1]) for b in sides[:i]]
+    halves = [side * (side + 1) // 2 for side in sides]
+    on = [halves[k] + halves[k + 1] for k in range(0, squares, 2)]
+    return max(off + on)
+
+
+def floor(
+    kind: str,
+    side: int,
+    batch: int,
+    *,
+    backward: bool = False,
+    mode: str = "LSTM",
+    gpu: tuple[int, int] = H200,
+) -> Floor:
+    """Of one step. ValueError as of :func:`layout`."""
+    fit = layout(gpu, mode, kind, side, batch, backward)
+    number = KINDS[kind].dtype.itemsize
+    tiles = -(-side // TILE)
+    width = TILE * -(-tiles // fit.squares)
+    vectors, operands = (1, fit.together) if backward else (fit.together, 1)
+    parts = fit.blocks * 2 * vectors * batch * width * 4
+    states = fit.blocks * 2 * width * operands * batch * number
+    held = most_tiles(tiles, fit.squares) * fit.together
+    reading = held * TILE * TILE * number * 2 / SHARED
+    multiplying = held * TILE * TILE * 2 * fit.columns / MULTIPLY_ADDS[kind]
+    passes = -(-batch // fit.columns)
+    return Floor(
+        blocks=fit.blocks,
+        squares=fit.squares,
+        together=fit.together,
+        exchanges=EXCHANGES,
+        bytes=(2 * parts + states) / L2 * 1e6,
+        product=passes * max(reading, multiplying) / CLOCK * 1e6,
+    )
