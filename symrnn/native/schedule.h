@@ -72,10 +72,12 @@ struct Schedule {
 
     // Who adds to the sum of square `to` the part that comes of square `from`'s units.
     constexpr Part part(int set, int to, int from) const {
-        const int first = set * blocks_of_gate();
-        if (to == from) return {first + squares * (squares - 1) / 2 + to / 2, to % 2};
-        if (to > from) return {first + to * (to - 1) / 2 + from, 0};
-        return {first + from * (from - 1) / 2 + to, 1};
+        // Not by branches, so that a GPU does many at once.
+        const int row = to > from ? to : from, column = to > from ? from : to;
+        const int below = row * (row - 1) / 2 + column,
+                  diagonal = squares * (squares - 1) / 2 + to / 2;
+        return {set * blocks_of_gate() + (to == from ? diagonal : below),
+                to == from ? to % 2 : to < from};
     }
 
     // Rows of 16 units of one sequence are numbered tile by tile, and dealt out in this order.
@@ -141,6 +143,12 @@ struct Share {
     }
     constexpr int from(int to) const { return diagonal ? to : 1 - to; }
 
+    // From the index of tile(to, a, k) to that of tile(to, a, k + 1).
+    constexpr int step(int to, int a, int k) const {
+        if (!diagonal) return to == 0 ? 1 : second.count();
+        return k < a ? 1 : k + 1;
+    }
+
     // Which tile of the matrix is held at this index.
     struct Position {
         int row, column;
@@ -175,6 +183,7 @@ constexpr int MOST_SQUARES = 64;
 constexpr int MOST_BLOCKS = 384;  // then no block waits for more others; no GPU has so many processors
 constexpr int MOST_ROWS = 1 << 30;  // of 16 units of a sequence
 constexpr int MOST_TILES = 1 << 12;  // along a side: far more than there is room for
+constexpr int64_t MOST_PARTS = 0x7fffffff;  // numbers: they are found by 32 bits
 
 struct Room {
     Schedule schedule;
@@ -238,6 +247,7 @@ constexpr bool find_room(int multiprocessors, int64_t shared_bytes, int units, i
             ++s.squares;
         if (s.squares == 0) continue;
         const int64_t held = held_numbers(s), parts = s.part_numbers(backward);
+        if (parts > MOST_PARTS) continue;
         if (found && (held > least || (held == least && parts >= fewest))) continue;
         int best = 0, multiplied = 0;
         for (const int columns : COLUMNS) {

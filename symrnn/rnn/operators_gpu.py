@@ -63,9 +63,10 @@ def fit(
 
 def rounds_to_tf32() -> bool:
     """Whether products of float32 in recurrent layers may be rounded to TF32."""
-    # Some versions hide the switch of this name behind a module of the same.
-    precision = getattr(torch.backends.cudnn.rnn, "fp32_precision", None)
-    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
+    # What torch.backends.cudnn.rnn.fp32_precision reads; in some versions a module of the same name
+    # hides that, once it has been imported.
+    precision: str = torch._C._get_fp32_precision_getter("cuda", "rnn")
+    return precision == "tf32"
 
 
 # ---- what every call hands over ----------------------------------------------------------------
@@ -203,23 +204,12 @@ def layer(
     check_shape("c0", c0, batch, side)
     if (c0 is None) == (mode == "LSTM"):
         raise ValueError(f"c0 should be given for an LSTM and no other mode, got: mode={mode!r}")
-    output, hn, cn, gates, cells = operators._layer_shapes(
-        input,
-        w_ih,
-        bias_ih,
-        bias_hh,
-        matrices,
-        packed,
-        h0,
-        c0,
-        None,
-        mode,
-        symm,
-        symmetric,
-        reverse,
-    )
+    output, hn = input.new_empty(rows, side), input.new_empty(batch, side)
+    cn = input.new_empty((batch, side) if mode == "LSTM" else (0,))
+    remembers = mode in ("LSTM", "GRU")
+    cells = input.new_empty((rows, side) if remembers else (0,), dtype=torch.float32)
     if rows == 0 and batch == 0:
-        return output, hn, cn, gates, cells
+        return output, hn, cn, input.new_empty(0, plan.gates * side), cells
     steps = operators.check_lengths(None, rows, batch)
     bias, bias_n = joined_biases(mode, bias_ih, bias_hh)
     with _products_as_recurrent(input.dtype):

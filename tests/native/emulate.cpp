@@ -105,6 +105,9 @@ int share_gate(const Schedule *s, int block) { return Share(*s, block).gate; }
 Span share_side(const Schedule *s, int block, int side) { return Share(*s, block).side(side); }
 int share_from(const Schedule *s, int block, int to) { return Share(*s, block).from(to); }
 int share_tiles(const Schedule *s, int block) { return Share(*s, block).tiles(); }
+int share_step(const Schedule *s, int block, int to, int a, int k) {
+    return Share(*s, block).step(to, a, k);
+}
 HeldTile share_tile(const Schedule *s, int block, int to, int a, int k) {
     return Share(*s, block).tile(to, a, k);
 }

@@ -652,8 +652,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "await_parts(count - FAULT);",
     ),
     "threads do not meet when parts have come": (
-        "parts_of_, count);\n        meet();",
-        "parts_of_, count);\n        if (!FAULT) meet();",
+        "parts_of_ * FLAG, count);\n        meet();",
+        "parts_of_ * FLAG, count);\n        if (!FAULT) meet();",
     ),
     "states are not waited for": (
         "wait_for(job_.state_flags",
@@ -668,8 +668,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "s_.block_of_row(last - 1) + 1 - FAULT",
     ),
     "threads do not meet when states have come": (
-        "states_of_, count);\n        meet();",
-        "states_of_, count);\n        if (!FAULT) meet();",
+        "states_of_ * FLAG, count);\n        meet();",
+        "states_of_ * FLAG, count);\n        if (!FAULT) meet();",
     ),
     "threads do not meet before they hand over": (
         "meet();\n        if (thread_index() == 0) raise",
@@ -697,12 +697,12 @@ FAULTS: dict[str, tuple[str, str]] = {
         "if (b + COLUMNS_AT_ONCE < s_.batch && !FAULT) meet();",
     ),
     "parts are added as they come": (
-        "s_.part(set, c.square, from)",
-        "s_.part(set, c.square, (from + FAULT * (come += from == 0)) % s_.squares)",
+        "s_.part(0, c.square, base + k)",
+        "s_.part(0, c.square, (base + k + FAULT * (come += base + k == 0)) % s_.squares)",
     ),
     "parts are written of sequences that there are not": (
-        "if (b < s_.batch)\n                        part",
-        "if (b < s_.batch || FAULT)\n                        part",
+        "if (b < s_.batch) Policy::store",
+        "if (b < s_.batch || FAULT) Policy::store",
     ),
     "units are done that there are not": (
         "row < last_row_ && c.unit < s_.units;",
@@ -713,8 +713,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "row += (THREADS / UNITS) << FAULT;",
     ),
     "a tile above the diagonal is not turned": (
-        "turned[r] = held.turned;",
-        "turned[r] = held.turned && !FAULT;",
+        "share_.diagonal ? k > row[r] : to == 1",
+        "!FAULT && (share_.diagonal ? k > row[r] : to == 1)",
     ),
 }
 

@@ -116,6 +116,7 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
     const auto go = [&](auto policy) {
         Job<typename decltype(policy)::Number> job = {};
         job.schedule = room.schedule;
+        job.part_width = room.schedule.part_width();
         job.mode = mode;
         job.steps = static_cast<int>(call.steps);
         job.reverse = call.reverse;

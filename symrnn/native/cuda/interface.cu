@@ -66,6 +66,7 @@ int start(const Call &call, const Arrays &arrays, int device, void *stream) {
     if (on.error) return status_of(on.error);
     return run(call, arrays, gpu, [&](auto policy, const auto &job, const Room &room) {
         return status_of(launch<decltype(policy)>(job, room.columns, room.shared_bytes,
+                                                  gpu.shared_bytes,
                                                   static_cast<cudaStream_t>(stream)));
     });
 }
@@ -84,7 +85,11 @@ int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (int bad = gpu_of(device, gpu)) return bad;
     const OnDevice on(device);
     if (on.error) return status_of(on.error);
-    const cudaError_t error = pack_runs();
+    cudaError_t error = load_pack();
+    if (!error) error = load<Exact>();
+    if (!error) error = load<Tf32>();
+    if (!error) error = load<Bits16<bfloat16>>();
+    if (!error) error = load<Bits16<half>>();
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
         cudaGetLastError();
         return SYMRNN_FIT;

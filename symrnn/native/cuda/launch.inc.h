@@ -13,14 +13,31 @@ __global__ void __launch_bounds__(THREADS, 1)
 }
 
 template <typename Policy>
+using Kernel = void (*)(Job<typename Policy::Number>);
+
+template <typename Policy>
+Kernel<Policy> kernel_for(int columns) {
+    return columns == COLUMNS[0]   ? run_layer<Policy, COLUMNS[0] / 8>
+           : columns == COLUMNS[1] ? run_layer<Policy, COLUMNS[1] / 8>
+                                   : run_layer<Policy, COLUMNS[2] / 8>;
+}
+
+template <typename Policy>
+cudaError_t load() {
+    for (const int columns : COLUMNS) {
+        cudaFuncAttributes attributes;
+        if (cudaError_t bad = cudaFuncGetAttributes(&attributes, kernel_for<Policy>(columns)))
+            return bad;
+    }
+    return cudaSuccess;
+}
+
+template <typename Policy>
 cudaError_t launch(const Job<typename Policy::Number> &job, int columns, int64_t shared_bytes,
-                   cudaStream_t stream) {
-    using Kernel = void (*)(Job<typename Policy::Number>);
-    const Kernel kernel = columns == COLUMNS[0]   ? run_layer<Policy, COLUMNS[0] / 8>
-                          : columns == COLUMNS[1] ? run_layer<Policy, COLUMNS[1] / 8>
-                                                  : run_layer<Policy, COLUMNS[2] / 8>;
+                   int most_shared, cudaStream_t stream) {
+    const Kernel<Policy> kernel = kernel_for<Policy>(columns);
     cudaError_t bad = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes));
+                                           most_shared);
     const int blocks = job.schedule.blocks();
     if (!bad) bad = cudaMemsetAsync(job.parts_flags, 0, flag_bytes(job.schedule), stream);
     if (bad) return bad;

@@ -31,6 +31,7 @@ static_assert(MOST_BLOCKS <= THREADS, "each thread waits for one block");
 template <typename T>
 struct Job {
     Schedule schedule;
+    int part_width;  // the schedule's: known beforehand, for it takes a division
     int mode, steps;
     bool reverse, backward;
     const T *packed, *bias_n;
@@ -242,25 +243,28 @@ class Worker {
                   length = share_.side(to).count(), of_gate = share_.tiles();
         const int all = share_.first.count() + share_.second.count(),
                   before = side == 0 ? 0 : share_.first.count();
+        int row[R], start[R];  // which tile of the side; its first tile among all weights
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            const int vector = (strip + r) / length;  // forth: of which gate
+            row[r] = strip + r - vector * length;
+            start[r] = vector * of_gate + share_.tile(to, row[r], 0).index;
+        }
 #pragma unroll 1
         for (int gate = 0; gate < operands(); ++gate) {
-#pragma unroll 1
-            for (int k = 0; k < tiles; ++k) {
-                const Stored *operand = operand_ + (gate * all + before + k) * OPERAND;
-                const Stored *tile[R];
-                bool turned[R];
+            int held[R];
 #pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    const int vector = (strip + r) / length;  // forth: of which gate
-                    const HeldTile held = share_.tile(to, (strip + r) % length, k);
-                    tile[r] = weights_ + (of_gate * (gate + vector) + held.index) * TILE;
-                    turned[r] = held.turned;
-                }
+            for (int r = 0; r < R; ++r) held[r] = start[r] + gate * of_gate;
+            const Stored *operand = operand_ + (gate * all + before) * OPERAND;
+#pragma unroll 1
+            for (int k = 0; k < tiles; ++k, operand += OPERAND) {
 #pragma unroll 1
                 for (int step = 0; step < Policy::STEPS; ++step) {
                     typename Policy::Left a[R];
 #pragma unroll
-                    for (int r = 0; r < R; ++r) a[r] = Policy::left(tile[r], turned[r], step);
+                    for (int r = 0; r < R; ++r)
+                        a[r] = Policy::left(weights_ + held[r] * TILE,
+                                            share_.diagonal ? k > row[r] : to == 1, step);
 #pragma unroll
                     for (int j = 0; j < N; ++j) {
                         const typename Policy::Right b = Policy::right(operand, j * 8, step);
@@ -268,23 +272,29 @@ class Worker {
                         for (int r = 0; r < R; ++r) Policy::multiply(sum[r][j], a[r], b);
                     }
                 }
+#pragma unroll
+                for (int r = 0; r < R; ++r) held[r] += share_.step(to, row[r], k);
             }
         }
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            float *const part = job_.parts + s_.part_start({block_, to}, (strip + r) / length, 0,
-                                                           job_.backward) +
-                                (strip + r) % length * UNITS;
+            const int vector = (strip + r) / length;
+            float *const part = job_.parts + part_place({block_, to}, vector) +
+                                row[r] * UNITS;
 #pragma unroll
             for (int j = 0; j < N; ++j)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int b = first + j * 8 + lane_index() % 4 * 2 + i % 2;
-                    if (b < s_.batch)
-                        part[static_cast<int64_t>(b) * s_.part_width() +
-                             Policy::row(lane_index(), i / 2)] = sum[r][j][i];
+                for (int i = 0; i < 2; ++i) {
+                    const int b = first + j * 8 + lane_index() % 4 * 2 + i;
+                    if (b < s_.batch) Policy::store(part + b * job_.part_width, sum[r][j], i);
                 }
         }
+    }
+
+    // Schedule::part_start of the first sequence, in 32 bits.
+    SYMRNN_DEVICE int part_place(Part part, int vector) const {
+        return ((part.block * 2 + part.side) * s_.vectors(job_.backward) + vector) * s_.batch *
+               job_.part_width;
     }
 
     // ---- the cells -------------------------------------------------------------------------------
@@ -294,10 +304,10 @@ class Worker {
         int unit, b;
         int square, within;  // where its parts are
         bool valid;          // a unit that there is
-        int64_t at;          // in (B, H)
+        int at;              // in (B, H)
     };
 
-    // Rows are taken by 16 threads each.
+    // Rows are taken by 16 threads each; this is the first of this thread.
     SYMRNN_DEVICE int own_row() const { return first_row_ + thread_index() / UNITS; }
 
     SYMRNN_DEVICE Cell cell(int row) const {
@@ -308,12 +318,12 @@ class Worker {
         c.square = s_.square_of(tile);
         c.within = (tile - s_.first_tile(c.square)) * UNITS + thread_index() % UNITS;
         c.valid = row < last_row_ && c.unit < s_.units;
-        c.at = static_cast<int64_t>(c.b) * s_.units + c.unit;
+        c.at = c.b * s_.units + c.unit;
         return c;
     }
 
-    // Calls `work` for the thread's cells, with `read` of each before; of the first before the parts
-    // are waited for.
+    // Calls `work` for the thread's cells, with `read` of each before. What does not depend on the
+    // parts is done for the first cell before they are waited for.
     template <typename Read, typename Work>
     SYMRNN_DEVICE void each_cell(int count, const Read &read, const Work &work) {
         int row = own_row();
@@ -323,29 +333,43 @@ class Worker {
         while (row < last_row_) {
             if (c.valid) work(c, in);
             row += THREADS / UNITS;
+            if (row >= last_row_) break;
             c = cell(row);
             in = read(c);
         }
     }
 
-    // The parts of a cell's sums. Forth one of each gate, back one over all of them.
+    // The parts of a cell's sums: forth of each gate, back all in one. All loads of some squares
+    // are on their way before the first is added.
+    template <bool BACK>
     SYMRNN_DEVICE void add_parts(const Cell &c, float (&sum)[MOST_GATES]) const {
-        for (int set = 0, first = 0; set < s_.sets(); ++set, first += s_.together)
-#pragma unroll 4
-            for (int from = 0; from < s_.squares; ++from) {
-                const float *const part =
-                    job_.parts +
-                    s_.part_start(s_.part(set, c.square, from), 0, c.b, job_.backward) + c.within;
-                if (job_.backward) {
-                    sum[0] += load_shared_work(part);
-                    continue;
-                }
+        constexpr int AT_ONCE = 4;
+        const int vectors = s_.vectors(BACK), count = BACK ? s_.sets() : s_.gates;
+        const int of_vector = s_.batch * job_.part_width;  // numbers, as the next two
+        const int of_set = s_.blocks_of_gate() * 2 * vectors * of_vector;
+        const float *const parts = job_.parts + c.b * job_.part_width + c.within;
+        for (int base = 0; base < s_.squares; base += AT_ONCE) {
+            float got[MOST_GATES][AT_ONCE];
 #pragma unroll
-                for (int gate = 0; gate < MOST_GATES; ++gate)
-                    if (gate >= first && gate < first + s_.together)
-                        sum[gate] += load_shared_work(
-                            part + static_cast<int64_t>(gate - first) * s_.batch * s_.part_width());
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const Part part = s_.part(0, c.square, base + k);
+                const int place = (part.block * 2 + part.side) * vectors * of_vector;
+#pragma unroll
+                for (int g = 0; g < MOST_GATES; ++g) {
+                    const int q = s_.together;
+                    const int set = BACK ? g : (g >= q) + (g >= 2 * q) + (g >= 3 * q);
+                    const int vector = BACK ? 0 : g - set * q;
+                    got[g][k] = g < count && base + k < s_.squares
+                                    ? load_shared_work(parts + place + set * of_set +
+                                                       vector * of_vector)
+                                    : 0.0f;
+                }
             }
+#pragma unroll
+            for (int g = 0; g < MOST_GATES; ++g)
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; ++k) sum[BACK ? 0 : g] += got[g][k];
+        }
     }
 
     struct ForwardInput {
@@ -389,7 +413,7 @@ class Worker {
             n + 1, [&](const Cell &c) { return read_forward(c, n); },
             [&](const Cell &c, ForwardInput &in) {
                 float sum[MOST_GATES] = {};
-                add_parts(c, sum);
+                add_parts<false>(c, sum);
                 for (int g = 0; g < MOST_GATES; ++g) sum[g] += in.gate[g];
                 float state = in.before;
                 const float h = lstm_forward(sum, state);
@@ -406,7 +430,7 @@ class Worker {
             n + 1, [&](const Cell &c) { return read_forward(c, n); },
             [&](const Cell &c, ForwardInput &in) {
                 float sum[MOST_GATES] = {};
-                add_parts(c, sum);
+                add_parts<false>(c, sum);
                 float h;
                 if (job_.mode == SYMRNN_GRU) {
                     const float hidden = sum[2] + or_zero(job_.bias_n, c.unit);
@@ -458,7 +482,7 @@ class Worker {
     // What comes back to h from the step after, and from the output.
     SYMRNN_DEVICE float gradient_of_h(const Cell &c, const BackwardInput &in, int done) const {
         float sum[MOST_GATES] = {};
-        if (done > 0) add_parts(c, sum);
+        if (done > 0) add_parts<true>(c, sum);
         return sum[0] + in.d_h;
     }
 
@@ -511,7 +535,7 @@ class Worker {
             },
             [&](const Cell &c, float carried) {
                 float sum[MOST_GATES] = {};
-                add_parts(c, sum);
+                add_parts<true>(c, sum);
                 if (job_.mode == SYMRNN_LSTM) job_.d_c0[c.at] = from_float<T>(carried);
                 else sum[0] += carried;
                 job_.d_h0[c.at] = from_float<T>(sum[0]);

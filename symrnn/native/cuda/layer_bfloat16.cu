@@ -1,5 +1,6 @@
 #include "launch.inc.h"
 
 namespace symrnn {
-template cudaError_t launch<Bits16<bfloat16>>(const Job<bfloat16> &, int, int64_t, cudaStream_t);
-}
+template cudaError_t launch<Bits16<bfloat16>>(const Job<bfloat16> &, int, int64_t, int, cudaStream_t);
+template cudaError_t load<Bits16<bfloat16>>();
+}  // namespace symrnn

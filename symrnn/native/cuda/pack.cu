@@ -52,7 +52,7 @@ cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, 
     }
 }
 
-cudaError_t pack_runs() {
+cudaError_t load_pack() {
     cudaFuncAttributes attributes;
     return cudaFuncGetAttributes(&attributes, pack_tile<float, float>);
 }

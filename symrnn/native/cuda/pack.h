@@ -18,8 +18,8 @@ struct SymmetricMatrices {
 cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, int to_dtype,
                  void *to, cudaStream_t stream);
 
-// Whether this build has code for the current GPU.
-cudaError_t pack_runs();
+// Loads the kernels, which have no code in this build for every GPU.
+cudaError_t load_pack();
 
 }  // namespace symrnn
 

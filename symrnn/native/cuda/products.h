@@ -11,8 +11,8 @@
 //   Right     what it holds of the operand
 //   multiply  sum += A · operand
 //   STRIPS    of how many A one warp holds such a part at once; one more, and registers run out
-//   row       of the tile, that the sums 0 and 1 (i = 0) or 2 and 3 (i = 1) of a lane belong to; their
-//             sequences are 2 · (lane % 4) and the next
+//   store     of the four sums of a lane, which are of two rows of the tile and of the sequences
+//             2 · (lane % 4) and the next, those of the k-th sequence
 //
 // A tile is stored column by column, so in memory M[c][r] = W[r][c]: W is read across memory's rows
 // and Wᵀ along them. The order of the terms of a sum may be any, if both factors have the same; the
@@ -44,7 +44,9 @@ struct FloatPlaces {
         return b * 16 + ((r >> 2) ^ ((b >> 1) & 3)) * 4 + (r & 3);
     }
 
-    SYMRNN_DEVICE static constexpr int row(int lane, int i) { return lane / 4 * 2 + i; }
+    SYMRNN_DEVICE static void store(float *to, const float (&sum)[4], int k) {
+        *reinterpret_cast<Pair *>(to + lane_index() / 4 * 2) = {{sum[k], sum[2 + k]}};
+    }
 
     template <typename Rounding>
     SYMRNN_DEVICE static void hold(float *tile, const float *packed, const Rounding &rounded) {
@@ -175,7 +177,10 @@ struct Bits16 {
         return row * 16 + (((column >> 3) ^ (row >> 2 & 1)) << 3) + (column & 7);
     }
     static constexpr int place(int b, int r) { return index(b, r); }
-    SYMRNN_DEVICE static constexpr int row(int lane, int i) { return lane / 4 + i * 8; }
+    SYMRNN_DEVICE static void store(float *to, const float (&sum)[4], int k) {
+        to[lane_index() / 4] = sum[k];
+        to[lane_index() / 4 + 8] = sum[2 + k];
+    }
 
     SYMRNN_DEVICE static T rounded(T x) { return x; }
     SYMRNN_DEVICE static void hold(T *tile, const T *packed) {
