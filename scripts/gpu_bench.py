@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from symrnn import SymLSTM
 from symrnn.native import cuda
+from symrnn.rnn.operators_gpu import rounds_to_tf32
 from symrnn.rnn.packing import matrices_of
 
 CACHE = 120e6  # bytes of inputs that are more than the second cache holds
@@ -504,7 +505,7 @@ def train_case(
         "step": took / done if count > probed else each,
         "tokens_per_second": words / (took / done if count > probed else each),
         "perplexity": score.perplexity,
-        "rounding": torch.backends.cudnn.rnn.fp32_precision,
+        "rounding": "tf32" if rounds_to_tf32() else "ieee",
     }
 
 

@@ -39,15 +39,17 @@ SMALL_BLOCKS = 64  # of 1 MiB: smaller tensors come from such, larger ones never
 @contextlib.contextmanager
 def rounding(how: str) -> Iterator[None]:
     """Products of float32 "ieee" or "tf32", in recurrent layers and elsewhere."""
-    switches = [torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
-    before = [switch.fp32_precision for switch in switches]
+    # By the older switches: the newer one of the recurrent layers cannot be reached in some
+    # versions, and where it was turned, reading the older ones is an error.
+    switches = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
-        switch.fp32_precision = how
+        switch.allow_tf32 = how == "tf32"
     try:
         yield
     finally:
         for switch, old in zip(switches, before, strict=True):
-            switch.fp32_precision = old
+            switch.allow_tf32 = old
 
 
 def poison(device: torch.device) -> None:

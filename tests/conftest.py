@@ -9,7 +9,7 @@ import random
 import socket
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels for GPUs compiled for this machine's CPU: tests/native/emulate.cpp."""
+def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
+    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in)."""
     if not native.available():
         pytest.skip(native.why_not())
     try:
@@ -143,14 +143,25 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     except building.NotBuiltError as error:
         pytest.skip(f"needs a C++ compiler: {error}")
     here = Path(__file__).parent / "native"
-    path = tmp_path_factory.mktemp("emulator") / "emulate.so"
-    includes = [f"-I{building.FOLDER / 'cuda'}", f"-I{here}"]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    command = [*compiler, *flags, *includes, str(here / "emulate.cpp"), "-o", str(path)]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(path))
-    layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
-    gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
-    library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
-    library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
-    return library
+
+    def compiled(cuda: Path, to: Path) -> ctypes.CDLL:
+        path = to / "emulate.so"
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+        sources = [f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
+        subprocess.run([*compiler, *flags, *sources, "-o", str(path)], check=True)
+        library = ctypes.CDLL(str(path))
+        layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
+        gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
+        library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
+        library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
+        return library
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def emulator(
+    compile_emulator: Callable[[Path, Path], ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """The kernels for GPUs compiled for this machine's CPU."""
+    return compile_emulator(building.FOLDER / "cuda", tmp_path_factory.mktemp("emulator"))

@@ -126,7 +126,8 @@ def _products_as_recurrent(dtype: torch.dtype) -> Iterator[None]:
     """Products of float32 matrices by the switch of the recurrent layers, as in cuDNN's.
 
     PyTorch's matrix products have a switch of their own, which is for the whole process: it is
-    turned for as long as it takes to put the product on the stream.
+    turned for as long as it takes to put the product on the stream. What other threads put on
+    theirs in this moment is rounded as here, and the older ``allow_tf32`` cannot be read then.
     """
     wanted = "tf32" if rounds_to_tf32() else "ieee"
     switch = torch.backends.cuda.matmul

@@ -11,9 +11,8 @@ import ctypes
 import itertools
 import math
 import shutil
-import subprocess
 from collections.abc import Callable
-from ctypes import POINTER, byref, c_int, c_int64, c_uint, c_void_p, pointer
+from ctypes import byref, c_int, pointer
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -719,24 +718,10 @@ FAULTS: dict[str, tuple[str, str]] = {
 }
 
 
-def compiled(cuda: Path, to: Path) -> ctypes.CDLL:
-    """The emulator of other sources."""
-    here, path = Path(__file__).parent, to / "emulate.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    command = [*building.compiler(), *flags, f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
-    subprocess.run([*command, "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
-    layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
-    gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
-    library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
-    library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
-    return library
-
-
 class Faulty:
     """The emulator with all these faults, of which one at a time, or none, is on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, compiled: Callable[[Path, Path], ctypes.CDLL], folder: Path) -> None:
         source = (building.FOLDER / "cuda" / "layer.h").read_text()
         for number, (old, new) in enumerate(FAULTS.values(), 1):
             assert source.count(old) == 1, old
@@ -761,8 +746,10 @@ class Faulty:
 
 
 @pytest.fixture(scope="module")
-def faulty(emulator: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
-    return Faulty(tmp_path_factory.mktemp("faulty"))
+def faulty(
+    compile_emulator: Callable[[Path, Path], ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+) -> Faulty:
+    return Faulty(compile_emulator, tmp_path_factory.mktemp("faulty"))
 
 
 def telling_cases() -> list[Case]:
