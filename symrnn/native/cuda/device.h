@@ -174,6 +174,14 @@ namespace symrnn {
 
 constexpr int WARP = 32;
 
+// The loads on their way at once where parts are added, of each gate: as many as leave registers for
+// the rest, which the compiler finds more of for 9.0.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int LOADS_AT_ONCE = 4;
+#else
+constexpr int LOADS_AT_ONCE = 8;
+#endif
+
 SYMRNN_DEVICE int lane_index() { return thread_index() % WARP; }
 SYMRNN_DEVICE int warp_index() { return thread_index() / WARP; }
 

@@ -343,15 +343,14 @@ class Worker {
     // are on their way before the first is added.
     template <bool BACK>
     SYMRNN_DEVICE void add_parts(const Cell &c, float (&sum)[MOST_GATES]) const {
-        constexpr int AT_ONCE = 4;
         const int vectors = s_.vectors(BACK), count = BACK ? s_.sets() : s_.gates;
         const int of_vector = s_.batch * job_.part_width;  // numbers, as the next two
         const int of_set = s_.blocks_of_gate() * 2 * vectors * of_vector;
         const float *const parts = job_.parts + c.b * job_.part_width + c.within;
-        for (int base = 0; base < s_.squares; base += AT_ONCE) {
-            float got[MOST_GATES][AT_ONCE];
+        for (int base = 0; base < s_.squares; base += LOADS_AT_ONCE) {
+            float got[MOST_GATES][LOADS_AT_ONCE];
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; ++k) {
+            for (int k = 0; k < LOADS_AT_ONCE; ++k) {
                 const Part part = s_.part(0, c.square, base + k);
                 const int place = (part.block * 2 + part.side) * vectors * of_vector;
 #pragma unroll
@@ -368,7 +367,7 @@ class Worker {
 #pragma unroll
             for (int g = 0; g < MOST_GATES; ++g)
 #pragma unroll
-                for (int k = 0; k < AT_ONCE; ++k) sum[BACK ? 0 : g] += got[g][k];
+                for (int k = 0; k < LOADS_AT_ONCE; ++k) sum[BACK ? 0 : g] += got[g][k];
         }
     }
 
