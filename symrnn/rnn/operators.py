@@ -123,6 +123,62 @@ def _check_packed(plan: Plan, packed: Tensor, allowed: Sequence[torch.dtype]) ->
         raise ValueError("packed should be contiguous on the device cpu and aligned to 64 bytes")
 
 
+def sizes_of(input: Tensor, h0: Tensor) -> tuple[int, int, int]:
+    """R, B and H; ValueError unless both have 2 dimensions."""
+    if input.dim() != 2 or h0.dim() != 2:
+        raise ValueError(
+            "input and h0 should have 2 dimensions, got: "
+            f"shapes {tuple(input.shape)} and {tuple(h0.shape)}"
+        )
+    return input.size(0), h0.size(0), h0.size(1)
+
+
+def check_layer(
+    mode: str,
+    plan: Plan,
+    input: Tensor,
+    w_ih: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+) -> None:
+    """Raise ValueError unless the arguments of ``layer`` fit one another."""
+    check_shape("w_ih", w_ih, plan.gates * plan.rows, input.size(1))
+    check_shape("bias_ih", bias_ih, plan.gates * plan.rows)
+    check_shape("bias_hh", bias_hh, plan.gates * plan.rows)
+    check_shape("c0", c0, *h0.shape)
+    _check_c0(mode, c0)
+
+
+def check_layer_backward(
+    mode: str,
+    plan: Plan,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    d_output: Tensor | None,
+    d_hn: Tensor | None,
+    d_cn: Tensor | None,
+) -> None:
+    """Raise ValueError unless the arguments of ``layer_backward`` fit one another."""
+    rows, (batch, side) = output.size(0), h0.shape
+    check_shape("output", output, rows, side)
+    check_shape("gates", gates, rows, plan.gates * side)
+    check_shape("cells", cells, *((rows, side) if mode in ("LSTM", "GRU") else (0,)))
+    check_shape("d_output", d_output, rows, side)
+    for name, tensor in (("c0", c0), ("d_hn", d_hn), ("d_cn", d_cn)):
+        check_shape(name, tensor, batch, side)
+    _check_c0(mode, c0)
+
+
+def _check_c0(mode: str, c0: Tensor | None) -> None:
+    if (c0 is None) == (mode == "LSTM"):
+        raise ValueError(f"c0 should be given for an LSTM and no other mode, got: mode={mode!r}")
+
+
 def check_lengths(batch_sizes: Tensor | None, rows: int, batch: int) -> int:
     """T; ValueError unless the steps have ``rows`` rows in all, of ``batch`` sequences."""
     if batch_sizes is None:
@@ -204,21 +260,11 @@ def _layer(
     gates (R, G·H) and, but for a plain RNN, one more number of each unit and step (R, H). What a
     mode has not is empty.
     """
-    if input.dim() != 2 or h0.dim() != 2:
-        raise ValueError(
-            "input and h0 should have 2 dimensions, got: "
-            f"shapes {tuple(input.shape)} and {tuple(h0.shape)}"
-        )
-    rows, (batch, side) = input.size(0), h0.shape
+    rows, batch, side = sizes_of(input, h0)
     plan = hidden_plan(mode, side, symm, symmetric)
     check_numbers(input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0)
-    check_shape("w_ih", w_ih, plan.gates * side, input.size(1))
-    check_shape("bias_ih", bias_ih, plan.gates * side)
-    check_shape("bias_hh", bias_hh, plan.gates * side)
-    check_shape("c0", c0, batch, side)
+    check_layer(mode, plan, input, w_ih, bias_ih, bias_hh, h0, c0)
     bias, bias_n = joined_biases(mode, bias_ih, bias_hh)
-    if (c0 is None) == (mode == "LSTM"):
-        raise ValueError(f"c0 should be given for an LSTM and no other mode, got: mode={mode!r}")
     _check_packed(plan, packed, [input.dtype, torch.bfloat16][: 1 + (input.dtype == torch.float32)])
 
     output, hn, cn, gates, cells = _layer_shapes(
@@ -311,14 +357,7 @@ def _layer_backward(
         d_cn=d_cn,
     )  # fmt: skip
     _check_packed(plan, packed, [output.dtype])
-    check_shape("output", output, rows, side)
-    check_shape("gates", gates, rows, plan.gates * side)
-    check_shape("cells", cells, *((rows, side) if mode in ("LSTM", "GRU") else (0,)))
-    check_shape("d_output", d_output, rows, side)
-    for name, tensor in (("c0", c0), ("d_hn", d_hn), ("d_cn", d_cn)):
-        check_shape(name, tensor, batch, side)
-    if (c0 is None) == (mode == "LSTM"):
-        raise ValueError(f"c0 should be given for an LSTM and no other mode, got: mode={mode!r}")
+    check_layer_backward(mode, plan, output, gates, cells, h0, c0, d_output, d_hn, d_cn)
 
     results = _layer_backward_shapes(
         packed, output, gates, cells, h0, c0, batch_sizes, d_output, d_hn, d_cn, mode, symm,

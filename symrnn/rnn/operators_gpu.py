@@ -194,17 +194,12 @@ def layer(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``layer``: see there for arguments and results."""
-    rows, (batch, side) = input.size(0), h0.shape
+    rows, batch, side = operators.sizes_of(input, h0)
     plan = hidden_plan(mode, side, symm, symmetric)
     _check_whole(batch_sizes)
     _check(packed, input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0)
     check_shape("packed", packed, plan.length)
-    check_shape("w_ih", w_ih, plan.gates * side, input.size(1))
-    check_shape("bias_ih", bias_ih, plan.gates * side)
-    check_shape("bias_hh", bias_hh, plan.gates * side)
-    check_shape("c0", c0, batch, side)
-    if (c0 is None) == (mode == "LSTM"):
-        raise ValueError(f"c0 should be given for an LSTM and no other mode, got: mode={mode!r}")
+    operators.check_layer(mode, plan, input, w_ih, bias_ih, bias_hh, h0, c0)
     output, hn = input.new_empty(rows, side), input.new_empty(batch, side)
     cn = input.new_empty((batch, side) if mode == "LSTM" else (0,))
     remembers = mode in ("LSTM", "GRU")
@@ -253,12 +248,7 @@ def layer_backward(
         d_hn=d_hn, d_cn=d_cn,
     )  # fmt: skip
     check_shape("packed", packed, plan.length)
-    check_shape("output", output, rows, side)
-    check_shape("gates", gates, rows, plan.gates * side)
-    check_shape("cells", cells, *((rows, side) if mode in ("LSTM", "GRU") else (0,)))
-    check_shape("d_output", d_output, rows, side)
-    for name, tensor in (("c0", c0), ("d_hn", d_hn), ("d_cn", d_cn)):
-        check_shape(name, tensor, batch, side)
+    operators.check_layer_backward(mode, plan, output, gates, cells, h0, c0, d_output, d_hn, d_cn)
     results = operators._layer_backward_shapes(
         packed, output, gates, cells, h0, c0, None, d_output, d_hn, d_cn, mode, symm, symmetric,
         reverse,
