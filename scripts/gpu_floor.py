@@ -1,5 +1,7 @@
 """What a step of the GPU kernels must take at least: a count, not a measurement.
 
+    python scripts/gpu_floor.py
+
 One step is two exchanges between multiprocessors, each of which goes through the second cache
 (L2), and one product; symrnn/native/schedule.h says who does what. Of a call whose layout has m
 squares along a side, q gates together, K sequences multiplied at once, and n = ⌈H / 16⌉ tiles
@@ -26,9 +28,10 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from gpu_cases import KINDS
+from report import table
 
 from symrnn import native
 from symrnn.native.interface import Dtype, Fit, Gpu, Status
@@ -117,3 +120,17 @@ def floor(
         bytes=(2 * parts + states) / L2 * 1e6,
         product=passes * max(reading, multiplying) / CLOCK * 1e6,
     )
+
+
+def main() -> None:
+    """Print what results/gpu/README.md has."""
+    rows = []
+    for side, kind in product((650, 1500), ("tf32", "bf16")):
+        one = floor(kind, side, 20)
+        figures = (one.exchanges, one.bytes, one.product, one.total)
+        rows.append([f"{side}, {kind}", *(f"{figure:.2f}" for figure in figures)])
+    print(table(["H, numbers", "two exchanges", "bytes through L2", "product", "floor"], rows))
+
+
+if __name__ == "__main__":
+    main()

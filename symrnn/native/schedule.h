@@ -15,8 +15,8 @@
 //
 // A step is done in two halves. First each block multiplies: its square (I, J) serves both triangles,
 // y_I += W x_J and y_J += Wᵀ x_I, and both sums are left as the block's parts. Then the rows of 16
-// units (a tile) of one sequence are dealt out to all blocks; whoever gets one adds its parts, of
-// the squares 0 … m-1 in this order, and does the arithmetic of the cells. Between the halves a block
+// units (a tile) of one sequence are dealt out to all blocks; whoever gets one adds its parts, always
+// in the same order, and does the arithmetic of the cells. Between the halves a block
 // waits for those it reads from, and for no others.
 
 #ifndef SYMRNN_SCHEDULE_H

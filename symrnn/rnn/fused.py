@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.nn import functional as F
 
 from symrnn.rnn import fused_gpu
 from symrnn.rnn.operators import check_lengths
 from symrnn.rnn.packing import library, matrices_of
 from symrnn.rnn.prepared import is_plain, is_transformed, prepare, tensors_of
-from symrnn.rnn.stack import StackOptions, State, autocast_on
+from symrnn.rnn.stack import StackOptions, State, autocast_on, over_layers
 
 if TYPE_CHECKING:
     from symrnn.rnn.keeping import GatedModule
@@ -136,8 +135,6 @@ def _run(
     """As :func:`run`. everything: input, state and what the weights are made of."""
     module = weights[0].module
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything)
-    directions = 2 if options.bidirectional else 1
-    dropout = options.dropout if options.training else 0.0
     shape, batch = input.shape[:-1], state[0].size(1)
     if not wanted and batch > 0 and input.is_cpu and is_plain() and _are_plain(everything):
         steps = check_lengths(batch_sizes, math.prod(shape), batch)
@@ -151,23 +148,16 @@ def _run(
             0 if lengths is None else lengths.data_ptr(),
             [part.contiguous() for part in state],
             state[0].shape,
-            dropout,
+            options.dropout if options.training else 0.0,
         )
 
+    def layer(k: int, x: Tensor, parts: State) -> tuple[Tensor, State]:
+        h0, c0 = parts[0], parts[1] if len(parts) == 2 else None
+        return weights[k].layer(x, h0, c0, batch_sizes, rounded=not wanted)
+
     x = input.flatten(0, 1) if batch_sizes is None else input
-    last: list[State] = []
-    for depth in range(options.num_layers):
-        if depth > 0 and dropout > 0:
-            x = F.dropout(x, dropout)
-        sides = []
-        for k in range(directions * depth, directions * (depth + 1)):
-            h0, c0 = state[0][k], state[1][k] if len(state) == 2 else None
-            output, ended = weights[k].layer(x, h0, c0, batch_sizes, rounded=not wanted)
-            sides.append(output)
-            last.append(ended)
-        x = sides[0] if directions == 1 else torch.cat(sides, -1)
-    output = x.unflatten(0, shape) if batch_sizes is None else x
-    return output, [torch.stack(parts) for parts in zip(*last, strict=True)]
+    output, last = over_layers(x, state, options, layer)
+    return output.unflatten(0, shape) if batch_sizes is None else output, last
 
 
 # ---- which road, and whether there is any ------------------------------------------------------

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from symrnn import native
 from symrnn.native import cuda
 from symrnn.rnn import vendor
 from symrnn.rnn.operators_gpu import DTYPES, SYMM, fit
 from symrnn.rnn.packing import matrices_of
-from symrnn.rnn.stack import StackOptions, State
+from symrnn.rnn.stack import StackOptions, State, over_layers
 
 if TYPE_CHECKING:
     from symrnn.rnn.fused import FusedWeights
@@ -45,7 +44,13 @@ def run(
         return vendor.run(input, batch_sizes, state, layers, options)
     # Autocast would look at every product within, and has been obeyed by then.
     with torch.autocast("cuda", enabled=False):
-        return _run(input.to(dtype), [part.to(dtype) for part in state], weights, options)
+        output, last = over_layers(
+            input.to(dtype).flatten(0, 1),
+            [part.to(dtype) for part in state],
+            options,
+            lambda k, x, parts: _layer(weights[k], x, parts),
+        )
+    return output.unflatten(0, input.shape[:-1]), last
 
 
 def why_not(module: GatedModule, dtype: torch.dtype, batch: int, device: torch.device) -> str:
@@ -78,24 +83,6 @@ def _autocast_dtype(module: GatedModule) -> torch.dtype | None:
     if not torch.is_autocast_enabled("cuda") or module._dtype() == torch.float64:
         return None
     return torch.get_autocast_dtype("cuda")
-
-
-def _run(
-    input: Tensor, state: State, weights: list[FusedWeights], options: StackOptions
-) -> tuple[Tensor, State]:
-    directions = 2 if options.bidirectional else 1
-    shape, x = input.shape[:-1], input.flatten(0, 1)
-    last: list[State] = []
-    for depth in range(options.num_layers):
-        if depth > 0 and options.dropout > 0:
-            x = F.dropout(x, options.dropout, options.training)
-        sides = []
-        for k in range(directions * depth, directions * (depth + 1)):
-            output, ended = _layer(weights[k], x, [part[k] for part in state])
-            sides.append(output)
-            last.append(ended)
-        x = sides[0] if directions == 1 else torch.cat(sides, -1)
-    return x.unflatten(0, shape), [torch.stack(parts) for parts in zip(*last, strict=True)]
 
 
 def _layer(w: FusedWeights, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -65,6 +65,30 @@ def autocast_on(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+def over_layers(
+    x: Tensor,
+    state: State,
+    options: StackOptions,
+    layer: Callable[[int, Tensor, State], tuple[Tensor, State]],
+) -> tuple[Tensor, State]:
+    """x (R, I) through all layers and directions: the output (R, D·P) and the new state.
+
+    layer: (k, x, state) -> (output, state) runs the k-th, in PyTorch's order, all its steps.
+    """
+    directions = 2 if options.bidirectional else 1
+    last: list[State] = []
+    for depth in range(options.num_layers):
+        if depth > 0 and options.dropout > 0:
+            x = F.dropout(x, options.dropout, options.training)
+        sides = []
+        for k in range(directions * depth, directions * (depth + 1)):
+            output, ended = layer(k, x, [part[k] for part in state])
+            sides.append(output)
+            last.append(ended)
+        x = sides[0] if directions == 1 else torch.cat(sides, -1)
+    return x, [torch.stack(parts) for parts in zip(*last, strict=True)]
+
+
 def stacked(layer: Layer) -> Backend:
     """The backend that runs every layer and direction by ``layer``."""
 

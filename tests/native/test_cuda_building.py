@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,7 +180,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 def loading(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """As on a machine with a GPU; the library is looked for anew, in the test and after it."""
     monkeypatch.setattr(cuda, "architectures", lambda: [90])
-    monkeypatch.setattr(cuda, "_noticed", False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     cuda._loaded.cache_clear()
     cuda._machine.cache_clear()
@@ -241,7 +239,7 @@ def test_built_once(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
     path = building.build([90, 80, 90])
     assert path == fake.cache / building.fingerprint() / "sm_80-sm_90.so"
     assert capfd.readouterr().err == (
-        "symrnn: compiling the CUDA kernels for sm_80 and sm_90, once; this takes about a minute\n"
+        "symrnn: compiling the CUDA kernels for sm_80 and sm_90, once; this takes less than a minute\n"
     )
     first, second, *rest = building.report(path).splitlines()
     assert first == "Cuda compilation tools, release 13.0, V13.0.88"
@@ -447,9 +445,6 @@ def test_compiled_at_first_use(loading: Fake) -> None:
     assert cuda.why_not() == ""
     assert len(loading.calls()) == 1
     assert loading.libraries() == ["sm_90.so"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cuda.notice()
 
 
 def test_built_ahead_and_found_without_nvcc(loading: Fake, no_nvcc: None) -> None:
@@ -475,8 +470,6 @@ def test_each_gpu(loading: Fake) -> None:
     assert cuda.why_not(2) == (
         "symrnn's CUDA kernels do not run on GPU 2: invalid device ordinal (status 10)"
     )
-    with pytest.warns(UserWarning, match="do not run on GPU 1: it is too old"):
-        cuda.notice(1)
 
 
 def test_status_in_words(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,11 +484,7 @@ def test_status_in_words(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None
         cuda.check(77)
 
 
-def test_noticed_once(loading: Fake, no_nvcc: None) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        cuda.notice()
-        cuda.notice()
+def test_without_nvcc(loading: Fake, no_nvcc: None) -> None:
     assert cuda.library() is None
     assert cuda.machine(0) is None
     assert cuda.why_not(0) == cuda.why_not()
@@ -503,9 +492,6 @@ def test_noticed_once(loading: Fake, no_nvcc: None) -> None:
         "symrnn's CUDA kernels are not built: no nvcc was found: .*; mend that and start again",
         cuda.why_not(),
     )
-    assert [str(one.message) for one in caught] == [cuda.why_not()]
-    assert caught[0].category is UserWarning
-    assert caught[0].filename == __file__  # the caller's line, not the library's
 
 
 def test_cannot_be_compiled(loading: Fake) -> None:
@@ -523,9 +509,6 @@ def test_switched_off(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.library() is None
     assert cuda.why_not() == ("symrnn's CUDA kernels are switched off: SYMRNN_NATIVE_CUDA=0 is set")
     assert loading.calls() == []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cuda.notice()
 
 
 def test_no_gpu(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,20 @@ def test_one_buffer_holds_every_weight_at_its_place_and_zeros_elsewhere(
         torch.testing.assert_close(gradient, w if other is None else other)
 
 
+def test_free_numbers_are_expanded_where_cudnn_does_not_take_them() -> None:
+    layer = SymLSTM(IN, H, symm="avg", backend="vendor")
+    x = torch.randn(T, B, IN)
+    whole = layer.layer_weights()[0]
+    free = vendor.FreeMatrix(layer.symmetry, layer.weight_hh_l0_avg)
+    assert free.shape == whole.hh.shape
+    stack = StackOptions("LSTM", 1, False, 0.0, True)
+    state = layer._zeros(x, B)
+    output, _ = vendor.run(x, None, state, [whole._replace(hh=free)], stack)
+    assert torch.equal(output, layer.to_plain()(x)[0])
+    step = vendor.cell("LSTM", x[0], [part[0] for part in state], whole._replace(hh=free))
+    torch.testing.assert_close(step[0], output[0])
+
+
 def test_on_a_cpu_the_tensors_stay_where_they_are() -> None:
     assert not vendor._cudnn_takes([torch.zeros(2)])
 

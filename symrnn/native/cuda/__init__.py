@@ -8,8 +8,8 @@
 symrnn_cuda.h describes the functions; :mod:`symrnn.native.cuda.interface` has them for ctypes;
 :mod:`symrnn.native.cuda.building` knows how they are compiled, and where the result is kept.
 
-The first call on a machine compiles them for the GPUs that it finds, which takes about a minute;
-``python -m symrnn.native.cuda`` does that ahead of time. ``SYMRNN_NATIVE_CUDA=0`` in the
+The first call on a machine compiles them for the GPUs that it finds, which takes less than a
+minute; ``python -m symrnn.native.cuda`` does that ahead of time. ``SYMRNN_NATIVE_CUDA=0`` in the
 environment switches them off.
 """
 
@@ -18,14 +18,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
-import warnings
 from pathlib import Path
 
 import torch
 
 from symrnn import native
-from symrnn.native import users_frame
 from symrnn.native.cuda import building
 from symrnn.native.cuda.interface import FUNCTIONS
 from symrnn.native.interface import INTERFACE, Gpu, Status, declare
@@ -38,7 +35,6 @@ __all__ = [
     "library",
     "load",
     "machine",
-    "notice",
     "why_not",
 ]
 
@@ -72,26 +68,6 @@ def machine(device: int) -> Gpu | None:
 def why_not(device: int | None = None) -> str:
     """One sentence: why there is no library, or why it does not run on a GPU; "" if it does."""
     return _loaded()[1] if device is None else _machine(device)[1]
-
-
-_noticed = False
-_notice_lock = threading.Lock()
-
-
-def notice(device: int | None = None) -> None:
-    """Warn, once in a process, of what :func:`why_not` says.
-
-    No word if that is nothing, or if the user has switched the kernels off.
-    """
-    global _noticed
-    words = why_not(device)
-    if not words or _switched_off():
-        return
-    with _notice_lock:
-        if _noticed:
-            return
-        _noticed = True
-    warnings.warn(words, UserWarning, stacklevel=users_frame())
 
 
 def check(status: int) -> None:

@@ -152,7 +152,7 @@ def build(architectures: Collection[int]) -> Path:
             if not target.exists():
                 print(
                     f"symrnn: compiling the CUDA kernels for {name.replace('-', ' and ')}, once; "
-                    "this takes about a minute",
+                    "this takes less than a minute",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -1,7 +1,7 @@
 // What the kernels use of a GPU, each thing under a name of our own: threads, waiting for other blocks,
-// the matrix units, numbers of 16 bits. Nothing else in the kernels is CUDA's but `__syncthreads`-like
-// meetings and shared memory, so that where SYMRNN_EMULATED is defined the very same kernels run on a
-// CPU, on tests/native/emulated_gpu.h, which has these names too.
+// the matrix units, numbers of 16 bits. Nothing else in layer.h and products.h is CUDA's, so that where
+// SYMRNN_EMULATED is defined the very same kernels run on a CPU, on tests/native/emulated_gpu.h, which
+// has these names too.
 
 #ifndef SYMRNN_CUDA_DEVICE_H
 #define SYMRNN_CUDA_DEVICE_H

@@ -35,13 +35,13 @@ struct Job {
     int mode, steps;
     bool reverse, backward;
     const T *packed, *bias_n;
-    T *gates;      // back: only read
-    float *cells;  // back: only read
+    T *gates;                             // back: only read
+    float *cells;                         // back: only read
     const T *h0, *c0;
-    T *output;     // back: only read
-    T *hn, *cn;                                                         // forth
-    const T *d_output, *d_hn, *d_cn;        // back
-    T *d_gates, *d_hidden, *d_h0, *d_c0;    // back
+    T *output;                            // back: only read
+    T *hn, *cn;                           // forth
+    const T *d_output, *d_hn, *d_cn;      // back
+    T *d_gates, *d_hidden, *d_h0, *d_c0;  // back
     uint32_t *parts_flags, *state_flags;  // (blocks, FLAG), zeros at first
     float *carry;                         // (B, H)
     float *parts;
