@@ -18,9 +18,10 @@ from data.text import blocks_of_lines
 from lm.options import add_machine_options, add_weights_option
 from lm.perplexity import measure
 from lm.saved import Saved, load_saved, precision_of, print_configuration
-from symrnn.training import UserError, resolve_device, run_program, set_threads
-from symrnn.training.errors import describe_os_error
-from symrnn.training.files import replacing
+from symrnn.files import UserError, run_program
+from symrnn.files.atomic import replacing
+from symrnn.files.errors import describe_os_error
+from symrnn.training import resolve_device, set_threads
 
 EXAMPLE = """\
 examples:

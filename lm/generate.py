@@ -15,7 +15,8 @@ from lm.model import LanguageModel, State
 from lm.options import add_machine_options, add_weights_option
 from lm.sampling import draw
 from lm.saved import load_saved, precision_of, print_configuration
-from symrnn.training import UserError, resolve_device, run_program, set_threads
+from symrnn.files import UserError, run_program
+from symrnn.training import resolve_device, set_threads
 from symrnn.training.command_line import number
 
 EXAMPLE = """\

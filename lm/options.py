@@ -13,10 +13,10 @@ from lm.model import CELLS
 from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS, WEIGHTS
 from symrnn import list_symmetries
+from symrnn.files import UserError
 from symrnn.rnn import list_backends
 from symrnn.rnn.gates import check_gates
 from symrnn.symmetry import check_symmetry_name
-from symrnn.training import UserError
 from symrnn.training.command_line import number
 
 EXAMPLE = """\

@@ -18,8 +18,9 @@ from torch import Tensor
 from data import Codec, DataError, codec_from_state
 from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
+from symrnn.files import UserError
 from symrnn.storage import Packed, is_packed
-from symrnn.training import Checkpoint, CheckpointError, UserError, load_checkpoint
+from symrnn.training import Checkpoint, CheckpointError, load_checkpoint
 
 MODEL = "model/"
 """What the names of the model's tensors begin with in a checkpoint."""

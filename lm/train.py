@@ -30,12 +30,12 @@ from lm.saved import (
 )
 from lm.spectrum import spectrum_figure
 from symrnn import parameter_groups, soft_symmetry_penalty
+from symrnn.files import UserError, run_program
 from symrnn.training import (
     CheckpointError,
     Interrupt,
     RunFolder,
     Tracker,
-    UserError,
     environment,
     keep_freed_memory,
     load_checkpoint,
@@ -43,7 +43,6 @@ from symrnn.training import (
     peak_memory,
     resolve_device,
     rng_state,
-    run_program,
     save_checkpoint,
     seed_everything,
     set_rng_state,

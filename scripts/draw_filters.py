@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 from symrnn.vision.drawing import draw_filters
 from symrnn.vision.saved import load_model
 

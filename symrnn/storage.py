@@ -3,7 +3,7 @@
 The file is what the safetensors library writes, so ``safetensors.torch.load_file`` gives the
 model's ``state_dict`` as it stands, free numbers where matrices are symmetric; of tied tensors it
 holds the first. The entry "symrnn.packed" of its ``__metadata__`` (see
-:mod:`symrnn.training.verified`; its sha256 covers all of this) has under "meta" a JSON object of
+:mod:`symrnn.files.verified`; its sha256 covers all of this) has under "meta" a JSON object of
 
     forms  plain name of each symmetric matrix -> how it is kept, enough to build it back
     tied   name -> the name of the same tensor that is in the file
@@ -30,13 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from symrnn.files.atomic import to_json
+from symrnn.files.errors import UserError
+from symrnn.files.verified import FileKind
 from symrnn.rnn.gates import GateMatrix, check_gates
 from symrnn.rnn.keeping import GatedModule
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.tensor import check_axes
-from symrnn.training.errors import UserError
-from symrnn.training.files import to_json
-from symrnn.training.verified import FileKind
 
 _STORED = (torch.float16, torch.bfloat16, torch.float32)
 _FLOATS = (*_STORED, torch.float64)

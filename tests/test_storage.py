@@ -31,10 +31,10 @@ from symrnn import (
     open_packed,
     save_packed,
 )
+from symrnn.files.verified import FileKind
 from symrnn.storage import is_packed
 from symrnn.symmetry import SymmetricTensor
 from symrnn.training import CheckpointError, load_checkpoint, save_checkpoint
-from symrnn.training.verified import FileKind
 
 H = 8
 KIND = FileKind("symrnn.packed", 1, "packed model", "packed model", PackedError)

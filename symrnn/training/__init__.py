@@ -17,7 +17,6 @@ from symrnn.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from symrnn.training.errors import UserError, run_program
 from symrnn.training.interrupt import Interrupt
 from symrnn.training.process import (
     environment,
@@ -37,7 +36,6 @@ __all__ = [
     "Interrupt",
     "RunFolder",
     "Tracker",
-    "UserError",
     "environment",
     "keep_freed_memory",
     "load_checkpoint",
@@ -45,7 +43,6 @@ __all__ = [
     "peak_memory",
     "resolve_device",
     "rng_state",
-    "run_program",
     "save_checkpoint",
     "seed_everything",
     "set_rng_state",

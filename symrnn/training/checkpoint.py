@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from symrnn.training.errors import UserError
-from symrnn.training.verified import FileKind
+from symrnn.files.errors import UserError
+from symrnn.files.verified import FileKind
 
 
 class CheckpointError(UserError):

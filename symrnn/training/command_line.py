@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from symrnn.training.errors import UserError
+from symrnn.files.errors import UserError
 
 
 def number(

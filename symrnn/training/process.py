@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from symrnn.training.errors import UserError
+from symrnn.files.errors import UserError
 
 _MAX_SEED = 2**32 - 1  # numpy takes no more
 _MAX_THREADS = 1024

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from symrnn.training.errors import UserError, describe_os_error
-from symrnn.training.files import is_file_aside, remove_files_aside, replacing, to_json
+from symrnn.files.atomic import is_file_aside, remove_files_aside, replacing, to_json
+from symrnn.files.errors import UserError, describe_os_error
 
 fcntl: ModuleType | None
 try:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from symrnn.training.errors import UserError, describe_os_error
-from symrnn.training.files import replacing
+from symrnn.files.atomic import replacing
+from symrnn.files.errors import UserError, describe_os_error
 from symrnn.training.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from symrnn.training import UserError, resolve_device
+from symrnn.files import UserError
+from symrnn.training import resolve_device
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from symrnn import list_symmetries
+from symrnn.files import UserError
 from symrnn.symmetry import check_symmetry_name
 from symrnn.symmetry.tensor import AXES
-from symrnn.training import UserError
 from symrnn.training.command_line import number
 from symrnn.vision.datasets import list_datasets
 from symrnn.vision.recipes import RECIPES

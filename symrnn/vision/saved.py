@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from symrnn import count_parameters, open_packed, save_packed
-from symrnn.training import Checkpoint, CheckpointError, UserError
+from symrnn.files import UserError
+from symrnn.training import Checkpoint, CheckpointError
 from symrnn.vision import create_model
 
 MODEL = "model/"

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from symrnn import harden, parameter_groups, soft_symmetry_penalty, symmetrize
+from symrnn.files import UserError, run_program
 from symrnn.surgery import Where
 from symrnn.training import (
     Checkpoint,
@@ -27,13 +28,11 @@ from symrnn.training import (
     Interrupt,
     RunFolder,
     Tracker,
-    UserError,
     environment,
     keep_freed_memory,
     load_checkpoint,
     pack_state,
     peak_memory,
-    run_program,
     save_checkpoint,
     seed_everything,
     set_threads,

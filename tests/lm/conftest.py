@@ -21,7 +21,7 @@ import lm.evaluate
 import lm.generate
 import lm.train
 from data import DataError
-from symrnn.training import run_program
+from symrnn.files import run_program
 
 PROGRAMS = {"train": lm.train.main, "evaluate": lm.evaluate.main, "generate": lm.generate.main}
 

@@ -21,7 +21,8 @@ from lm.model import LanguageModel
 from lm.perplexity import Score
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
-from symrnn.training import UserError, load_checkpoint, save_checkpoint
+from symrnn.files import UserError
+from symrnn.training import load_checkpoint, save_checkpoint
 
 Refused = Callable[..., str]
 

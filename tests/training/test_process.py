@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from symrnn.files import UserError, run_program
 from symrnn.training import (
-    UserError,
     environment,
     errors,
     peak_memory,
     resolve_device,
-    run_program,
     seed_everything,
     set_threads,
 )

@@ -14,7 +14,8 @@ from typing import Any
 import killed_programs
 import pytest
 
-from symrnn.training import RunFolder, UserError, load_checkpoint, save_checkpoint
+from symrnn.files import UserError
+from symrnn.training import RunFolder, load_checkpoint, save_checkpoint
 
 
 def test_create_then_open(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.training import RunFolder, Tracker, UserError
+from symrnn.files import UserError
+from symrnn.training import RunFolder, Tracker
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import symrnn.vision.train
-from symrnn.training import run_program
+from symrnn.files import run_program
 
 sys.path.insert(0, str(Path(__file__).parent))  # children import vision_children by name
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 from symrnn.vision.datasets import open_dataset
 from symrnn.vision.datasets.cifar import LAYOUTS
 

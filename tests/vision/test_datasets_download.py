@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 from symrnn.vision.datasets.download import Archive, obtain
 
 MEMBERS = {"a.bin": np.random.default_rng(0).bytes(200_000), "names.txt": b"one\ntwo\n"}

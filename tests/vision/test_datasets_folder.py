@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 from symrnn.vision.datasets import Dataset, open_dataset
 from symrnn.vision.datasets.folder import FolderDataset
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 from symrnn.vision.datasets.resident import ResidentDataset
 
 SIZE, VAL = 50, 23

@@ -15,7 +15,8 @@ from torch import nn
 
 import symrnn.vision.train
 from symrnn import list_symmetries, open_packed, save_packed
-from symrnn.training import UserError, load_checkpoint, save_checkpoint
+from symrnn.files import UserError
+from symrnn.training import load_checkpoint, save_checkpoint
 from symrnn.vision import create_model
 from symrnn.vision.distributed import World
 from symrnn.vision.saved import load_model

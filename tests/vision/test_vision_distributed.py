@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 import symrnn.vision.train
 from symrnn import open_packed
-from symrnn.training import UserError, load_checkpoint
+from symrnn.files import UserError
+from symrnn.training import load_checkpoint
 from symrnn.vision.datasets import open_dataset
 from symrnn.vision.distributed import World
 

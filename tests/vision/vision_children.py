@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import symrnn.vision.train
-from symrnn.training import UserError, run_program
+from symrnn.files import UserError, run_program
 from symrnn.vision import distributed
 from symrnn.vision.distributed import World, running_statistics, synchronize_batch_norm
 

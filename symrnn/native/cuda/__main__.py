@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from symrnn.files import run_program
 from symrnn.native.cuda import AbsentError, architectures, building, load
 from symrnn.native.cuda.resources import readable, resources, table
-from symrnn.training import run_program
 from symrnn.training.command_line import number
 
 EXAMPLE = """\

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from symrnn.training import UserError
-from symrnn.training.errors import describe_os_error
+from symrnn.files import UserError
+from symrnn.files.errors import describe_os_error
 from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, read_cifar
 from symrnn.vision.datasets.dataset import Batch, Dataset
 from symrnn.vision.datasets.download import cache_folder, obtain

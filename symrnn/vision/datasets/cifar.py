@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from symrnn.training import UserError
-from symrnn.training.errors import describe_os_error
+from symrnn.files import UserError
+from symrnn.files.errors import describe_os_error
 from symrnn.vision.datasets.download import Archive
 from symrnn.vision.datasets.resident import Part
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symrnn.training import UserError
+from symrnn.files import UserError
 
 Batch = tuple[Tensor, Tensor]
 """Pictures, float32 (B, 3, s, s), normalised, and their labels, int64 (B,)."""

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from symrnn.training import UserError
-from symrnn.training.errors import describe_os_error
+from symrnn.files import UserError
+from symrnn.files.errors import describe_os_error
 
 TIMEOUT = 30
 """Seconds without a byte after which the server is given up."""

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from symrnn.training import UserError
-from symrnn.training.errors import describe_os_error
+from symrnn.files import UserError
+from symrnn.files.errors import describe_os_error
 from symrnn.vision.datasets.augment import Box, Normalise, central_box, random_box
 from symrnn.vision.datasets.dataset import (
     Batch,

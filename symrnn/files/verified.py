@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symrnn.training.errors import UserError, describe_os_error
-from symrnn.training.files import replacing, to_json
+from symrnn.files.atomic import replacing, to_json
+from symrnn.files.errors import UserError, describe_os_error
 
 _METADATA = "__metadata__"
 _DTYPES = (

@@ -1,0 +1,19 @@
+"""The ground floor: errors for users, files written atomically, verified safetensors files.
+
+What storage, the native builds and training all need, so that none of them imports another for it.
+"""
+
+from symrnn.files.atomic import is_file_aside, remove_files_aside, replacing, to_json
+from symrnn.files.errors import UserError, describe_os_error, run_program
+from symrnn.files.verified import FileKind
+
+__all__ = [
+    "FileKind",
+    "UserError",
+    "describe_os_error",
+    "is_file_aside",
+    "remove_files_aside",
+    "replacing",
+    "run_program",
+    "to_json",
+]
