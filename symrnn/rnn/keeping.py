@@ -22,7 +22,7 @@ from symrnn.rnn.prepared import Cache
 from symrnn.rnn.stack import LayerWeights, State
 from symrnn.rnn.vendor import FreeMatrix
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
-from symrnn.symmetry.linear import OrbitNumbers
+from symrnn.symmetry.linear import OrbitCoordinates
 
 Made = TypeVar("Made", bound="GatedModule")
 
@@ -135,7 +135,7 @@ class GatedModule(nn.Module):
     def _unexpanded(self, name: str) -> Any:
         """As :meth:`_weight`; free numbers on a GPU as they are, if all gates' are in orbits."""
         matrix = self._matrices.get(name)
-        if matrix is None or matrix.rest or not isinstance(self.symmetry, OrbitNumbers):
+        if matrix is None or matrix.rest or not isinstance(self.symmetry, OrbitCoordinates):
             return self._weight(name)
         free = matrix.free(self)
         assert free is not None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from symrnn.rnn.stack import LayerWeights, StackOptions, State
-from symrnn.symmetry.linear import OrbitNumbers
+from symrnn.symmetry.linear import OrbitCoordinates
 
 OPERATORS: dict[str, Any] = {
     "LSTM": torch.lstm,
@@ -42,7 +42,7 @@ class FreeMatrix(NamedTuple):
     free: its free numbers (G, numel).
     """
 
-    symmetry: OrbitNumbers
+    symmetry: OrbitCoordinates
     free: Tensor
 
     @property
@@ -168,7 +168,7 @@ class _OneBuffer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        symmetries: Sequence[OrbitNumbers | None],
+        symmetries: Sequence[OrbitCoordinates | None],
         shapes: Sequence[tuple[int, ...]],
         places: Sequence[int],
         total: int,
