@@ -433,7 +433,7 @@ class _Gates(_Form):
         return len(self.gates) * self.side, self.side
 
     def build(self, numbers: list[Tensor]) -> Tensor:
-        symmetry = get_symmetry(self.symm, self.side).to(numbers[0].device)
+        symmetry = get_symmetry(self.symm, self.side)
         rest = numbers[1] if numbers[1:] else None
         return GateMatrix(self._layout, symmetry, numbers[0], rest).dense()
 

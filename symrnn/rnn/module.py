@@ -69,7 +69,7 @@ class GatedModule(nn.Module):
         self.symm_ih = symm_ih
         self.symmetry = None
         if symm_hh or symm_ih:
-            self.symmetry = get_symmetry(symm, self.hidden_size).to(device=factory["device"])
+            self.symmetry = get_symmetry(symm, self.hidden_size)
         # PyTorch's names in PyTorch's order, and how those that are gate matrices are stored.
         self._weight_names = [name for name, _ in plain.named_parameters()]
         self._layouts: dict[str, GateLayout] = {}

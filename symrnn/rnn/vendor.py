@@ -21,7 +21,7 @@ from symrnn.rnn import torch_state
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import Attributes, Backend, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
-from symrnn.symmetry.linear import OrbitNumbers
+from symrnn.symmetry.linear import OrbitCoordinates
 
 
 def cell(x: Tensor, state: State, w: LayerWeights, attributes: Attributes) -> State:
@@ -99,7 +99,7 @@ def _no_word_of_projections(first: LayerWeights) -> Iterator[None]:
 def _in_one_buffer(weights: Sequence[LayerWeights], attributes: Attributes) -> list[Tensor]:
     """The weights as views of one buffer laid out as cuDNN wants it; differentiable."""
     sources: list[Tensor] = []
-    symmetries: list[OrbitNumbers | None] = []
+    symmetries: list[OrbitCoordinates | None] = []
     shapes: list[tuple[int, ...]] = []
     for w in weights:
         for weight in (w.ih, w.hh, w.bias_ih, w.bias_hh, w.hr):
@@ -133,11 +133,11 @@ def _in_one_buffer(weights: Sequence[LayerWeights], attributes: Attributes) -> l
 _cudnn_layout = lru_cache(maxsize=64)(torch_state.cudnn_layout)
 
 
-def _writes(matrix: GateMatrix) -> OrbitNumbers | None:
+def _writes(matrix: GateMatrix) -> OrbitCoordinates | None:
     """The form that writes the whole matrix where it belongs; None if it has to be assembled."""
     symmetry = matrix.symmetry
     whole = matrix.parameters is not None and matrix.rest is None
-    return symmetry if whole and isinstance(symmetry, OrbitNumbers) else None
+    return symmetry if whole and isinstance(symmetry, OrbitCoordinates) else None
 
 
 class _OneBuffer(torch.autograd.Function):
@@ -146,7 +146,7 @@ class _OneBuffer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        symmetries: Sequence[OrbitNumbers | None],
+        symmetries: Sequence[OrbitCoordinates | None],
         shapes: Sequence[tuple[int, ...]],
         places: Sequence[int],
         total: int,

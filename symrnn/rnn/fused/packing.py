@@ -32,7 +32,7 @@ from symrnn.rnn.torch_state import without_modes
 from symrnn.rnn.weights import GateMatrix
 from symrnn.symmetry import Symmetry, get_symmetry
 from symrnn.symmetry.folding import Folding
-from symrnn.symmetry.linear import OrbitNumbers
+from symrnn.symmetry.linear import OrbitCoordinates
 
 DTYPES: dict[torch.dtype, native.Dtype] = {
     torch.float32: native.Dtype.FLOAT,
@@ -115,11 +115,11 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
 
 
-def _triangle(symmetry: Symmetry) -> OrbitNumbers | None:
+def _triangle(symmetry: Symmetry) -> OrbitCoordinates | None:
     """The form as one of a parameter for each entry of the upper triangle; None if it is none."""
     side = symmetry.side
     pairs = symmetry.own_transpose and symmetry.numel == side * (side + 1) // 2
-    return symmetry if pairs and isinstance(symmetry, OrbitNumbers) else None
+    return symmetry if pairs and isinstance(symmetry, OrbitCoordinates) else None
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Group:
     columns: int
     symmetric: bool
     maps: Maps | None = None
-    form: OrbitNumbers | None = None
+    form: OrbitCoordinates | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -366,7 +366,7 @@ def _group(
     rows: int,
     columns: int,
     symmetric: bool,
-    form: OrbitNumbers | None = None,
+    form: OrbitCoordinates | None = None,
 ) -> Group:
     return Group(tuple(map(gates.index, some)), rows, columns, symmetric, form=form)
 
