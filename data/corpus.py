@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.cache import cache_folder, folder_aside, named
+from data.catalogue import CATALOGUE, SPLITS
 from data.codec import (
     Codec,
     SentencePieceCodec,
@@ -31,7 +32,6 @@ from data.errors import DataError, require_integer
 from data.text import Block, blocks_of_lines, open_binary, progress_bar, read_blocks
 from data.vocabulary import Vocabulary
 
-SPLITS = ("train", "valid", "test")
 FILE_NAMES = ("{split}.txt", "ptb.{split}.txt", "wiki.{split}.tokens")
 """What the text of a split may be called in a folder."""
 
@@ -96,8 +96,6 @@ class Corpus:
 
 def list_corpora() -> list[str]:
     """The names `open_corpus` knows: "builtin" and those that it downloads."""
-    from data.catalogue import CATALOGUE
-
     return ["builtin", *CATALOGUE]
 
 
@@ -283,8 +281,6 @@ def _plan(
     source: str | os.PathLike[str], settings: _Settings, cache: Path, progress: bool
 ) -> _Plan:
     """The plan for a named corpus or a folder of texts."""
-    from data.catalogue import CATALOGUE
-
     if callable(settings.tokenizer):
         raise DataError(
             "a tokenizer function is for a folder already encoded with it: encode with "
