@@ -180,7 +180,7 @@ class TestDamage:
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, out, monkeypatch):
     def full(self, ids, words, lines):
-        with self._explained():
+        with encoded._explained(str(self.path)):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(encoded._Writer, "append", full)
