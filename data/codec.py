@@ -424,8 +424,8 @@ def _refuse_eos(block: Block, split: Callable[[str], Sequence[str]]) -> None:
     for number, line in enumerate(block.text.split("\n"), block.line):
         if EOS in line and EOS in split(line):
             raise DataError(
-                f"{block.source}, line {number}: the text has the word '<eos>', which is kept for "
-                "line ends and added at each of them: take it out of the text"
+                f"{block.source}, line {number}: the text has the word '<eos>', which is reserved "
+                "for line ends and added at each of them: take it out of the text"
             )
 
 

@@ -44,7 +44,7 @@ VERSION = 1
 _MAGIC = b"SYMRNNID"
 _HEADER = struct.Struct("<8sHHIQQQ32s32sI")
 _HEADER_BYTES = 128
-_CHUNK = 1 << 20  # ids
+_CHUNK = 1 << 20  # bytes to verify, ids to read back; whole ids in any case
 
 
 class EncodedText:
@@ -111,22 +111,32 @@ class EncodedText:
         name = repr(os.fspath(path))
         with open_binary(path) as file:
             text = cls(file, name, Path(path))
-        if codec is not None and text.codec_fingerprint != codec.fingerprint():
+        if codec is not None and (text.codec_fingerprint, text.vocabulary_size) != (
+            codec.fingerprint(),
+            len(codec),
+        ):
             raise DataError(f"{name} was made with another codec than the one beside it")
         if verify:
             text.verify()
         return text
 
     def verify(self) -> None:
-        """DataError if the ids do not have the checksum that the header promises."""
+        """DataError if the ids do not have the checksum or the range that the header promises."""
         assert self.path is not None, "a temporary text was just written"
         digest = hashlib.sha256()
+        largest = 0
         with open_binary(self.path) as file:  # reading the map would count as memory in use
             file.seek(_HEADER_BYTES)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                largest = max(largest, int(np.frombuffer(chunk, self.ids.dtype).max()))
         if digest.hexdigest() != self.ids_sha256:
             raise DataError(f"{self.name} is damaged: its ids do not match their checksum")
+        if largest >= self.vocabulary_size:
+            raise DataError(
+                f"{self.name} is damaged: it has the id {largest}, of a vocabulary of "
+                f"{self.vocabulary_size}"
+            )
 
 
 class _Writer:
@@ -291,12 +301,12 @@ class _FirstAppearance(dict[str, int]):
 
 
 def _most_frequent(tokens: list[str], counts: NDArray[np.int64], size: int) -> list[str]:
-    """The tokens to keep, in order of first appearance, `<unk>` last if the text lacks it."""
-    kept: set[str] = set()
+    """The most frequent tokens, in order of first appearance, `<unk>` last if the text lacks it."""
+    chosen: set[str] = set()
     for place in np.argsort(-counts, kind="stable"):
-        if len(kept) == size - 2:
+        if len(chosen) == size - 2:
             break
         if tokens[place] not in (EOS, UNK):
-            kept.add(tokens[place])
-    kept |= {EOS, UNK}
-    return [token for token in tokens if token in kept] + ([] if UNK in tokens else [UNK])
+            chosen.add(tokens[place])
+    chosen |= {EOS, UNK}
+    return [token for token in tokens if token in chosen] + ([] if UNK in tokens else [UNK])

@@ -46,7 +46,7 @@ def open_dataset(
         one of those, or with the official folder of them, whose contents may be others as long as
         they are as many; or a folder with class folders in ``train`` and ``val``. A name goes
         before a folder of that name: write ./shapes for the folder.
-    device: where batches lie; the first three are kept there whole.
+    device: where batches lie; the first three are stored there whole.
     image_size: of class folders, the side to scale to in pixels (224); the others have 32.
     workers: of class folders, the processes that decode (None: one for each processor, at most
         16); the others need none.
