@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,13 +333,84 @@ def test_two_threads_without_locks(fake: Fake, monkeypatch: pytest.MonkeyPatch) 
     cuda.load(first)
 
 
+# -- what others may have put there
+
+
+def own_by_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+@pytest.mark.parametrize("place", ["cache", "folder", "library"])
+@pytest.mark.parametrize("fault", ["group", "others", "owner"])
+def test_what_others_may_change_is_not_loaded(
+    loading: Fake, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
+) -> None:
+    library = building.build([90])
+    path = {"cache": loading.cache, "folder": library.parent, "library": library}[place]
+    if fault == "owner":
+        own_by_another(path, monkeypatch)
+        words = " is not to be trusted with code: it belongs to another user ("
+    else:
+        path.chmod(0o720 if fault == "group" else 0o702)
+        words = f"{path} is not to be trusted with code: its group or others may write it (mode 7"
+    for look in (building.find, building.build):
+        with pytest.raises(building.NotBuiltError, match=re.escape(words)):
+            look([90])
+    assert words in cuda.why_not()
+    if place != "library":  # nor is anything put there
+        with pytest.raises(building.NotBuiltError, match=re.escape(words)):
+            building.build([80])
+        assert loading.libraries() == ["sm_90.so"]
+
+
+def test_what_root_owns_is_loaded(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of the image of a container, which root made for others."""
+    building.build([90])
+    if os.geteuid() != 0:
+        pytest.skip("needs files of root's")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert cuda.available(), cuda.why_not()
+
+
+@pytest.mark.parametrize(("given", "mode"), [(False, 0o700), (True, 0o755)])
+def test_only_we_can_write(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, given: bool, mode: int
+) -> None:
+    """Also where new files are the group's to write."""
+    monkeypatch.setenv("HOME", str(fake.cache.parent))
+    if not given:
+        monkeypatch.delenv("SYMRNN_CACHE")
+    before = os.umask(0o002)
+    try:
+        library = building.build([90])
+    finally:
+        os.umask(before)
+    assert building.find([90]) == library
+    assert library.stat().st_mode & 0o022 == 0
+    assert [path.stat().st_mode & 0o777 for path in list(library.parents)[:2]] == [mode] * 2
+
+
+def test_no_link_is_followed(fake: Fake) -> None:
+    """Not the lock's, the one name that can be foretold."""
+    before = building.build([90])
+    owners = fake.cache.parent / "of the owner"
+    owners.write_text("untouched")
+    (before.parent / "lock").unlink()
+    (before.parent / "lock").symlink_to(owners)
+    fails(f"{before.parent} cannot be written: Too many levels of symbolic links; ", [80])
+    assert owners.read_text() == "untouched"
+
+
 # -- builds that fail
 
 
-def fails(words: str) -> None:
+def fails(words: str, architectures: Collection[int] = (90,)) -> None:
     """The build fails with these words, and leaves nothing."""
     with pytest.raises(building.NotBuiltError, match=re.escape(words)):
-        building.build([90])
+        building.build(architectures)
 
 
 def test_failed(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
@@ -414,7 +485,7 @@ def test_no_home(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    fails("there is no home folder to keep them in; another folder can be given in SYMRNN_CACHE")
+    fails("there is no home folder to put them in; another folder can be given in SYMRNN_CACHE")
 
 
 def test_relative_cache(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,22 @@ def test_the_build_says_why(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "not built: SYMRNN_NATIVE=0 was set when symrnn was installed;" in native.why_not()
 
 
+def test_a_build_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it write to a name that could be foretold."""
+    compiler()
+    tree, folder, owners = tmp_path / "tree", tmp_path / "built", tmp_path / "of the owner"
+    for path in (tree, folder):
+        path.mkdir()
+    (tree / "nothing.cpp").write_text("int nothing;")
+    owners.write_text("untouched")
+    for name in (building.LIBRARY, f"{building.LIBRARY}.{os.getpid()}"):
+        (folder / name).symlink_to(owners)
+    monkeypatch.setattr(building, "FOLDER", tree)
+    assert building.build(folder) == ""
+    assert owners.read_text() == "untouched"
+    assert not (folder / building.LIBRARY).is_symlink()
+
+
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
