@@ -43,7 +43,7 @@ __all__ = [
 _WORDS: dict[int, str] = {
     Status.NULL: "a pointer that must not be null is",
     Status.SIZE: "a size is out of range or does not fit another, or an address its alignment",
-    Status.DTYPE: "a type of numbers that is unknown or not allowed here",
+    Status.DTYPE: "a dtype that is unknown or not allowed here",
     Status.MODE: "an unknown kind of layer",
     Status.FIT: "a layer that does not fit this GPU, or is none that it can run",
     Status.GPU: "an error of CUDA",
