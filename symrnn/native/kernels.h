@@ -102,7 +102,8 @@ struct Cpu {
     float (*read)(const void *from, int64_t bytes);
 };
 
-const Cpu *cpu_avx512();  // null where the build has none
+// Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.
+const Cpu *cpu_avx512();
 const Cpu *cpu_avx2();
 const Cpu *cpu_portable();
 

@@ -6,7 +6,7 @@
 #include "layout.h"
 #include "symrnn.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SYMRNN_WITHOUT_AVX2)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else  // until the end of the file, where templates are instantiated

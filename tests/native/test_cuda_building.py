@@ -1,4 +1,4 @@
-"""The CUDA kernels are compiled once, kept, found and loaded; without them all else works.
+"""The CUDA kernels are compiled once, cached, found and loaded; without them all else works.
 
 A shell script stands in for nvcc: it hands stubs to the C++ compiler and prints a report that a
 real one once wrote. So there is neither a GPU nor CUDA in these tests.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from symrnn.native.cuda import __main__ as program
 from symrnn.native.cuda import building
 from symrnn.native.cuda.resources import Resources, readable, resources, table
 from symrnn.native.interface import INTERFACE
+
+REPOSITORY = Path(__file__).parents[2]
 
 # Of nvcc 13.0, with -Xptxas=-v: a kernel that spills, and one that calls a function.
 REPORT = """\
@@ -59,7 +62,8 @@ Copyright (c) 2005-2025 NVIDIA Corporation
 Cuda compilation tools, release 13.0, V13.0.88
 """
 
-# Runs `behaviour`, a piece of shell, before each compilation; keeps its command lines in `calls`.
+# Runs `behaviour`, a piece of shell, before each compilation; appends its command lines to `calls`.
+# What it has compiled once it copies.
 SCRIPT = """\
 #!/bin/sh
 here=$(dirname "$0")
@@ -78,7 +82,10 @@ done
 if [ $mode = link ]; then exec CXX -shared $objects -o "$out"; fi
 . "$here/behaviour"
 case $source in */stub.cu) cat "$here/report" >&2;; esac
-exec CXX -x c++ -fPIC -fvisibility=hidden -c "$source" -o "$out"
+known=OBJECTS/$(cksum < "$source" | tr ' ' -)
+[ -e "$known" ] && exec cp "$known" "$out"
+CXX -x c++ -fPIC -fvisibility=hidden -c "$source" -o "$out" || exit
+cp "$out" "$known.$$" && mv "$known.$$" "$known"
 """
 
 STUB = """\
@@ -133,8 +140,16 @@ class Fake:
     def start(self, code: str) -> subprocess.Popen[str]:
         """A process of its own that builds from the same sources into the same cache."""
         code = f"""
+import sys
 from pathlib import Path
+from types import ModuleType
+
+# Without what symrnn/__init__.py imports: a build needs no torch.
+for name in ("symrnn", "symrnn.native", "symrnn.native.cuda"):
+    sys.modules[name] = package = ModuleType(name)
+    package.__path__ = [{str(REPOSITORY)!r} + "/" + name.replace(".", "/")]
 from symrnn.native.cuda import building
+
 building.FOLDER = Path({str(self.tree)!r})
 {code}
 """
@@ -147,8 +162,14 @@ building.FOLDER = Path({str(self.tree)!r})
         )
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stand-in for nvcc finds what it has compiled before."""
+    return tmp_path_factory.mktemp("objects")
+
+
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+def fake(tmp_path: Path, objects: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(tmp_path / "bin", tmp_path / "native" / "cuda", tmp_path / "cache")
     made.folder.mkdir()
     made.tree.mkdir(parents=True)
@@ -156,7 +177,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         command = shlex.join(compiler())
     except building.NotBuiltError as error:
         pytest.skip(f"needs a C++ compiler: {error}")
-    made.command.write_text(SCRIPT.replace("CXX", command))
+    made.command.write_text(SCRIPT.replace("CXX", command).replace("OBJECTS", str(objects)))
     made.command.chmod(0o755)
     (made.folder / "version").write_text(VERSION)
     made.behaves("")
@@ -343,8 +364,13 @@ def own_by_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
 
 
-@pytest.mark.parametrize("place", ["cache", "folder", "library"])
-@pytest.mark.parametrize("fault", ["group", "others", "owner"])
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        *(("cache", "group"), ("cache", "owner"), ("folder", "others"), ("folder", "owner")),
+        *(("library", "group"), ("library", "others"), ("library", "owner")),
+    ],
+)
 def test_what_others_may_change_is_not_loaded(
     loading: Fake, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
 ) -> None:
@@ -730,20 +756,23 @@ def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert check(kept, "80", "100") == (1, "the report names no run_layer for sm_100")
 
 
-def test_mistakes(repository: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         program.main(["--arch", "90", "75"])
     assert stopped.value.code == 2
     words = "argument --arch: should be an integer of at least 80, got: '75'\n"
     assert capsys.readouterr().err.endswith(words)
-    ended = subprocess.run(
-        [sys.executable, "-m", "symrnn.native.cuda"],
-        cwd=repository,
-        env=os.environ | {"CUDACXX": "no-such-nvcc"},
-        capture_output=True,
-        text=True,
-    )
-    assert (ended.returncode, ended.stderr) == (2, "error: CUDACXX=no-such-nvcc is no command\n")
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")
+    monkeypatch.setattr(sys, "argv", ["cuda"])
+    with (
+        pytest.warns(RuntimeWarning, match="found in sys.modules"),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_module("symrnn.native.cuda", run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: CUDACXX=no-such-nvcc is no command\n"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,25 +96,27 @@ def test_exports_what_the_header_declares() -> None:
     assert strong - {"symrnn_sources"} == set(prototypes())
 
 
-def test_kernels_are_those_of_the_environment(repository: Path) -> None:
+def test_kernels_are_those_of_the_environment(
+    afresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SYMRNN_CPU is read when the library is loaded."""
-    if not native.available():
+    lib = native.library()
+    if lib is None:
         pytest.skip(native.why_not())
-
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        code = "from symrnn import native; print(native.library().symrnn_cpu().decode())"
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=repository,
-            env=os.environ | {"SYMRNN_CPU": name},
-            capture_output=True,
-            text=True,
-        )
-
-    assert run("portable").stdout == "portable\n"
-    wrong = run("z80")
-    assert wrong.returncode == 1
-    assert "SYMRNN_CPU should be one of avx512, avx2, portable, got: 'z80'" in wrong.stderr
+    before = lib.symrnn_cpu()
+    try:
+        for name in ("portable", before.decode()):
+            monkeypatch.setenv("SYMRNN_CPU", name)
+            native._loaded.cache_clear()
+            again = native.library()
+            assert again is not None
+            assert again.symrnn_cpu().decode() == name
+    finally:
+        native.check(lib.symrnn_use_cpu(before))
+    monkeypatch.setenv("SYMRNN_CPU", "z80")
+    native._loaded.cache_clear()
+    with pytest.raises(ValueError, match="should be one of avx512, avx2, portable, got: 'z80'"):
+        native.library()
 
 
 def test_kernels_that_this_processor_lacks(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
