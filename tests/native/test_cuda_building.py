@@ -735,7 +735,7 @@ def test_ahead_of_time(
 
 
 def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = REPORT.replace("316 bytes spill stores, 320", "0 bytes spill stores, 0")
+    whole = REPORT.replace("316 bytes spill stores, 320", "0 bytes spill stores, 0")
     hot = readable(one.name for one in resources(REPORT))
     run = next(name for name in hot.values() if "run_layer" in name)
 
@@ -746,14 +746,14 @@ def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> No
         return status, capsys.readouterr().out.splitlines()[-1]
 
     assert check(REPORT, "80", "90") == (1, f"spills in {run} on sm_80")
-    assert check(kept, "80", "90")[0] == 0
+    assert check(whole, "80", "90")[0] == 0
     # A stack without spills, or spills in a kernel that runs once, are not red; those in a
     # function that may be called by any kernel are.
-    pack, far = kept.split("ptxas info    : Compile time = 22.221 ms\n")
+    pack, far = whole.split("ptxas info    : Compile time = 22.221 ms\n")
     assert check(pack.replace("0 bytes spill stores", "8 bytes spill stores") + far, "80")[0] == 0
     called = far.replace("0 bytes spill stores", "8 bytes spill stores", 1)
     assert check(pack + called, "80")[0] == 1
-    assert check(kept, "80", "100") == (1, "the report names no run_layer for sm_100")
+    assert check(whole, "80", "100") == (1, "the report names no run_layer for sm_100")
 
 
 def test_mistakes(

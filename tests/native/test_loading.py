@@ -156,7 +156,7 @@ def test_it_runs() -> None:
 
 
 def test_on_torch_s_own_threads(repository: Path) -> None:
-    """A team of the kernels is one of torch's runtime: no second runtime comes into the process."""
+    """The kernels run on the thread team of torch's runtime: no second one is loaded."""
     if not (native.available() and sys.platform == "linux"):
         pytest.skip(native.why_not() or "needs /proc")
     code = """
