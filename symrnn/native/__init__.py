@@ -7,8 +7,8 @@
 symrnn.h describes the functions; :mod:`symrnn.native.interface` has their structures for ctypes;
 :mod:`symrnn.native.building`, for setup.py, knows how they are compiled. Nothing else does.
 
-**Threads**: the kernels start none. They run on the team of the very OpenMP runtime that torch's
-own operators run on, found through torch's library, and take the number of threads with each call:
+**Threads**: the kernels start none. They run on the thread team of the OpenMP runtime that torch's
+own operators use, which is found through torch's library. Each call takes the number of threads:
 pass ``torch.get_num_threads()``, and ``torch.set_num_threads`` is respected, nothing is
 oversubscribed, and no second pool sleeps beside the first. In children made by fork, and where
 torch has no such runtime (one with GCC's entry points, which LLVM's and Intel's have too), they run
@@ -33,7 +33,7 @@ import torch
 
 from symrnn.native import building
 from symrnn.native.interface import (
-    INTERFACE,
+    FUNCTIONS,
     Dtype,
     Fit,
     Gpu,
@@ -43,8 +43,8 @@ from symrnn.native.interface import (
     Product,
     Status,
     Term,
-    declare,
 )
+from symrnn.native.loading import AbsentError, open_library
 
 __all__ = [
     "Dtype",
@@ -122,35 +122,16 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
     """The library and "", or None and why."""
     try:
         return _load(PATH), ""
-    except _AbsentError as error:
+    except AbsentError as error:
         return None, f"symrnn's native kernels are {error}"
-
-
-class _AbsentError(Exception):
-    """Goes on after "symrnn's native kernels are"."""
 
 
 def _load(path: Path) -> ctypes.CDLL:
     if not path.exists():
-        raise _AbsentError(f"not built: {_reason(path)}; mend that and {_AGAIN}")
-    try:
-        lib = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise _AbsentError(f"built but cannot be loaded: {error}; {_AGAIN}") from None
-    try:
-        number = lib.symrnn_interface()
-        if number != INTERFACE:
-            raise _AbsentError(
-                f"built from other sources: their interface is number {number}, "
-                f"this symrnn's is {INTERFACE}; {_AGAIN}"
-            )
-        declare(lib)
-    except AttributeError as error:
-        raise _AbsentError(f"built from other sources: {error}; {_AGAIN}") from None
-    if _is_stale(lib):
-        raise _AbsentError(f"built from other sources than those beside them; {_AGAIN}")
-    _take_kernels(lib)
-    _take_threads(lib)
+        raise AbsentError(f"not built: {_reason(path)}; mend that and {_AGAIN}")
+    lib = open_library(path, "symrnn_", FUNCTIONS, building.fingerprint(), _AGAIN)
+    _choose_kernels(lib)
+    _share_threads(lib)
     return lib
 
 
@@ -162,17 +143,7 @@ def _reason(path: Path) -> str:
         return f"{path} is missing"
 
 
-def _is_stale(lib: ctypes.CDLL) -> bool:
-    """Whether the sources have changed since, where they are at hand, as in a clone."""
-    try:
-        built_from = lib.symrnn_sources
-    except AttributeError:  # built by hand
-        return False
-    built_from.restype = ctypes.c_char_p
-    return building.fingerprint() not in ("", built_from().decode())
-
-
-def _take_kernels(lib: ctypes.CDLL) -> None:
+def _choose_kernels(lib: ctypes.CDLL) -> None:
     name = os.environ.get("SYMRNN_CPU", "")
     if not name:
         return
@@ -187,17 +158,17 @@ def _take_kernels(lib: ctypes.CDLL) -> None:
 _forked = False  # whether this process is a child made by fork, whose torch has lost its threads
 
 
-def _note_fork() -> None:
+def _remember_fork() -> None:
     global _forked
     _forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=_remember_fork)
 
 
-def _take_threads(lib: ctypes.CDLL) -> None:
-    """Hand over torch's own OpenMP runtime, if it has one; else all stays on the calling thread.
+def _share_threads(lib: ctypes.CDLL) -> None:
+    """Let the kernels run on torch's OpenMP runtime; without one they use the calling thread alone.
 
     A search in torch's library goes on in those it is linked with, the runtime among them. That
     one must be meant, not any that the process has: a second runtime would have a second pool of

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,15 +35,15 @@ REASON = "_kernels.txt"  # why there is no library
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 
-# Beside what symrnn.h declares, the library says what it was built from.
+# Beside what its header declares, a library says what it was built from.
 _STAMP = """\
-extern "C" __attribute__((visibility("default"))) const char *symrnn_sources(void);
-const char *symrnn_sources(void) {{ return "{fingerprint}"; }}
+extern "C" __attribute__((visibility("default"))) const char *{symbol}(void);
+const char *{symbol}(void) {{ return "{fingerprint}"; }}
 """
 
 
 class NotBuiltError(Exception):
-    """Why the library cannot be built: a clause that goes on after "not built: "."""
+    """Why a library cannot be built: a clause that goes on after "not built: "."""
 
 
 def sources() -> list[Path]:
@@ -57,20 +58,13 @@ def headers() -> list[Path]:
 
 def fingerprint() -> str:
     """A number, in hex, that changes with the sources; "" where they are not, as in a wheel."""
-    digest = hashlib.sha256()
-    for path in headers() + sources():
-        digest.update(f"{path.name}\n".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16] if sources() else ""
+    return fingerprint_of(headers() + sources()) if sources() else ""
 
 
 def compiler() -> list[str]:
     """The command of the C++ compiler. Raises NotBuiltError where there is none."""
-    if os.name != "posix":
-        raise NotBuiltError(f"there is no native build for {sys.platform}")
-    given = from_environment("CXX")
+    given = command_from("CXX")
     if given:
-        if shutil.which(given[0]) is None:
-            raise NotBuiltError(f"CXX={shlex.join(given)} is no command")
         return given
     for name in COMPILERS:
         if shutil.which(name):
@@ -105,26 +99,71 @@ def _build(target: Path) -> None:
     flags = [*FLAGS, *from_environment("CXXFLAGS")]
     if sys.platform == "darwin":
         flags += from_environment("ARCHFLAGS")
-    with tempfile.TemporaryDirectory() as scratch:
-        stamp = Path(scratch, "stamp.cpp")
-        stamp.write_text(_STAMP.format(fingerprint=fingerprint()))
-        paths = [*sources(), stamp]
-        objects = [str(Path(scratch, f"{path.stem}.o")) for path in paths]
+    # In the folder itself: what is whole only has to be renamed, and a process that has the old
+    # library loaded keeps it.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
+        linked, _ = compile_library(
+            Path(scratch),
+            [*command, *flags],
+            [*command, *flags, "-shared"],
+            sources(),
+            stamp=("symrnn_sources", fingerprint()),
+            link_last=from_environment("LDFLAGS"),
+        )
+        os.replace(linked, target)
 
-        def compile_one(path: Path, to: str) -> None:
-            run([*command, *flags, "-c", str(path), "-o", to], path.name)
 
-        # The largest first, so that no core waits for one that came last.
-        order = sorted(zip(paths, objects, strict=True), key=lambda one: -one[0].stat().st_size)
-        with ThreadPoolExecutor(cores()) as pool:
-            list(pool.map(compile_one, *zip(*order, strict=True)))
-        linked = str(Path(scratch, LIBRARY))
-        ldflags = from_environment("LDFLAGS")
-        run([*command, *flags, "-shared", *objects, "-o", linked, *ldflags], "linking")
-        # Moved into place whole: a process that has the old one loaded keeps it.
-        aside = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copy(linked, aside)
-        os.replace(aside, target)
+# ---- what the kernels for GPUs are compiled with too ---------------------------------------------
+
+
+def compile_library(
+    scratch: Path,
+    compile_with: Sequence[str],
+    link_with: Sequence[str],
+    sources: Sequence[Path],
+    *,
+    stamp: tuple[str, str],
+    link_last: Sequence[str] = (),
+) -> tuple[Path, str]:
+    """Compile files side by side, and link them with a stamp.
+
+    stamp: the name of a function, and the fingerprint that it returns.
+    Returns the library, in the folder `scratch`, and what the compilers said. Raises NotBuiltError.
+    """
+    symbol, fingerprint = stamp
+    stamp_source = scratch / "stamp.cpp"
+    stamp_source.write_text(_STAMP.format(symbol=symbol, fingerprint=fingerprint))
+    paths = [*sources, stamp_source]
+    objects = {path: scratch / f"{path.stem}.o" for path in paths}
+
+    def compile_one(path: Path) -> str:
+        return run([*compile_with, "-c", str(path), "-o", str(objects[path])], path.name)
+
+    # The largest first, so that no core waits for one that came last.
+    order = sorted(paths, key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(cores()) as pool:
+        said = dict(zip(order, pool.map(compile_one, order), strict=True))
+    linked = scratch / "linked.so"
+    run([*link_with, *map(str, objects.values()), "-o", str(linked), *link_last], "linking")
+    return linked, "".join(said[path] for path in paths)
+
+
+def fingerprint_of(paths: Iterable[Path], flags: Sequence[str] = ()) -> str:
+    """A number, in hex, that changes with these files, their names, and the flags."""
+    digest = hashlib.sha256(shlex.join(flags).encode())
+    for path in paths:
+        digest.update(f"\n{path.name}\n".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def command_from(variable: str) -> list[str]:
+    """The compiler that the environment names; [] if none. Raises NotBuiltError if it is none."""
+    if os.name != "posix":
+        raise NotBuiltError(f"there is no native build for {sys.platform}")
+    given = from_environment(variable)
+    if given and shutil.which(given[0]) is None:
+        raise NotBuiltError(f"{variable}={shlex.join(given)} is no command")
+    return given
 
 
 def run(command: list[str], what: str) -> str:

@@ -1,4 +1,4 @@
-// Which processor's kernels are in use: the best there are, until told otherwise.
+// Chooses the kernels: the best that the processor can run, unless told otherwise.
 
 #include "cpu.h"
 
@@ -28,12 +28,12 @@ const Cpu *avx2() {
     return nullptr;
 }
 
-std::atomic<const Cpu *> in_use{nullptr};
+std::atomic<const Cpu *> chosen{nullptr};
 
 }  // namespace
 
 const Cpu &cpu() {
-    const Cpu *found = in_use.load(std::memory_order_relaxed);
+    const Cpu *found = chosen.load(std::memory_order_relaxed);
     if (!found) {
         const Cpu *const all[] = {avx512(), avx2(), cpu_portable()};
         for (const Cpu *best : all)
@@ -42,7 +42,7 @@ const Cpu &cpu() {
                 break;
             }
         const Cpu *none = nullptr;  // unless another thread has chosen meanwhile
-        if (!in_use.compare_exchange_strong(none, found)) found = none;
+        if (!chosen.compare_exchange_strong(none, found)) found = none;
     }
     return *found;
 }
@@ -51,7 +51,7 @@ bool use_cpu(const char *name) {
     const Cpu *const all[] = {avx512(), avx2(), cpu_portable()};
     for (const Cpu *one : all)
         if (one && strcmp(one->name, name) == 0) {
-            in_use.store(one);
+            chosen.store(one);
             return true;
         }
     return false;

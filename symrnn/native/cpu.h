@@ -1,4 +1,4 @@
-// Which processor's kernels are in use.
+// The kernels in use.
 
 #ifndef SYMRNN_CPU_H
 #define SYMRNN_CPU_H

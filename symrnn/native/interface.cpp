@@ -1,4 +1,4 @@
-// The functions of symrnn.h: what they are given is checked here, and nowhere after.
+// The functions of symrnn.h. Arguments are checked here, and nowhere after.
 
 #include <algorithm>
 
@@ -7,7 +7,8 @@
 namespace symrnn {
 namespace {
 
-constexpr int64_t MOST_NUMBERS = int64_t(1) << 40;  // in one array: sizes multiply without overflow
+// Of one array: sizes multiply without overflow.
+constexpr int64_t MAX_ELEMENTS = int64_t(1) << 40;
 
 bool aligned(const void *packed) { return reinterpret_cast<uintptr_t>(packed) % 64 == 0; }
 
@@ -28,7 +29,7 @@ int check_product(const symrnn_product *w, bool transposed) {
     if (!w) return SYMRNN_NULL;
     if (!known(w->dtype)) return SYMRNN_DTYPE;
     if (w->gates < 1 || w->gates > 4 || w->rows < 1 || w->columns < 1 || w->terms < 1 ||
-        w->terms > MOST_TERMS)
+        w->terms > MAX_TERMS)
         return SYMRNN_SIZE;
     if (!w->term) return SYMRNN_NULL;
     const int all = (1 << w->gates) - 1;
@@ -68,7 +69,7 @@ int check_steps(int64_t steps, int64_t batch, const int64_t *lengths) {
     return SYMRNN_OK;
 }
 
-// Whether arrays of so many rows would be beyond all memory, and their sizes beyond int64_t.
+// Whether arrays of so many rows would exceed any memory, and their sizes int64_t.
 bool too_many(int64_t steps, int64_t batch, const symrnn_product *w, const symrnn_product *v) {
     int64_t side = 1;
     for (const symrnn_product *product : {w, v}) {
@@ -77,7 +78,7 @@ bool too_many(int64_t steps, int64_t batch, const symrnn_product *w, const symrn
         for (int n = 0; n < product->terms; ++n)
             side = std::max<int64_t>({side, product->term[n].rows, product->term[n].columns});
     }
-    const int64_t most = MOST_NUMBERS / (4 * side + SIDE);
+    const int64_t most = MAX_ELEMENTS / (4 * side + SIDE);
     return steps > most || batch > most / steps;
 }
 
@@ -98,7 +99,7 @@ int check_layer(const symrnn_layer *layer, bool backward) {
 
 int check_matrices(int64_t rows, int64_t columns, int gates) {
     if (rows < 1 || columns < 1 || gates < 1 || gates > 4) return SYMRNN_SIZE;
-    if (rows > MOST_NUMBERS / columns) return SYMRNN_SIZE;
+    if (rows > MAX_ELEMENTS / columns) return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
 
@@ -106,12 +107,12 @@ struct Reading {
     const char *from;
     int64_t bytes;
     int repeat, shares;
-    float sums[MOST_SHARES];
+    float sums[MAX_SHARES];
 
     bool prepare() { return true; }
-    void run(int member, int members, Barrier &barrier) {
+    void run(int thread, int threads, Barrier &barrier) {
         for (int n = 0; n < repeat; ++n) {
-            for (int share = member; share < shares; share += members) {
+            for (int share = thread; share < shares; share += threads) {
                 const int64_t first = bytes * share / shares, last = bytes * (share + 1) / shares;
                 sums[share] = cpu().read(from + first, last - first);
             }
@@ -133,11 +134,11 @@ const char *symrnn_message(int status) {
     case SYMRNN_NULL: return "a pointer that must not be null is";
     case SYMRNN_SIZE:
         return "a size is out of range or does not fit another, or an address its alignment";
-    case SYMRNN_DTYPE: return "a type of numbers that is unknown or not allowed here";
+    case SYMRNN_DTYPE: return "a dtype that is unknown or not allowed here";
     case SYMRNN_MODE: return "an unknown kind of layer";
     case SYMRNN_LENGTHS: return "lengths should begin with the batch, never grow, and be positive";
     case SYMRNN_MAP: return "a map whose indices lead outside, or maps of some terms only";
-    case SYMRNN_MEMORY: return "no memory";
+    case SYMRNN_MEMORY: return "out of memory";
     case SYMRNN_CPU: return "kernels that this processor or this build does not have";
     case SYMRNN_FIT: return "a layer that does not fit this GPU, or is none that it can run";
     case SYMRNN_GPU: return "an error of CUDA";
@@ -179,6 +180,29 @@ int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates, int fro
     return SYMRNN_DTYPE;
 }
 
+int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *from,
+                          int64_t gate_stride, double scale, int to_dtype, void *to, int threads) {
+    if (!from || !to) return SYMRNN_NULL;
+    if (int bad = check_matrices(side, side, gates)) return bad;
+    if (gate_stride < 0 || !aligned(to)) return SYMRNN_SIZE;
+    const Triangles shape{side, gates};
+    if (from_dtype == SYMRNN_FLOAT && (to_dtype == SYMRNN_FLOAT || to_dtype == SYMRNN_BFLOAT16))
+        return pack_triangles<float>(shape, from, gate_stride, scale, to_dtype, to, threads);
+    if (from_dtype == SYMRNN_DOUBLE && to_dtype == SYMRNN_DOUBLE)
+        return pack_triangles<double>(shape, from, gate_stride, scale, to_dtype, to, threads);
+    return SYMRNN_DTYPE;
+}
+
+int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from, double scale,
+                            void *to, int threads) {
+    if (!from || !to) return SYMRNN_NULL;
+    if (int bad = check_matrices(side, side, gates)) return bad;
+    const Triangles shape{side, gates};
+    if (dtype == SYMRNN_FLOAT) return triangle_adjoint<float>(shape, from, scale, to, threads);
+    if (dtype == SYMRNN_DOUBLE) return triangle_adjoint<double>(shape, from, scale, to, threads);
+    return SYMRNN_DTYPE;
+}
+
 int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates, int from_dtype,
                   const void *from, void *to) {
     if (!from || !to) return SYMRNN_NULL;
@@ -203,7 +227,7 @@ int symrnn_multiply(const symrnn_product *w, int transposed, int64_t batch, cons
 }
 
 int symrnn_forward(const symrnn_layer *layer, int64_t steps, int64_t batch, const int64_t *lengths,
-                   int reverse, const void *x, void *gates, void *cells, const void *h0,
+                   int reverse, const void *x, void *gates, void *saved_cells, const void *h0,
                    const void *c0, void *output, void *hn, void *cn, int threads) {
     if (int bad = check_layer(layer, false)) return bad;
     if (int bad = check_steps(steps, batch, lengths)) return bad;
@@ -214,11 +238,11 @@ int symrnn_forward(const symrnn_layer *layer, int64_t steps, int64_t batch, cons
     if (lstm && !cn) return SYMRNN_NULL;
     const Call call{*layer, steps, batch, lengths, reverse != 0, threads};
     const auto run = layer->hh->dtype == SYMRNN_DOUBLE ? forward<double> : forward<float>;
-    return run(call, {x, gates, cells, h0, c0, output, hn, cn});
+    return run(call, {x, gates, saved_cells, h0, c0, output, hn, cn});
 }
 
 int symrnn_backward(const symrnn_layer *layer, int64_t steps, int64_t batch, const int64_t *lengths,
-                    int reverse, const void *gates, const void *cells, const void *h0,
+                    int reverse, const void *gates, const void *saved_cells, const void *h0,
                     const void *c0, const void *output, const void *d_output, const void *d_hn,
                     const void *d_cn, void *d_gates, void *d_hidden, void *d_h0, void *d_c0,
                     int threads) {
@@ -228,20 +252,20 @@ int symrnn_backward(const symrnn_layer *layer, int64_t steps, int64_t batch, con
     if (batch == 0) return SYMRNN_OK;
     const bool lstm = layer->mode == SYMRNN_LSTM, gru = layer->mode == SYMRNN_GRU;
     if (!gates || !output || !d_gates || !d_h0) return SYMRNN_NULL;
-    if ((lstm || gru) && !cells) return SYMRNN_NULL;
+    if ((lstm || gru) && !saved_cells) return SYMRNN_NULL;
     if ((lstm && !d_c0) || (gru && !d_hidden)) return SYMRNN_NULL;
     const Call call{*layer, steps, batch, lengths, reverse != 0, threads};
     const auto run = layer->hh->dtype == SYMRNN_DOUBLE ? backward<double> : backward<float>;
-    return run(call, {gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0,
+    return run(call, {gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0,
                       d_c0});
 }
 
-int symrnn_matmul(int dtype, int64_t m, int64_t n, int64_t k, const void *a, int a_turned,
-                  const void *b, int b_turned, const void *bias, void *out, int threads) {
+int symrnn_matmul(int dtype, int64_t m, int64_t n, int64_t k, const void *a, int a_transposed,
+                  const void *b, int b_transposed, const void *bias, void *out, int threads) {
     if (m < 1 || n < 1 || k < 0) return SYMRNN_SIZE;
-    if (m > MOST_NUMBERS / n || k > MOST_NUMBERS / (std::max(m, n) + SIDE)) return SYMRNN_SIZE;
+    if (m > MAX_ELEMENTS / n || k > MAX_ELEMENTS / (std::max(m, n) + SIDE)) return SYMRNN_SIZE;
     if (!out || (k > 0 && (!a || !b))) return SYMRNN_NULL;
-    const DenseProduct of{m, n, k, a, a_turned != 0, b, b_turned != 0, bias, out};
+    const DenseProduct of{m, n, k, a, a_transposed != 0, b, b_transposed != 0, bias, out};
     if (dtype == SYMRNN_FLOAT) return matmul<float>(of, threads);
     if (dtype == SYMRNN_DOUBLE) return matmul<double>(of, threads);
     return SYMRNN_DTYPE;
@@ -252,9 +276,9 @@ int symrnn_activate(int kind, int dtype, int64_t n, const void *x, void *y) {
     if (n < 0) return SYMRNN_SIZE;
     if (n > 0 && (!x || !y)) return SYMRNN_NULL;
     if (dtype == SYMRNN_FLOAT)
-        cpu().single->activate(kind, n, static_cast<const float *>(x), static_cast<float *>(y));
+        cpu().float32->activate(kind, n, static_cast<const float *>(x), static_cast<float *>(y));
     else if (dtype == SYMRNN_DOUBLE)
-        cpu().precise->activate(kind, n, static_cast<const double *>(x), static_cast<double *>(y));
+        cpu().float64->activate(kind, n, static_cast<const double *>(x), static_cast<double *>(y));
     else return SYMRNN_DTYPE;
     return SYMRNN_OK;
 }

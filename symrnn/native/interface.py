@@ -1,14 +1,14 @@
-"""symrnn.h in ctypes: its numbers, structures and functions, to be changed along with it.
+"""symrnn.h in ctypes: its constants, structures and functions, to be changed along with it.
 
-What a pointer points to, its shape, and whether it may be null, stands in symrnn.h. Arrays are
-passed as addresses (``tensor.data_ptr()``, or None for null); a structure holds addresses too, so
-whoever fills one keeps what it points to alive.
+symrnn.h says what a pointer points to, its shape, and whether it may be null. Arrays are passed as
+addresses (``tensor.data_ptr()``, or None for null). A structure holds addresses too: whoever fills
+one keeps what it points to alive.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from typing import Any
 
@@ -142,6 +142,24 @@ FUNCTIONS: Functions = {
             c_int,  # threads
         ],
     ),
+    "symrnn_pack_triangles": (
+        c_int,
+        [
+            *(
+                c_int64,
+                c_int,
+                c_int,
+                c_void_p,
+                c_int64,
+            ),  # side, gates, from_dtype, from, gate_stride
+            *(c_double, c_int, c_void_p, c_int),  # scale, to_dtype, to, threads
+        ],
+    ),
+    "symrnn_triangle_adjoint": (
+        c_int,
+        # side, gates, dtype, from, scale, to, threads
+        [c_int64, c_int, c_int, c_void_p, c_double, c_void_p, c_int],
+    ),
     "symrnn_unpack": (c_int, [*_SHAPE, c_int, c_void_p, c_void_p]),  # from_dtype, from, to
     "symrnn_multiply": (
         c_int,
@@ -154,13 +172,14 @@ FUNCTIONS: Functions = {
         c_int,
         [
             *(c_int, c_int64, c_int64, c_int64),  # dtype, m, n, k
-            *(c_void_p, c_int, c_void_p, c_int),  # a, a_turned, b, b_turned
+            *(c_void_p, c_int, c_void_p, c_int),  # a, a_transposed, b, b_transposed
             *(c_void_p, c_void_p, c_int),  # bias, out, threads
         ],
     ),
-    # x, gates, cells, h0, c0, output, hn, cn; threads
+    # x, gates, saved_cells, h0, c0, output, hn, cn; threads
     "symrnn_forward": (c_int, [*_RUN, *[c_void_p] * 8, c_int]),
-    # gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0; threads
+    # gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0;
+    # threads
     "symrnn_backward": (c_int, [*_RUN, *[c_void_p] * 12, c_int]),
     "symrnn_activate": (c_int, [c_int, c_int, c_int64, c_void_p, c_void_p]),  # kind, dtype, n, x, y
     # gpu, mode, dtype, side, batch, backward, fit

@@ -1,4 +1,4 @@
-// What the functions of the interface ask for, once their arguments are checked.
+// The jobs behind the functions of symrnn.h, whose arguments are already checked.
 
 #ifndef SYMRNN_JOBS_H
 #define SYMRNN_JOBS_H
@@ -20,13 +20,13 @@ struct Call {
 
 struct ForwardArrays {
     const void *x;
-    void *gates, *cells;
+    void *gates, *saved_cells;
     const void *h0, *c0;
     void *output, *hn, *cn;
 };
 
 struct BackwardArrays {
-    const void *gates, *cells, *h0, *c0, *output, *d_output, *d_hn, *d_cn;
+    const void *gates, *saved_cells, *h0, *c0, *output, *d_output, *d_hn, *d_cn;
     void *d_gates, *d_hidden, *d_h0, *d_c0;
 };
 
@@ -44,9 +44,9 @@ int multiply(const symrnn_product &w, bool transposed, int64_t batch, const void
 struct DenseProduct {
     int64_t m, n, k;
     const void *a;
-    bool a_turned;
+    bool a_transposed;
     const void *b;
-    bool b_turned;
+    bool b_transposed;
     const void *bias;
     void *out;
 };
@@ -68,18 +68,31 @@ int pack(const Matrices &shape, const void *from, int64_t gate_stride, int64_t r
 template <typename T>
 void unpack(const Matrices &shape, int from_dtype, const void *from, void *to);
 
-// Runs a job by a team: `prepare` once, then `run` by each member. A status.
+// The matrices of symrnn_pack_triangles and symrnn_triangle_adjoint.
+struct Triangles {
+    int64_t side;
+    int gates;
+};
+
+template <typename T>
+int pack_triangles(const Triangles &shape, const void *from, int64_t gate_stride, double scale,
+                   int to_dtype, void *to, int threads);
+
+template <typename T>
+int triangle_adjoint(const Triangles &shape, const void *from, double scale, void *to, int threads);
+
+// Runs a job on a thread team: `prepare` once, then `run` on each thread. Returns a status.
 template <typename Job>
-void run_member(void *job, int member, int members, Barrier &barrier) {
-    static_cast<Job *>(job)->run(member, members, barrier);
+void run_thread(void *job, int thread, int threads, Barrier &barrier) {
+    static_cast<Job *>(job)->run(thread, threads, barrier);
 }
 
 template <typename Job>
 int run_job(Job &job, int threads) {
     const bool prepared = job.prepare();
-    if (prepared) run_team(threads, run_member<Job>, &job);
-    scratch.done();
-    shared_scratch.done();
+    if (prepared) run_team(threads, run_thread<Job>, &job);
+    scratch.trim();
+    shared_scratch.trim();
     return prepared ? SYMRNN_OK : SYMRNN_MEMORY;
 }
 

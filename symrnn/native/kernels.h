@@ -1,4 +1,4 @@
-// What the kernels for each processor offer to the rest: a table of functions.
+// The kernels of each processor, as a table of functions.
 
 #ifndef SYMRNN_KERNELS_H
 #define SYMRNN_KERNELS_H
@@ -7,15 +7,15 @@
 
 namespace symrnn {
 
-// Some panels of packed matrices times a blocked vector: y[gate] += M[gate] · x, or with the
-// transposed matrices y += M[gate]ᵀ · x[gate].
-// `gate` gives for each of the packed gates its place; x and y move by *_gate for each place (0
-// where all gates share one vector). A tile of a blocked vector is `stride` numbers long, of which
-// the first 16 · batch are used.
+// Panels of packed matrices times a blocked vector: y[gate] += M[gate] · x, or transposed
+// y += M[gate]ᵀ · x[gate].
+// gate: the index of each packed gate. Gate g of x begins at g · x_gate, of y at g · y_gate; 0 where
+// all gates share one vector. A tile of a blocked vector has `stride` elements, of which the first
+// 16 · batch are used.
 struct Multiplication {
     const void *packed;
     bool symmetric, transposed;
-    bool far;  // whether tiles are better asked for in advance
+    bool prefetch;  // whether to prefetch tiles
     int gates;
     const int *gate;
     int64_t columns;      // in tiles
@@ -26,81 +26,84 @@ struct Multiplication {
     int64_t x_gate, y_gate;
 };
 
-// A sum of blocked vectors: what each share of the work has added up, for some of the tiles.
-struct Parts {
-    static constexpr int MOST = 64;
+// A blocked vector as a sum of partial sums: one of each share of the work, for a range of tiles.
+struct PartialSums {
+    static constexpr int MAX = 64;
     int count;
     struct {
-        const void *at;       // where tile 0 would be
+        const void *at;       // the address of tile 0
         int64_t first, last;  // tiles
-    } part[MOST];
-    int64_t stride, gate;     // numbers between tiles, and between gates
+    } sum[MAX];
+    int64_t stride, gate;     // elements from one tile, and one gate, to the next
 };
 
-// Some tiles of hidden units of one step of B_t sequences. Rows are taken one after another, tile by
-// tile, as they lie in the dense arrays.
+// The pointwise part of one forward step: some tiles of hidden units of B_t sequences. Dense arrays
+// are read row by row.
 struct ForwardSlice {
     int mode;
     int64_t side;               // H
     int64_t first, last;        // tiles
     int64_t batch;              // B_t
-    int64_t ahead;              // rows from this step to the next in the order of the run, or 0
-    const Parts *parts;         // the hidden product
-    const Parts *input_parts;   // the input's, beginning with the step's first row; or null
+    int64_t ahead;              // rows from this step to the one run next, or 0
+    const PartialSums *hidden_sums;         // W_hh·h
+    const PartialSums *input_sums;   // W_ih·x, from the step's first row on; or null
     const void *bias;           // (G·H) or null
     const void *bias_n;         // (H) or null
     void *gates;                // (B_t, G·H), in and out; or null
-    bool gates_given;           // whether `gates` holds the input's part
-    void *cells;                // (B_t, H) or null
+    bool gates_given;           // whether `gates` holds W_ih·x + b
+    void *saved_cells;                // (B_t, H) or null
     void *h, *c;                // the blocked state
-    int64_t stride;             // numbers between its tiles
+    int64_t stride;             // elements from one of its tiles to the next
     void *output;               // (B_t, H)
 };
 
+// The pointwise part of one backward step, likewise.
 struct BackwardSlice {
     int mode;
     int64_t side;
     int64_t first, last;
-    int64_t batch, before;            // B_t, and of the step before in the order of the run, or 0
-    const void *gates, *cells;        // (B_t, G·H), (B_t, H)
-    const void *h_before, *c_before;  // (before, H), rows of that step; or null
+    int64_t batch, before;            // B_t of this step, and of the one run before it, or 0
+    const void *gates, *saved_cells;        // (B_t, G·H), (B_t, H)
+    const void *h_before, *c_before;  // (before, H), of the step before; or null
     const void *h0, *c0;              // (B, H), or null
     const void *d_output;             // (B_t, H), or null
     void *d_gates;                    // (B_t, G·H)
     void *d_hidden;                   // likewise, or null
     void *d_h, *d_c;                  // the blocked gradients of the state
-    int64_t stride;                   // numbers between their tiles
-    void *blocked;                    // d_hidden, blocked, for the product
-    int64_t gate;                     // numbers between its gates
+    int64_t stride;                   // elements from one of their tiles to the next
+    void *blocked;                    // d_hidden, blocked: the operand of the next product
+    int64_t gate;                     // elements from one of its gates to the next
 };
 
 template <typename T>
 struct Kernels {
     void (*multiply)(const Multiplication &);
     void (*multiply_bfloat16)(const Multiplication &);  // null but for float
-    // to (16, 16) = from + Σ a[r] ⊗ b[r], of `count` rows of 16 numbers each; from may be null. The
-    // strides are of the rows of from and to.
+    // to (16, 16) = from + Σ a[r] ⊗ b[r] over `count` rows of 16 elements; from may be null. The
+    // strides are between rows of from and of to.
     void (*tile_product)(const T *a, const T *b, int64_t count, const T *from, int64_t from_stride,
                          T *to, int64_t to_stride);
     void (*forward)(const ForwardSlice &);
     void (*backward)(const BackwardSlice &);
     void (*activate)(int kind, int64_t n, const T *x, T *y);
-    // to (16, 16) = fromᵀ, for rows that are `stride` numbers apart.
+    // to (16, 16) = fromᵀ. stride: between the rows of from.
     void (*transpose)(const T *from, int64_t stride, T *to);
-    void (*narrow)(const T *tile, void *to);  // to a packed tile of bfloat16; null but for float
+    void (*narrow)(const T *tile, void *to);  // float to a packed bfloat16 tile; null but for float
     void (*widen)(const void *tile, T *to);
-    // y += the sum of the parts of one gate: `numbers`, a multiple of 16, of each tile first … last-1.
-    void (*add)(T *y, const Parts &parts, int64_t first, int64_t last, int64_t numbers);
+    // y += the partial sums of one gate: the first `elements`, a multiple of 16, of each tile from
+    // `first` to last-1.
+    void (*add)(T *y, const PartialSums &sums, int64_t first, int64_t last, int64_t elements);
 };
 
 struct Cpu {
     const char *name;
-    const Kernels<float> *single;
-    const Kernels<double> *precise;
+    const Kernels<float> *float32;
+    const Kernels<double> *float64;
     float (*read)(const void *from, int64_t bytes);
 };
 
-const Cpu *cpu_avx512();  // null where the build has none
+// Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.
+const Cpu *cpu_avx512();
 const Cpu *cpu_avx2();
 const Cpu *cpu_portable();
 

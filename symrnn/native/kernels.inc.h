@@ -1,23 +1,23 @@
-// The kernels, in terms of vectors.h: products of packed tiles, and the arithmetic of each kind of
+// The kernels, in terms of vectors.h: products of packed tiles, and the pointwise part of each kind of
 // layer. Included once for each processor, after vectors.h and inside its namespace.
 
 // ---- products -----------------------------------------------------------------------------------
 //
-// `fixed` is the blocked vector's tile that belongs to the panel, `moving` the one that goes with
-// each tile of it. Of a symmetric matrix a panel is a column of tiles: its tile at the height of
-// `moving` maps fixed to moving as it stands, and moving to fixed when transposed. Of a full matrix
-// a panel is a row of tiles: moving is mapped to fixed, or fixed to moving when transposed.
+// `fixed` is the tile of the blocked vector that belongs to the panel, `moving` the one that belongs
+// to each tile in it. A symmetric panel is a column of tiles M: y[moving] += M · x[fixed] and
+// y[fixed] += Mᵀ · x[moving]. A full panel is a row of tiles: y[fixed] += M · x[moving] or,
+// transposed, y[moving] += Mᵀ · x[fixed].
 
-// -- a few vectors: a tile's columns go through the registers once and serve both directions.
+// -- few vectors: a tile's columns are loaded once and serve both directions.
 
-// So that arrays of sums become registers: by itself the compiler stops at loops of sixteen.
+// Turns arrays of sums into registers: by itself the compiler unrolls no loop of sixteen.
 #define UNROLLED _Pragma("GCC unroll 32")
 
-// How many columns can have their sums in registers at once, for `batch` vectors.
+// How many columns' sums fit in registers at once, for `batch` vectors.
 template <typename T, int batch>
 constexpr int columns_at_once() {
-    const int room = SYMRNN_REGISTERS / 2 / batch;
-    return room >= 16 ? 16 : room >= 8 ? 8 : room >= 4 ? 4 : 2;
+    const int to = SYMRNN_REGISTERS / 2 / batch;
+    return to >= 16 ? 16 : to >= 8 ? 8 : to >= 4 ? 4 : 2;
 }
 
 // The first tile of a symmetric panel, which is on the diagonal.
@@ -39,9 +39,9 @@ INLINE void few_diagonal(const S *tile, const T *x, T *y) {
 template <typename T, typename S, int batch>
 static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
     typedef typename Register<T>::type V;
-    constexpr int PARTS = Block<T>::PARTS;
+    constexpr int REGISTERS = Block<T>::REGISTERS;
     constexpr int COLUMNS = columns_at_once<T, batch>();
-    constexpr int CHUNK = COLUMNS == 16 ? 1 << 30 : 8;  // tiles that stay in the nearest cache
+    constexpr int CHUNK = COLUMNS == 16 ? 1 << 30 : 8;  // tiles that stay in L1
 
     few_diagonal<T, S, batch>(tile, x, y);
     V sum[batch][16] = {};
@@ -53,28 +53,28 @@ static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T 
                 UNROLLED for (int k = 0; k < COLUMNS; ++k) own[b][k] = sum[b][k0 + k];
             for (int64_t q = first; q < last; ++q) {
                 const S *const at = tile + q * TILE;
-                Block<T> moving[batch], to[batch], to_too[batch];
+                Block<T> moving[batch], to[batch], to_second[batch];
                 UNROLLED for (int b = 0; b < batch; ++b) {
                     moving[b] = load(x + q * stride + 16 * b);
                     to[b] = load(y + q * stride + 16 * b);
-                    to_too[b] = splat<T>(0);  // two sums, as each addition waits for the last
+                    to_second[b] = splat<T>(0);  // two accumulators hide the FMA latency
                 }
                 UNROLLED for (int k = 0; k < COLUMNS; k += 2) {
                     Block<T> v, w;
                     load_columns(at, k0 + k, v, w);
-                    hold(v);
-                    hold(w);
+                    keep_in_registers(v);
+                    keep_in_registers(w);
                     UNROLLED for (int b = 0; b < batch; ++b) {
                         accumulate(to[b], v, x[16 * b + k0 + k]);
-                        accumulate(to_too[b], w, x[16 * b + k0 + k + 1]);
-                        UNROLLED for (int n = 0; n < PARTS; ++n) {
-                            own[b][k] = v.part[n] * moving[b].part[n] + own[b][k];
-                            own[b][k + 1] = w.part[n] * moving[b].part[n] + own[b][k + 1];
+                        accumulate(to_second[b], w, x[16 * b + k0 + k + 1]);
+                        UNROLLED for (int n = 0; n < REGISTERS; ++n) {
+                            own[b][k] = v.reg[n] * moving[b].reg[n] + own[b][k];
+                            own[b][k + 1] = w.reg[n] * moving[b].reg[n] + own[b][k + 1];
                         }
                     }
                 }
                 UNROLLED for (int b = 0; b < batch; ++b)
-                    store(y + q * stride + 16 * b, to[b] + to_too[b]);
+                    store(y + q * stride + 16 * b, to[b] + to_second[b]);
             }
             UNROLLED for (int b = 0; b < batch; ++b)
                 UNROLLED for (int k = 0; k < COLUMNS; ++k) sum[b][k0 + k] = own[b][k];
@@ -85,7 +85,7 @@ static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T 
 
 template <typename T, typename S, int batch>
 static void few_full(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
-    constexpr int SUMS = 4;  // each addition waits for the last
+    constexpr int SUMS = 4;  // accumulators, to hide the FMA latency
     Block<T> sum[batch][SUMS];
     UNROLLED for (int b = 0; b < batch; ++b)
         UNROLLED for (int s = 0; s < SUMS; ++s) sum[b][s] = splat<T>(0);
@@ -117,11 +117,11 @@ static void few_full_transposed(const S *tile, int64_t tiles, int64_t stride, co
                 load_columns(tile + q * TILE, k, v, w);
                 v = v * fixed;
                 w = w * fixed;
-                products[k] = v.part[0];
-                products[k + 1] = w.part[0];
-                UNROLLED for (int n = 1; n < Block<T>::PARTS; ++n) {
-                    products[k] += v.part[n];
-                    products[k + 1] += w.part[n];
+                products[k] = v.reg[0];
+                products[k + 1] = w.reg[0];
+                UNROLLED for (int n = 1; n < Block<T>::REGISTERS; ++n) {
+                    products[k] += v.reg[n];
+                    products[k + 1] += w.reg[n];
                 }
             }
             T *const to = y + q * stride + 16 * b;
@@ -129,15 +129,15 @@ static void few_full_transposed(const S *tile, int64_t tiles, int64_t stride, co
         }
 }
 
-// -- many vectors: a tile is held in the nearest cache, and transposed there where it must be.
+// -- many vectors: tiles stay in L1, and are transposed there where needed.
 
-// As many vectors as can have their sums in registers.
+// The most vectors whose sums fit in registers.
 template <typename T>
-constexpr int most_at_once() {
-    return SYMRNN_REGISTERS * 3 / 4 / Block<T>::PARTS;
+constexpr int max_vectors() {
+    return SYMRNN_REGISTERS * 3 / 4 / Block<T>::REGISTERS;
 }
 
-constexpr int64_t HELD = 8;  // tiles
+constexpr int64_t L1_TILES = 8;  // tiles
 
 // sum[b] += tile · x[b], for a tile of T's columns.
 template <typename T, int batch>
@@ -173,8 +173,8 @@ using Many = void (*)(const T *tile, int64_t tiles, int64_t stride, const T *x, 
 
 template <typename T>
 struct ManyTable {
-    static constexpr int MOST = most_at_once<T>() < 1 ? 1 : most_at_once<T>();
-    Many<T> to_moving[MOST + 1], to_fixed[MOST + 1];
+    static constexpr int MAX = max_vectors<T>() < 1 ? 1 : max_vectors<T>();
+    Many<T> to_moving[MAX + 1], to_fixed[MAX + 1];
 
     template <int batch>
     constexpr void fill() {
@@ -182,65 +182,65 @@ struct ManyTable {
         to_fixed[batch] = many_to_fixed<T, batch>;
         if constexpr (batch > 1) fill<batch - 1>();
     }
-    constexpr ManyTable() : to_moving(), to_fixed() { fill<MOST>(); }
+    constexpr ManyTable() : to_moving(), to_fixed() { fill<MAX>(); }
 };
 
 template <typename T>
 static constexpr ManyTable<T> MANY{};
 
-// Some vectors at a time, about equally many each time.
+// All vectors in passes of about equal size.
 template <typename T>
 INLINE void many(const Many<T> *table, const T *tile, int64_t tiles, int64_t batch, int64_t stride,
                  const T *x, T *y) {
-    const int64_t times = (batch + ManyTable<T>::MOST - 1) / ManyTable<T>::MOST;
+    const int64_t times = (batch + ManyTable<T>::MAX - 1) / ManyTable<T>::MAX;
     for (int64_t n = 0; n < times; ++n) {
         const int64_t first = batch * n / times, last = batch * (n + 1) / times;
         table[last - first](tile, tiles, stride, x + 16 * first, y + 16 * first);
     }
 }
 
-INLINE const float *plainly(const BFloat16 *tile, int64_t tiles, float *room) {
+INLINE const float *widened(const BFloat16 *tile, int64_t tiles, float *to) {
     for (int64_t k = 0; k < tiles * 16; k += 2) {
         Block<float> v, w;
         load_columns(tile, k, v, w);
-        store(room + 16 * k, v);
-        store(room + 16 * k + 16, w);
+        store(to + 16 * k, v);
+        store(to + 16 * k + 16, w);
     }
-    return room;
+    return to;
 }
 
 template <typename T>
-INLINE const T *plainly(const T *tile, int64_t, T *) {
+INLINE const T *widened(const T *tile, int64_t, T *) {
     return tile;
 }
 
 template <typename T, typename S>
-static void many_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, bool far,
+static void many_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, bool prefetch,
                        int64_t panel, int64_t batch, int64_t stride, const T *x, T *y) {
-    alignas(64) T plain_room[sizeof(S) == sizeof(T) ? 1 : HELD * TILE];
-    alignas(64) T turned[HELD * TILE];
+    alignas(64) T widened_tiles[sizeof(S) == sizeof(T) ? 1 : L1_TILES * TILE];
+    alignas(64) T stored_t[L1_TILES * TILE];
     const int64_t home = panel * stride;
-    int64_t q = symmetric ? panel : 0;  // the place of `moving`
+    int64_t q = symmetric ? panel : 0;  // the index of `moving`
     const int64_t end = q + tiles;
     while (q < end) {
-        // The one on the diagonal alone: it goes one way.
+        // The tile on the diagonal by itself: it serves one direction.
         const bool diagonal = symmetric && q == panel;
-        const int64_t some = diagonal ? 1 : end - q < HELD ? end - q : HELD;
-        // From afar, tiles come in bursts too short for the processor to foresee the next.
-        for (int64_t k = 0; far && k < HELD * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
+        const int64_t some = diagonal ? 1 : end - q < L1_TILES ? end - q : L1_TILES;
+        // These reads come in bursts too short for the hardware prefetcher.
+        for (int64_t k = 0; prefetch && k < L1_TILES * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
             __builtin_prefetch(reinterpret_cast<const char *>(tile + some * TILE) + k, 0, 2);
-        const T *const plain = plainly(tile, some, plain_room);
+        const T *const stored = widened(tile, some, widened_tiles);
         const bool both = symmetric && !diagonal;
         if (transposed || both)
-            for (int64_t k = 0; k < some; ++k) transpose(plain + k * TILE, 16, turned + k * TILE);
+            for (int64_t k = 0; k < some; ++k) transpose(stored + k * TILE, 16, stored_t + k * TILE);
         const int64_t there = q * stride;
         if (symmetric)
-            many(MANY<T>.to_moving, plain, some, batch, stride, x + home, y + there);
-        if (both) many(MANY<T>.to_fixed, turned, some, batch, stride, x + there, y + home);
+            many(MANY<T>.to_moving, stored, some, batch, stride, x + home, y + there);
+        if (both) many(MANY<T>.to_fixed, stored_t, some, batch, stride, x + there, y + home);
         if (!symmetric && !transposed)
-            many(MANY<T>.to_fixed, plain, some, batch, stride, x + there, y + home);
+            many(MANY<T>.to_fixed, stored, some, batch, stride, x + there, y + home);
         if (!symmetric && transposed)
-            many(MANY<T>.to_moving, turned, some, batch, stride, x + home, y + there);
+            many(MANY<T>.to_moving, stored_t, some, batch, stride, x + home, y + there);
         tile += some * TILE;
         q += some;
     }
@@ -278,20 +278,20 @@ static void multiply(const Multiplication &m) {
                 few_panel<T, S, 4>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
                 break;
             default:
-                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, m.far, panel, m.batch,
+                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, m.prefetch, panel, m.batch,
                                  m.stride, x, y);
             }
         }
     }
 }
 
-// -- dense matrices: a sum of outer products.
+// -- dense matrices: a tile of a GEMM as a sum of outer products.
 
-// The most rows of a tile, a power of two, whose sums are in registers at once.
+// The most rows of a tile, a power of two, whose sums fit in registers.
 template <typename T>
 constexpr int rows_at_once() {
     int rows = 16;
-    while (rows > 1 && rows > most_at_once<T>()) rows /= 2;
+    while (rows > 1 && rows > max_vectors<T>()) rows /= 2;
     return rows;
 }
 
@@ -315,18 +315,18 @@ static void tile_product(const T *a, const T *b, int64_t count, const T *from, i
     }
 }
 
-// ---- the arithmetic of each kind ----------------------------------------------------------------
+// ---- pointwise ----------------------------------------------------------------------------------
 //
-// As in symrnn/rnn/pointwise.py, which is the specification.
+// The reference backend is the specification.
 
-// 16 numbers of a tile's row b: the sum of what the parts have of it.
+// Row b of a tile, 16 elements: the sum of the partial sums that cover it.
 template <typename T>
-INLINE Block<T> sum_of(const Parts &parts, int gate, int64_t tile, int64_t b) {
-    const int64_t offset = gate * parts.gate + tile * parts.stride + 16 * b;
+INLINE Block<T> sum_of(const PartialSums &sums, int gate, int64_t tile, int64_t b) {
+    const int64_t offset = gate * sums.gate + tile * sums.stride + 16 * b;
     Block<T> x = splat<T>(0);
-    for (int s = 0; s < parts.count; ++s)
-        if (tile >= parts.part[s].first && tile < parts.part[s].last)
-            x = x + load(static_cast<const T *>(parts.part[s].at) + offset);
+    for (int s = 0; s < sums.count; ++s)
+        if (tile >= sums.sum[s].first && tile < sums.sum[s].last)
+            x = x + load(static_cast<const T *>(sums.sum[s].at) + offset);
     return x;
 }
 
@@ -339,7 +339,7 @@ INLINE int units_in(int64_t tile, int64_t side) {
     return side - 16 * tile < 16 ? static_cast<int>(side - 16 * tile) : 16;
 }
 
-// Row `b` of a dense array whose rows are so long; null stays null.
+// Row `b` of a dense array; null stays null.
 template <typename T>
 INLINE T *row_of(void *dense, int64_t b, int64_t length) {
     return dense ? static_cast<T *>(dense) + b * length : nullptr;
@@ -350,17 +350,17 @@ INLINE const T *row_of(const void *dense, int64_t b, int64_t length) {
     return dense ? static_cast<const T *>(dense) + b * length : nullptr;
 }
 
-// Asks for the next step's numbers, which lie `ahead` further, while this one's are at work.
+// Prefetches the next step's elements, `ahead` further on.
 template <typename T>
-INLINE void fetch(const T *at, int64_t ahead) {
+INLINE void prefetch_next(const T *at, int64_t ahead) {
     for (int64_t k = 0; k < 16; k += 64 / sizeof(T)) __builtin_prefetch(at + ahead + k, 1);
 }
 
-// So many tiles of row b at once: one alone would wait for its own results most of the time.
+// Several tiles of row b at once: their independent operations hide each other's latency.
 template <typename T, int mode, int gates, int tiles>
 INLINE void forward_tiles(const ForwardSlice &f, int64_t b, int64_t first) {
     T *const given = row_of<T>(f.gates, b, gates * f.side);
-    T *const cells = row_of<T>(f.cells, b, f.side);
+    T *const cells = row_of<T>(f.saved_cells, b, f.side);
     T *const output = row_of<T>(f.output, b, f.side);
     Block<T> x[gates][tiles], hidden[gates][tiles], new_h[tiles];
     int64_t unit[tiles], at[tiles];
@@ -372,17 +372,17 @@ INLINE void forward_tiles(const ForwardSlice &f, int64_t b, int64_t first) {
         if (f.ahead) {
             if (given)
                 for (int g = 0; g < gates; ++g)
-                    fetch(given + g * f.side + unit[n], f.ahead * gates * f.side);
-            if (cells) fetch(cells + unit[n], f.ahead * f.side);
-            fetch(output + unit[n], f.ahead * f.side);
+                    prefetch_next(given + g * f.side + unit[n], f.ahead * gates * f.side);
+            if (cells) prefetch_next(cells + unit[n], f.ahead * f.side);
+            prefetch_next(output + unit[n], f.ahead * f.side);
         }
     }
     UNROLLED for (int g = 0; g < gates; ++g)
         UNROLLED for (int n = 0; n < tiles; ++n) {
-            hidden[g][n] = sum_of<T>(*f.parts, g, first + n, b);
+            hidden[g][n] = sum_of<T>(*f.hidden_sums, g, first + n, b);
             x[g][n] = f.gates_given
                           ? load_some(given + g * f.side + unit[n], count[n])
-                          : sum_of<T>(*f.input_parts, g, first + n, b) +
+                          : sum_of<T>(*f.input_sums, g, first + n, b) +
                                 some_of<T>(f.bias, g * f.side + unit[n], count[n]);
         }
     if constexpr (mode == SYMRNN_LSTM) {
@@ -420,7 +420,7 @@ INLINE void forward_tiles(const ForwardSlice &f, int64_t b, int64_t first) {
             for (int g = 0; g < gates; ++g)
                 store_some(given + g * f.side + unit[n], x[g][n], count[n]);
         store_some(output + unit[n], new_h[n], count[n]);
-        // What lies beyond the last unit stays zero in the blocked state.
+        // The padding of the blocked state stays zero.
         store(static_cast<T *>(f.h) + at[n],
               count[n] == 16 ? new_h[n] : load_some(output + unit[n], count[n]));
     }
@@ -450,9 +450,9 @@ static void backward_slice(const BackwardSlice &f) {
     const Block<T> one = splat<T>(1);
     for (int64_t b = 0; b < f.batch; ++b) {
         const T *const gate_row = row_of<T>(f.gates, b, gates * f.side);
-        const T *const cells = row_of<T>(f.cells, b, f.side);
+        const T *const cells = row_of<T>(f.saved_cells, b, f.side);
         const T *const d_output = row_of<T>(f.d_output, b, f.side);
-        // A row of the step before: that step's own, or of a sequence that begins here the first.
+        // The row of the step before or, for a sequence that begins here, of the initial state.
         const bool begins = b >= f.before;
         const T *const c_before = row_of<T>(begins ? f.c0 : f.c_before, b, f.side);
         const T *const h_before = row_of<T>(begins ? f.h0 : f.h_before, b, f.side);
@@ -464,35 +464,35 @@ static void backward_slice(const BackwardSlice &f) {
             Block<T> gate[gates], d_x[gates];
             for (int g = 0; g < gates; ++g)
                 gate[g] = load_some(gate_row + g * f.side + unit, count);
-            T *const kept_h = static_cast<T *>(f.d_h) + at;
-            const Block<T> d_h = load(kept_h) + some_of<T>(d_output, unit, count);
-            Block<T> rest = splat<T>(0);  // of the gradient of h: what passes by the product
+            T *const stored_d_h = static_cast<T *>(f.d_h) + at;
+            const Block<T> d_h = load(stored_d_h) + some_of<T>(d_output, unit, count);
+            Block<T> direct = splat<T>(0);  // of the gradient of h: the part that bypasses W_hh
             if constexpr (mode == SYMRNN_LSTM) {
-                T *const kept_c = static_cast<T *>(f.d_c) + at;
+                T *const stored_d_c = static_cast<T *>(f.d_c) + at;
                 const auto &in = gate[0], &forget = gate[1], &g = gate[2], &out = gate[3];
                 const Block<T> tanh_c = tanh(load_some(cells + unit, count));
-                const Block<T> d_c = load(kept_c) + d_h * out * (one - tanh_c * tanh_c);
+                const Block<T> d_c = load(stored_d_c) + d_h * out * (one - tanh_c * tanh_c);
                 d_x[0] = d_c * g * in * (one - in);
                 d_x[1] = d_c * some_of<T>(c_before, unit, count) * forget * (one - forget);
                 d_x[2] = d_c * in * (one - g * g);
                 d_x[3] = d_h * tanh_c * out * (one - out);
-                store(kept_c, d_c * forget);
+                store(stored_d_c, d_c * forget);
             } else if constexpr (mode == SYMRNN_GRU) {
                 const auto &r = gate[0], &z = gate[1], &n = gate[2];
                 const Block<T> hidden_n = load_some(cells + unit, count);
                 const Block<T> h = some_of<T>(h_before, unit, count);
-                rest = d_h * z;
-                d_x[2] = (d_h - rest) * (one - n * n);
+                direct = d_h * z;
+                d_x[2] = (d_h - direct) * (one - n * n);
                 d_x[1] = d_h * (h - n) * z * (one - z);
                 d_x[0] = d_x[2] * hidden_n * r * (one - r);
             } else if constexpr (mode == SYMRNN_RNN_TANH) {
                 d_x[0] = d_h * (one - gate[0] * gate[0]);
             } else {
-                for (int n = 0; n < Block<T>::PARTS; ++n)
-                    d_x[0].part[n] = gate[0].part[n] > T(0) ? d_h.part[n]
+                for (int n = 0; n < Block<T>::REGISTERS; ++n)
+                    d_x[0].reg[n] = gate[0].reg[n] > T(0) ? d_h.reg[n]
                                                             : (typename Register<T>::type){};
             }
-            store(kept_h, rest);
+            store(stored_d_h, direct);
             for (int g = 0; g < gates; ++g) {
                 Block<T> d_hidden = d_x[g];
                 if constexpr (mode == SYMRNN_GRU)
@@ -515,7 +515,7 @@ static void backward(const BackwardSlice &f) {
     }
 }
 
-// ---- the rest -----------------------------------------------------------------------------------
+// ---- other kernels ------------------------------------------------------------------------------
 
 template <typename T>
 static void activate(int kind, int64_t n, const T *x, T *y) {
@@ -527,16 +527,16 @@ static void activate(int kind, int64_t n, const T *x, T *y) {
 }
 
 template <typename T>
-static void turn(const T *from, int64_t stride, T *to) {
+static void transpose_tile(const T *from, int64_t stride, T *to) {
     transpose(from, stride, to);
 }
 
 template <typename T>
-static void add(T *y, const Parts &parts, int64_t first, int64_t last, int64_t numbers) {
+static void add(T *y, const PartialSums &sums, int64_t first, int64_t last, int64_t elements) {
     for (int64_t tile = first; tile < last; ++tile)
-        for (int64_t k = 0; k < numbers; k += 16) {
-            T *const to = y + tile * parts.stride + k;
-            store(to, load(to) + sum_of<T>(parts, 0, tile, k / 16));
+        for (int64_t k = 0; k < elements; k += 16) {
+            T *const to = y + tile * sums.stride + k;
+            store(to, load(to) + sum_of<T>(sums, 0, tile, k / 16));
         }
 }
 
@@ -548,10 +548,10 @@ static void narrow(const float *tile, void *to) {
 }
 
 static void widen(const void *tile, float *to) {
-    plainly(static_cast<const BFloat16 *>(tile), 1, to);
+    widened(static_cast<const BFloat16 *>(tile), 1, to);
 }
 
-// Sums in eight registers at once, so that nothing but the reading takes time.
+// Eight accumulators: loads alone are the limit.
 static float read(const void *from, int64_t bytes) {
     typedef float Place __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(1), may_alias));
     Register<float>::type sum[8] = {};
@@ -568,14 +568,14 @@ static float read(const void *from, int64_t bytes) {
     return all;
 }
 
-static constexpr Kernels<float> SINGLE = {
+static constexpr Kernels<float> FLOAT32 = {
     multiply<float, float>, multiply<float, BFloat16>, tile_product<float>, forward<float>,
-    backward<float>,        activate<float>,           turn<float>,           narrow,
+    backward<float>,        activate<float>,           transpose_tile<float>,           narrow,
     widen,                  add<float>,
 };
 
-static constexpr Kernels<double> PRECISE = {
+static constexpr Kernels<double> FLOAT64 = {
     multiply<double, double>, nullptr,          tile_product<double>, forward<double>,
-    backward<double>,         activate<double>, turn<double>,           nullptr,
+    backward<double>,         activate<double>, transpose_tile<double>,           nullptr,
     nullptr,                  add<double>,
 };

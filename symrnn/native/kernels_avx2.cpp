@@ -1,15 +1,15 @@
 // The kernels for x86-64 processors with AVX2.
 
-// Headers that others include too come before the processor is named: of a function in them that
-// is not inlined the linker keeps one copy for all.
+// Shared headers come before the target is set: of a function in them that is not inlined the linker
+// keeps one copy for the whole library.
 #include "kernels.h"
 #include "layout.h"
 #include "symrnn.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SYMRNN_WITHOUT_AVX2)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else  // left on to the end of the file, where templates are made
+#else  // until the end of the file, where templates are instantiated
 #pragma GCC target("avx2,fma")
 #endif
 
@@ -22,7 +22,7 @@ namespace avx2 {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"avx2", &SINGLE, &PRECISE, read};
+static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, read};
 
 }  // namespace avx2
 

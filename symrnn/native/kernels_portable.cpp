@@ -1,4 +1,4 @@
-// The kernels for any processor, with vectors of 16 bytes, which the compiler turns into what there is.
+// The kernels for any processor: vectors of 16 bytes, which the compiler maps to what it has.
 
 #include "kernels.h"
 #include "layout.h"
@@ -13,7 +13,7 @@ namespace portable {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"portable", &SINGLE, &PRECISE, read};
+static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, read};
 
 }  // namespace portable
 

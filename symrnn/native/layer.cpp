@@ -1,10 +1,10 @@
-// A layer's steps, forth and back through time, by a team.
+// symrnn_forward and symrnn_backward: the forward and the backward pass of a layer, by a thread team.
 //
-// Small batches are run by all members together: each multiplies by its share of the weights, they
-// meet, then each adds up the parts of its slice of the units, does the arithmetic of the step, and
-// they meet again; the weights are divided among the members' caches. Where there are sequences
-// enough for every member to have its own, each runs some of them from the first step to the last,
-// and nobody waits for anybody.
+// Small batches are split by units. At each step every thread multiplies by its share of the weights;
+// after a barrier it adds up the partial sums of its slice of the units and computes the pointwise
+// part; a second barrier ends the step. So the weights are divided among the threads' caches. Batches
+// with enough sequences for every thread are split by sequences: each thread runs its own from the
+// first step to the last, without a barrier.
 
 #include <string.h>
 
@@ -16,20 +16,20 @@
 namespace symrnn {
 namespace {
 
-// So many sequences each make a product efficient enough to read all weights for them alone.
+// Sequences for each thread from which on a product is worth reading all weights for them alone.
 constexpr int64_t OWN_SEQUENCES = 5;
 
-// Some of the sequences, and how many of them each step runs.
+// A range of the sequences, and how many of them run at each step.
 struct Steps {
     int64_t count;
     const int64_t *lengths;  // of all sequences; or null
     int64_t all;             // B
-    int64_t first, batch;    // ours: first … first + batch - 1
+    int64_t first, batch;    // the range: first … first + batch - 1
     bool reverse;
 
-    int64_t at(int64_t n) const { return reverse ? count - 1 - n : n; }  // the n-th that is run
+    int64_t at(int64_t n) const { return reverse ? count - 1 - n : n; }  // the n-th to run
     int64_t all_at(int64_t t) const { return lengths ? lengths[t] : all; }
-    int64_t length(int64_t t) const {  // of ours
+    int64_t length(int64_t t) const {  // of the range
         return std::clamp(all_at(t) - first, int64_t(0), batch);
     }
     int64_t rows() const {
@@ -40,26 +40,26 @@ struct Steps {
     }
 };
 
-// The first row of step t, kept while t goes up or down by one: among all rows, and among ours.
-class Place {
+// The first row of step t, updated as t moves by one: `row` among all rows, `own` in the range's.
+class RowCursor {
   public:
-    Place(const Steps &steps, bool from_the_end) : steps_(steps), row_(steps.first) {
-        while (from_the_end && t_ < steps.count) forth();
+    RowCursor(const Steps &steps, bool from_the_end) : steps_(steps), row_(steps.first) {
+        while (from_the_end && t_ < steps.count) next();
     }
 
-    void go(int64_t t) {
-        while (t_ < t) forth();
-        while (t_ > t) back();
+    void move_to(int64_t t) {
+        while (t_ < t) next();
+        while (t_ > t) previous();
     }
     int64_t row() const { return row_; }
     int64_t own() const { return own_; }
 
   private:
-    void forth() {
+    void next() {
         row_ += steps_.all_at(t_);
         own_ += steps_.length(t_++);
     }
-    void back() {
+    void previous() {
         row_ -= steps_.all_at(--t_);
         own_ -= steps_.length(t_);
     }
@@ -68,7 +68,7 @@ class Place {
     int64_t t_ = 0, row_, own_ = 0;
 };
 
-// The way back, from blocks to rows.
+// The inverse of to_blocks.
 template <typename T>
 void from_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,
                  int64_t last, T *to) {
@@ -89,24 +89,24 @@ T *rows_of(void *dense, int64_t row, int64_t width) {
     return dense ? static_cast<T *>(dense) + row * width : nullptr;
 }
 
-// The shares that a member runs, and of each the tiles of units that are its slice.
+// The shares that a thread runs, and the slice of the units (in tiles) of each.
 struct Slices {
-    int shares, member, members;
+    int shares, thread, threads;
     int64_t tiles;
 
     template <typename Work>
     void each(const Work &work) const {
-        for (int share = member; share < shares; share += members)
+        for (int share = thread; share < shares; share += threads)
             work(share, tiles * share / shares, tiles * (share + 1) / shares);
     }
 };
 
-// Leaves the product of the shares where `gather` finds it. All meet first, for all must be there.
+// Completes a product once all shares have computed their partial sums.
 template <typename T>
 void finish(Product<T> &product, const Slices &slices, int64_t batch, Barrier &barrier) {
     barrier.wait();
     if (!product.folded()) return;
-    slices.each([&](int share, int64_t, int64_t) { product.join(share); });
+    slices.each([&](int share, int64_t, int64_t) { product.reduce(share); });
     barrier.wait();
     slices.each([&](int share, int64_t, int64_t) { product.unfold(share, batch); });
     barrier.wait();
@@ -117,7 +117,7 @@ class Forward {
   public:
     using Arrays = ForwardArrays;
 
-    Forward(const Call &call, const Arrays &arrays, const Spread<T> &spread, int64_t first,
+    Forward(const Call &call, const Arrays &arrays, const Expanded<T> &expanded, int64_t first,
             int64_t batch, int shares)
         : layer_(call.layer),
           a_(arrays),
@@ -125,24 +125,24 @@ class Forward {
           rows_(steps_.rows()),
           side_(layer_.hh->rows),
           shares_(shares),
-          hh_(spread.product(), false, batch, shares, spread.own_transpose()),
+          hh_(expanded.product(), false, batch, shares, expanded.own_transpose()),
           ih_(layer_.ih ? *layer_.ih : *layer_.hh, false, rows_, shares) {}
 
     bool prepare() {
-        Pieces pieces;
+        Arena arena;
         const int64_t size = tiles_of(side_) * steps_.batch * SIDE;
-        pieces.want(h_, size);
-        pieces.want(c_, size);
-        hh_.want(pieces);
+        arena.reserve(h_, size);
+        arena.reserve(c_, size);
+        hh_.reserve(arena);
         if (layer_.ih) {
-            pieces.want(x_, tiles_of(layer_.ih->columns) * rows_ * SIDE);
-            ih_.want(pieces);
+            arena.reserve(x_, tiles_of(layer_.ih->columns) * rows_ * SIDE);
+            ih_.reserve(arena);
         }
-        return pieces.take();
+        return arena.allocate();
     }
 
-    void run(int member, int members, Barrier &barrier) {
-        const Slices slices{shares_, member, members, tiles_of(side_)};
+    void run(int thread, int threads, Barrier &barrier) {
+        const Slices slices{shares_, thread, threads, tiles_of(side_)};
         const int64_t stride = steps_.batch * SIDE;
         slices.each([&](int share, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.h0, steps_.first, side_), steps_.batch, side_, stride, first,
@@ -155,23 +155,23 @@ class Forward {
         barrier.wait();
         if (layer_.ih) {
             slices.each([&](int share, int64_t, int64_t) {
-                ih_.multiply(share, member, x_, rows_);
+                ih_.multiply(share, thread, x_, rows_);
             });
             if (ih_.folded()) finish(ih_, slices, rows_, barrier);
         }
-        Place place(steps_, steps_.reverse);
+        RowCursor cursor(steps_, steps_.reverse);
         for (int64_t n = 0; n < steps_.count; ++n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
-            if (length == 0) continue;  // of sequences apart, where nobody else is to be met
+            if (length == 0) continue;  // only when split by sequences: nobody waits at the barriers
             slices.each([&](int share, int64_t, int64_t) {
-                hh_.multiply(share, member, h_, length);
+                hh_.multiply(share, thread, h_, length);
             });
             finish(hh_, slices, length, barrier);
-            if (n + 1 < steps_.count) place.go(steps_.at(n + 1));
-            const int64_t next = place.row();
-            place.go(t);
+            if (n + 1 < steps_.count) cursor.move_to(steps_.at(n + 1));
+            const int64_t next = cursor.row();
+            cursor.move_to(t);
             slices.each([&](int, int64_t first, int64_t last) {
-                step(first, last, place, length, n + 1 < steps_.count ? next - place.row() : 0);
+                step(first, last, cursor, length, n + 1 < steps_.count ? next - cursor.row() : 0);
             });
             barrier.wait();
         }
@@ -187,21 +187,21 @@ class Forward {
   private:
     void block_input(int share) {
         const int64_t inputs = layer_.ih->columns, tiles = tiles_of(inputs);
-        Place place(steps_, false);
+        RowCursor cursor(steps_, false);
         for (int64_t t = 0; t < steps_.count; ++t) {
-            place.go(t);
-            to_blocks(rows_of<T>(a_.x, place.row(), inputs), steps_.length(t), inputs,
+            cursor.move_to(t);
+            to_blocks(rows_of<T>(a_.x, cursor.row(), inputs), steps_.length(t), inputs,
                       rows_ * SIDE, tiles * share / shares_, tiles * (share + 1) / shares_,
-                      x_ + place.own() * SIDE);
+                      x_ + cursor.own() * SIDE);
         }
     }
 
-    // The arithmetic of one step for a slice of the units.
-    void step(int64_t first, int64_t last, const Place &place, int64_t length, int64_t ahead) {
-        const int64_t width = layer_.hh->gates * side_, row = place.row();
-        const Parts parts = hh_.gather(0);
-        Parts input_parts;
-        if (layer_.ih) input_parts = ih_.gather(place.own());
+    // The pointwise part of one step for a slice of the units.
+    void step(int64_t first, int64_t last, const RowCursor &cursor, int64_t length, int64_t ahead) {
+        const int64_t width = layer_.hh->gates * side_, row = cursor.row();
+        const PartialSums hidden_sums = hh_.partial_sums(0);
+        PartialSums input_sums;
+        if (layer_.ih) input_sums = ih_.partial_sums(cursor.own());
         ForwardSlice f;
         f.mode = layer_.mode;
         f.side = side_;
@@ -209,13 +209,13 @@ class Forward {
         f.last = last;
         f.batch = length;
         f.ahead = ahead;
-        f.parts = &parts;
-        f.input_parts = layer_.ih ? &input_parts : nullptr;
+        f.hidden_sums = &hidden_sums;
+        f.input_sums = layer_.ih ? &input_sums : nullptr;
         f.bias = layer_.bias;
         f.bias_n = layer_.bias_n;
         f.gates = rows_of<T>(a_.gates, row, width);
         f.gates_given = !layer_.ih;
-        f.cells = rows_of<T>(a_.cells, row, side_);
+        f.saved_cells = rows_of<T>(a_.saved_cells, row, side_);
         f.h = h_;
         f.c = c_;
         f.stride = steps_.batch * SIDE;
@@ -229,7 +229,7 @@ class Forward {
     const int64_t rows_, side_;
     const int shares_;
     Product<T> hh_;
-    Product<T> ih_;  // where there is none, never used
+    Product<T> ih_;  // unused without input weights
     T *h_ = nullptr, *c_ = nullptr, *x_ = nullptr;
 };
 
@@ -238,60 +238,60 @@ class Backward {
   public:
     using Arrays = BackwardArrays;
 
-    Backward(const Call &call, const Arrays &arrays, const Spread<T> &spread, int64_t first,
+    Backward(const Call &call, const Arrays &arrays, const Expanded<T> &expanded, int64_t first,
              int64_t batch, int shares)
         : layer_(call.layer),
           a_(arrays),
           steps_{call.steps, call.lengths, call.batch, first, batch, call.reverse},
           side_(layer_.hh->rows),
           shares_(shares),
-          hh_(spread.product(), true, batch, shares, spread.own_transpose()) {}
+          hh_(expanded.product(), true, batch, shares, expanded.own_transpose()) {}
 
     bool prepare() {
-        Pieces pieces;
+        Arena arena;
         const int64_t size = tiles_of(side_) * steps_.batch * SIDE;
-        pieces.want(d_h_, size);
-        pieces.want(d_c_, size);
-        pieces.want(d_hidden_, layer_.hh->gates * size);
-        hh_.want(pieces);
-        return pieces.take();
+        arena.reserve(d_h_, size);
+        arena.reserve(d_c_, size);
+        arena.reserve(d_hidden_, layer_.hh->gates * size);
+        hh_.reserve(arena);
+        return arena.allocate();
     }
 
-    void run(int member, int members, Barrier &barrier) {
-        const Slices slices{shares_, member, members, tiles_of(side_)};
-        const int64_t stride = steps_.batch * SIDE, ours = steps_.first;
+    void run(int thread, int threads, Barrier &barrier) {
+        const Slices slices{shares_, thread, threads, tiles_of(side_)};
+        const int64_t stride = steps_.batch * SIDE, own = steps_.first;
         slices.each([&](int, int64_t first, int64_t last) {
-            to_blocks(rows_of<T>(a_.d_hn, ours, side_), steps_.batch, side_, stride, first, last,
+            to_blocks(rows_of<T>(a_.d_hn, own, side_), steps_.batch, side_, stride, first, last,
                       d_h_);
-            to_blocks(rows_of<T>(a_.d_cn, ours, side_), steps_.batch, side_, stride, first, last,
+            to_blocks(rows_of<T>(a_.d_cn, own, side_), steps_.batch, side_, stride, first, last,
                       d_c_);
         });
-        Place place(steps_, !steps_.reverse), before(steps_, !steps_.reverse);
+        RowCursor cursor(steps_, !steps_.reverse), before(steps_, !steps_.reverse);
         for (int64_t n = steps_.count - 1; n >= 0; --n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
-            if (length == 0) continue;  // as on the way forth
+            if (length == 0) continue;  // as in the forward pass
             const int64_t running_before = n > 0 ? steps_.length(steps_.at(n - 1)) : 0;
-            place.go(t);
-            if (n > 0) before.go(steps_.at(n - 1));
-            // A slice's gradients of the state were last written by the same share.
+            cursor.move_to(t);
+            if (n > 0) before.move_to(steps_.at(n - 1));
+            // No barrier: the same share wrote its slice of the state's gradients.
             slices.each([&](int, int64_t first, int64_t last) {
-                step(first, last, place.row(), length, before.row(), running_before);
+                step(first, last, cursor.row(), length, before.row(), running_before);
             });
             barrier.wait();
             slices.each([&](int share, int64_t, int64_t) {
-                hh_.multiply(share, member, d_hidden_, length);
+                hh_.multiply(share, thread, d_hidden_, length);
             });
             finish(hh_, slices, length, barrier);
             slices.each([&](int, int64_t first, int64_t last) {
-                kernels<T>().add(d_h_, hh_.gather(0), first, last, length * SIDE);
+                kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, length * SIDE);
             });
         }
         slices.each([&](int, int64_t first, int64_t last) {
             from_blocks(d_h_, steps_.batch, side_, stride, first, last,
-                        rows_of<T>(a_.d_h0, ours, side_));
+                        rows_of<T>(a_.d_h0, own, side_));
             if (layer_.mode == SYMRNN_LSTM)
                 from_blocks(d_c_, steps_.batch, side_, stride, first, last,
-                            rows_of<T>(a_.d_c0, ours, side_));
+                            rows_of<T>(a_.d_c0, own, side_));
         });
     }
 
@@ -307,9 +307,9 @@ class Backward {
         f.batch = length;
         f.before = before;
         f.gates = rows_of<T>(a_.gates, row, width);
-        f.cells = rows_of<T>(a_.cells, row, side_);
+        f.saved_cells = rows_of<T>(a_.saved_cells, row, side_);
         f.h_before = rows_of<T>(a_.output, row_before, side_);
-        f.c_before = rows_of<T>(a_.cells, row_before, side_);
+        f.c_before = rows_of<T>(a_.saved_cells, row_before, side_);
         f.h0 = rows_of<T>(a_.h0, steps_.first, side_);
         f.c0 = rows_of<T>(a_.c0, steps_.first, side_);
         f.d_output = rows_of<T>(a_.d_output, row, side_);
@@ -332,57 +332,57 @@ class Backward {
     T *d_h_ = nullptr, *d_c_ = nullptr, *d_hidden_ = nullptr;
 };
 
-// All sequences by all members together.
-template <typename T, template <typename> class Way>
-struct Together {
-    Spread<T> &spread;
-    Way<T> way;
+// Split by units: all threads run all sequences.
+template <typename T, template <typename> class Pass>
+struct ByUnits {
+    Expanded<T> &expanded;
+    Pass<T> pass;
     int shares;
 
-    bool prepare() { return spread.prepare() && way.prepare(); }
+    bool prepare() { return expanded.prepare() && pass.prepare(); }
 
-    void run(int member, int members, Barrier &barrier) {
-        for (int share = member; spread.any() && share < shares; share += members)
-            spread.fill(share, shares);
-        if (spread.any()) barrier.wait();
-        way.run(member, members, barrier);
+    void run(int thread, int threads, Barrier &barrier) {
+        for (int share = thread; expanded.any() && share < shares; share += threads)
+            expanded.expand(share, shares);
+        if (expanded.any()) barrier.wait();
+        pass.run(thread, threads, barrier);
     }
 };
 
-// To each share some of the sequences.
-template <typename T, template <typename> class Way>
-struct Apart {
+// Split by sequences: each share runs a range of them.
+template <typename T, template <typename> class Pass>
+struct BySequences {
     const Call &call;
-    const typename Way<T>::Arrays &arrays;
-    Spread<T> &spread;
+    const typename Pass<T>::Arrays &arrays;
+    Expanded<T> &expanded;
     int shares;
     std::atomic<bool> no_memory{false};
 
-    bool prepare() { return spread.prepare(); }
+    bool prepare() { return expanded.prepare(); }
 
-    void run(int member, int members, Barrier &barrier) {
-        for (int share = member; spread.any() && share < shares; share += members)
-            spread.fill(share, shares);
-        if (spread.any()) barrier.wait();
-        for (int share = member; share < shares; share += members) {
+    void run(int thread, int threads, Barrier &barrier) {
+        for (int share = thread; expanded.any() && share < shares; share += threads)
+            expanded.expand(share, shares);
+        if (expanded.any()) barrier.wait();
+        for (int share = thread; share < shares; share += threads) {
             const int64_t first = first_sequence(share), last = first_sequence(share + 1);
             if (first == last) continue;
-            Way<T> own(call, arrays, spread, first, last - first, 1);
+            Pass<T> own(call, arrays, expanded, first, last - first, 1);
             Barrier alone(1);
             if (own.prepare()) own.run(0, 1, alone);
             else no_memory = true;
-            if (member > 0) scratch.done();  // the caller's own is seen to by the caller
+            if (thread > 0) scratch.trim();  // run_job trims the calling thread's
         }
     }
 
-    // Of share k, such that each has about as many rows.
+    // The first sequence of share k. All shares have about as many rows.
     int64_t first_sequence(int k) const {
         if (!call.lengths) return call.batch * k / shares;
         int64_t all = 0;
         for (int64_t t = 0; t < call.steps; ++t) all += call.lengths[t];
         int64_t rows = 0, sequence = 0, steps = call.steps;
         while (sequence < call.batch && rows * shares < all * k) {
-            while (call.lengths[steps - 1] <= sequence) --steps;  // those that it takes part in
+            while (call.lengths[steps - 1] <= sequence) --steps;  // the steps at which it runs
             rows += steps;
             ++sequence;
         }
@@ -390,16 +390,16 @@ struct Apart {
     }
 };
 
-template <typename T, template <typename> class Way>
-int run(const Call &call, const typename Way<T>::Arrays &arrays) {
+template <typename T, template <typename> class Pass>
+int run(const Call &call, const typename Pass<T>::Arrays &arrays) {
     const int shares = shares_for(call.threads);
-    Spread<T> spread(*call.layer.hh, call.batch, call.steps);
+    Expanded<T> expanded(*call.layer.hh, call.batch, call.steps);
     if (shares > 1 && call.batch >= OWN_SEQUENCES * shares) {
-        Apart<T, Way> job{call, arrays, spread, shares};
+        BySequences<T, Pass> job{call, arrays, expanded, shares};
         const int status = run_job(job, shares);
         return job.no_memory ? SYMRNN_MEMORY : status;
     }
-    Together<T, Way> job{spread, Way<T>(call, arrays, spread, 0, call.batch, shares), shares};
+    ByUnits<T, Pass> job{expanded, Pass<T>(call, arrays, expanded, 0, call.batch, shares), shares};
     return run_job(job, shares);
 }
 

@@ -1,14 +1,13 @@
-// Where the numbers of packed matrices and of blocked vectors lie: index arithmetic and nothing else.
+// The layout of packed matrices and of blocked vectors: index arithmetic and nothing else.
 //
-// A matrix is cut into tiles of 16 × 16. Panels follow one another; in a panel the gates; of each
-// gate its tiles; in a tile the columns, each 16 rows long:
+// A matrix is cut into tiles of 16 × 16. The order in memory is [panel][gate][tile][column][row]:
 //
 //   full:       panel I is the row of tiles (I, 0 … columns-1).
 //   symmetric:  panel J is the column of tiles (J … tiles-1, J). The tile on the diagonal is stored
 //               whole, so a product needs no masks.
 //
-// A blocked vector holds B vectors of N numbers as [tile][b][16], padded with zeros: 16 numbers of
-// one b are one load, and number k of b is at a distance from its tile that the compiler knows.
+// A blocked vector holds B vectors of N elements as [tile][b][16], padded with zeros: 16 elements of
+// one b are one load, and the offset of element k from its tile is known at compile time.
 
 #ifndef SYMRNN_LAYOUT_H
 #define SYMRNN_LAYOUT_H
@@ -19,7 +18,7 @@
 
 namespace symrnn {
 
-// The gates of a layer; 0 if there is no such.
+// The number of gates of a mode; 0 if there is no such mode.
 constexpr int gates_of(int mode) {
     return mode == SYMRNN_LSTM                                       ? 4
            : mode == SYMRNN_GRU                                      ? 3
@@ -28,7 +27,7 @@ constexpr int gates_of(int mode) {
 }
 
 constexpr int64_t SIDE = 16;          // of a tile
-constexpr int64_t TILE = SIDE * SIDE; // its numbers
+constexpr int64_t TILE = SIDE * SIDE; // its elements
 
 constexpr int64_t tiles_of(int64_t n) { return (n + SIDE - 1) / SIDE; }
 
@@ -37,22 +36,22 @@ constexpr int64_t panel_tiles(bool symmetric, int64_t columns, int64_t panel) {
     return symmetric ? columns - panel : columns;
 }
 
-// The tiles of one gate in all panels before this one; `columns` counted in tiles.
+// The tiles of one gate in all panels before this one; `columns` in tiles.
 constexpr int64_t tiles_before(bool symmetric, int64_t columns, int64_t panel) {
     return symmetric ? panel * columns - panel * (panel - 1) / 2 : panel * columns;
 }
 
-// The numbers before a panel of so many gates.
+// The offset of a panel of so many gates, in elements.
 constexpr int64_t panel_start(bool symmetric, int64_t columns, int gates, int64_t panel) {
     return tiles_before(symmetric, columns, panel) * gates * TILE;
 }
 
-// The numbers of a whole packed matrix; rows and columns counted in entries.
+// The elements of a packed matrix; rows and columns in elements.
 constexpr int64_t packed_length(bool symmetric, int64_t rows, int64_t columns, int gates) {
     return panel_start(symmetric, tiles_of(columns), gates, tiles_of(rows));
 }
 
-// The first panel of share `k` of `shares`, such that each has about as many tiles.
+// The first panel of share `k` of `shares`. All shares have about as many tiles.
 inline int64_t first_panel(bool symmetric, int64_t panels, int64_t columns, int64_t k,
                            int64_t shares) {
     if (!symmetric) return panels * k / shares;
@@ -60,7 +59,7 @@ inline int64_t first_panel(bool symmetric, int64_t panels, int64_t columns, int6
     int64_t low = 0, high = panels;  // the first panel with enough tiles before it
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        // Rounded so that a panel goes where most of it belongs.
+        // Rounded: a panel goes to the share that most of its tiles belong to.
         const int64_t reached = tiles_before(true, columns, middle) +
                                 panel_tiles(true, columns, middle) / 2;
         if (reached * shares < all * k) low = middle + 1;

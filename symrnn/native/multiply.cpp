@@ -1,4 +1,4 @@
-// A product by itself, of dense arrays: for tests, and for measuring.
+// symrnn_multiply: one product by itself, of dense arrays, for tests and for measuring.
 
 #include "jobs.h"
 
@@ -23,36 +23,36 @@ struct Multiply {
     int64_t y_side() const { return transposed ? w.columns : w.rows; }
 
     bool prepare() {
-        Pieces pieces;
-        pieces.want(blocked, x_gates() * product.x_gate());
-        product.want(pieces);
-        return pieces.take();
+        Arena arena;
+        arena.reserve(blocked, x_gates() * product.x_gate());
+        product.reserve(arena);
+        return arena.allocate();
     }
 
-    void run(int member, int members, Barrier &barrier) {
+    void run(int thread, int threads, Barrier &barrier) {
         const int64_t stride = batch * SIDE, y_tiles = tiles_of(y_side());
         const auto each_share = [&](const auto &work) {
-            for (int share = member; share < shares; share += members) work(share);
+            for (int share = thread; share < shares; share += threads) work(share);
         };
-        if (member == 0)
+        if (thread == 0)
             for (int g = 0; g < x_gates(); ++g)
-                for (int64_t b = 0; b < batch; ++b)  // the gates of a row stand side by side
+                for (int64_t b = 0; b < batch; ++b)  // the gates of a row are adjacent
                     for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
                         blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
                             i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
         barrier.wait();
         for (int n = 0; n < repeat; ++n) {
-            each_share([&](int share) { product.multiply(share, member, blocked, batch); });
+            each_share([&](int share) { product.multiply(share, thread, blocked, batch); });
             barrier.wait();
             if (product.folded()) {
-                each_share([&](int share) { product.join(share); });
+                each_share([&](int share) { product.reduce(share); });
                 barrier.wait();
                 each_share([&](int share) { product.unfold(share, batch); });
                 barrier.wait();
             }
         }
         each_share([&](int share) {
-            const Parts parts = product.gather(0);
+            const PartialSums sums = product.partial_sums(0);
             for (int64_t tile = y_tiles * share / shares; tile < y_tiles * (share + 1) / shares;
                  ++tile) {
                 const int64_t count = std::min(SIDE, y_side() - tile * SIDE);
@@ -60,11 +60,11 @@ struct Multiply {
                     for (int64_t b = 0; b < batch; ++b)
                         for (int64_t i = 0; i < count; ++i) {
                             T sum = 0;
-                            for (int s = 0; s < parts.count; ++s) {
-                                const auto &part = parts.part[s];
-                                if (tile >= part.first && tile < part.last)
+                            for (int s = 0; s < sums.count; ++s) {
+                                const auto &one = sums.sum[s];
+                                if (tile >= one.first && tile < one.last)
                                     sum += static_cast<const T *>(
-                                        part.at)[g * parts.gate + tile * stride + b * SIDE + i];
+                                        one.at)[g * sums.gate + tile * stride + b * SIDE + i];
                             }
                             y[(b * y_gates() + g) * y_side() + tile * SIDE + i] = sum;
                         }

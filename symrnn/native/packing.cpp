@@ -1,4 +1,4 @@
-// Dense matrices to packed ones, and back.
+// Packs dense matrices into tiles, and unpacks them.
 
 #include "jobs.h"
 
@@ -16,10 +16,10 @@ struct Packing {
 
     bool prepare() { return true; }
 
-    void run(int member, int members, Barrier &) {
+    void run(int thread, int threads, Barrier &) {
         const auto [symmetric, rows, columns, gates] = shape;
         const int64_t tile_columns = tiles_of(columns);
-        for (int share = member; share < shares; share += members) {
+        for (int share = thread; share < shares; share += threads) {
             const int64_t last =
                 first_panel(symmetric, tiles_of(rows), tile_columns, share + 1, shares);
             for (int64_t panel =
@@ -35,7 +35,7 @@ struct Packing {
 
     void tile(const T *matrix, int64_t panel, int64_t q, int64_t at) {
         const auto [symmetric, rows, columns, gates] = shape;
-        alignas(64) T dense[TILE], turned[TILE];
+        alignas(64) T dense[TILE], columns_first[TILE];
         const int64_t i = panel * SIDE, j = q * SIDE;
         const T *source = matrix + i * row_stride + j;
         int64_t stride = row_stride;
@@ -51,13 +51,13 @@ struct Packing {
             source = dense;
             stride = SIDE;
         }
-        // Row r of a symmetric matrix is its column r: it lies there as the tile wants it.
-        T *const place = to_dtype == SYMRNN_BFLOAT16 ? turned : reinterpret_cast<T *>(to) + at;
+        // Row r of a symmetric matrix is its column r, which is what a tile stores.
+        T *const place = to_dtype == SYMRNN_BFLOAT16 ? columns_first : reinterpret_cast<T *>(to) + at;
         if (symmetric)
             for (int64_t r = 0; r < SIDE; ++r)
                 memcpy(place + r * SIDE, source + r * stride, SIDE * sizeof(T));
         else kernels<T>().transpose(source, stride, place);
-        if (to_dtype == SYMRNN_BFLOAT16) kernels<T>().narrow(turned, to + at * 2);
+        if (to_dtype == SYMRNN_BFLOAT16) kernels<T>().narrow(columns_first, to + at * 2);
     }
 };
 
@@ -77,15 +77,15 @@ void unpack(const Matrices &shape, int from_dtype, const void *packed, void *den
     const auto [symmetric, rows, columns, gates] = shape;
     const char *const from = static_cast<const char *>(packed);
     T *const to = static_cast<T *>(dense);
-    alignas(64) T room[TILE];
+    alignas(64) T widened[TILE];
     int64_t at = 0;
     for (int64_t panel = 0; panel < tiles_of(rows); ++panel)
         for (int g = 0; g < gates; ++g)
             for (int64_t q = symmetric ? panel : 0; q < tiles_of(columns); ++q, at += TILE) {
                 const T *tile = reinterpret_cast<const T *>(from) + at;
                 if (from_dtype == SYMRNN_BFLOAT16) {
-                    kernels<T>().widen(from + at * 2, room);
-                    tile = room;
+                    kernels<T>().widen(from + at * 2, widened);
+                    tile = widened;
                 }
                 for (int64_t k = 0; k < SIDE; ++k)
                     for (int64_t r = 0; r < SIDE; ++r) {

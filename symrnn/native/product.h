@@ -1,7 +1,7 @@
-// Products of packed matrices by blocked vectors, shared among a team.
+// Products of packed matrices and blocked vectors, by a thread team.
 //
-// The work is cut into shares, as many as threads were asked for, and each share adds up a vector of
-// its own; who runs a share does not matter. So every bit of a result depends on the number of
+// The work is divided into shares, one for each thread asked for, and each share computes a partial
+// sum. Which thread runs a share does not matter: every bit of a result depends on the number of
 // shares alone.
 
 #ifndef SYMRNN_PRODUCT_H
@@ -18,19 +18,19 @@
 
 namespace symrnn {
 
-constexpr int MOST_SHARES = Parts::MOST;
-constexpr int MOST_TERMS = 8;
+constexpr int MAX_SHARES = PartialSums::MAX;
+constexpr int MAX_TERMS = 8;
 
-inline int shares_for(int threads) { return std::clamp(threads, 1, MOST_SHARES); }
+inline int shares_for(int threads) { return std::clamp(threads, 1, MAX_SHARES); }
 
 template <typename T>
 const Kernels<T> &kernels();
 template <>
-inline const Kernels<float> &kernels<float>() { return *cpu().single; }
+inline const Kernels<float> &kernels<float>() { return *cpu().float32; }
 template <>
-inline const Kernels<double> &kernels<double>() { return *cpu().precise; }
+inline const Kernels<double> &kernels<double>() { return *cpu().float64; }
 
-// to[i] (+)= Σ scale · from[index] for entries first … last-1 of blocked vectors.
+// to[i] (+)= Σ scale · from[index], elements first … last-1 of blocked vectors.
 template <typename T>
 void apply(const symrnn_map &map, int64_t first, int64_t last, int64_t batch, int64_t stride,
            const T *from, T *to, bool adding) {
@@ -46,15 +46,16 @@ void apply(const symrnn_map &map, int64_t first, int64_t last, int64_t batch, in
     }
 }
 
-// A product of blocked vectors by a team: forth (x (C) → y (G, H)) or back (x (G, H) → y (C)).
+// A product by a thread team: y (G, H) = W · x (C), or transposed y (C) = Σ W[g]ᵀ · x (G, H).
 //
-// Each share has a sum of its own. `gather` says where a tile of the result is: of a
-// product without maps, in the shares' parts; of a folded one, in `result`, after `unfold`.
+// `multiply` computes a share's partial sum. Without maps the result is the partial sums of all
+// shares. With maps the product is folded: `reduce` adds the partial sums, then `unfold` applies the
+// output maps. `partial_sums` says where the result is.
 template <typename T>
 class Product {
   public:
-    // capacity: the most vectors at once.  own_transpose: of each term whether its matrices are their own transposes, though
-    // stored as full ones; or null.
+    // capacity: the most vectors at once.  own_transpose: for each term, whether its matrices are
+    // symmetric though stored in full; or null.
     Product(const symrnn_product &w, bool transposed, int64_t capacity, int shares,
             const bool *own_transpose = nullptr)
         : w_(w), transposed_(transposed), shares_(shares), stride_(capacity * SIDE) {
@@ -63,7 +64,7 @@ class Product {
         y_gates_ = transposed ? 1 : w.gates;
         y_side_ = transposed ? w.columns : w.rows;
         y_gate_ = tiles_of(y_side_) * stride_;
-        int64_t room = 0;
+        int64_t size = 0;
         for (int n = 0; n < w.terms; ++n) {
             const symrnn_term &t = w.term[n];
             term_[n].in = tiles_of(transposed ? t.rows : t.columns) * stride_;
@@ -72,10 +73,10 @@ class Product {
             term_[n].count = 0;
             for (int g = 0; g < w.gates; ++g)
                 if (t.gates >> g & 1) term_[n].gate[term_[n].count++] = g;
-            term_[n].at = folded_ ? room : 0;
-            if (folded_) room += y_gates_ * term_[n].out;
+            term_[n].at = folded_ ? size : 0;
+            if (folded_) size += y_gates_ * term_[n].out;
         }
-        part_ = folded_ ? room : y_gates_ * y_gate_;
+        sum_size_ = folded_ ? size : y_gates_ * y_gate_;
         if (folded_)
             for (int n = 0; n < w.terms; ++n) folded_in_ += x_gates_ * term_[n].in;
         for (int share = 0; share < shares; ++share) {
@@ -84,29 +85,29 @@ class Product {
         }
     }
 
-    void want(Pieces &pieces) {
-        pieces.want(parts_, part_ * shares_);
+    void reserve(Arena &arena) {
+        arena.reserve(sums_, sum_size_ * shares_);
         if (folded_) {
-            pieces.want(inputs_, folded_in_ * shares_);  // there are no more members
-            pieces.want(result_, y_gates_ * y_gate_);
+            arena.reserve(inputs_, folded_in_ * shares_);  // one for each thread
+            arena.reserve(result_, y_gates_ * y_gate_);
         }
     }
 
     bool folded() const { return folded_; }
     int64_t x_gate() const { return tiles_of(transposed_ ? w_.rows : w_.columns) * stride_; }
 
-    // The share's part of the product of `batch` vectors; x as [gate][tile][b][16].
-    void multiply(int share, int member, const T *x, int64_t batch) {
-        T *const part = parts_ + share * part_;
+    // The share's partial sum of the product with `batch` vectors; x as [gate][tile][b][16].
+    void multiply(int share, int thread, const T *x, int64_t batch) {
+        T *const sum = sums_ + share * sum_size_;
         const T *folded_x = x;
         if (folded_) {
-            folded_x = inputs_ + member * folded_in_;
-            if (share == member) fold(x, batch, inputs_ + member * folded_in_);
-            memset(part, 0, part_ * sizeof(T));
+            folded_x = inputs_ + thread * folded_in_;
+            if (share == thread) fold(x, batch, inputs_ + thread * folded_in_);
+            memset(sum, 0, sum_size_ * sizeof(T));
         } else {
             const Range hull = touched_[share];
             for (int g = 0; g < y_gates_; ++g)
-                memset(part + g * y_gate_ + hull.first * stride_, 0,
+                memset(sum + g * y_gate_ + hull.first * stride_, 0,
                        (hull.last - hull.first) * stride_ * sizeof(T));
         }
         for (int n = 0; n < w_.terms; ++n) {
@@ -119,7 +120,7 @@ class Product {
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
-            m.far = far(t);
+            m.prefetch = wants_prefetch(t);
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
             m.columns = tiles_of(t.columns);
@@ -128,30 +129,31 @@ class Product {
             m.batch = batch;
             m.stride = stride_;
             m.x = term_x;
-            m.y = part + term_[n].at;
+            m.y = sum + term_[n].at;
             m.x_gate = transposed_ ? (folded_ ? term_[n].in : x_gate()) : 0;
             m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
             run(m);
         }
     }
 
-    // The tiles of the folded result that share `share` is to sum up and unfold, in two steps with
-    // a meeting between them and after them.
-    void join(int share) {
-        const int64_t tiles = part_ / stride_;
+    // Of a folded product: adds up this share's range of tiles, over all partial sums. A barrier
+    // stands before and after it.
+    void reduce(int share) {
+        const int64_t tiles = sum_size_ / stride_;
         const int64_t first = tiles * share / shares_, last = tiles * (share + 1) / shares_;
-        Parts others;
+        PartialSums others;
         others.count = shares_ - 1;
         others.stride = stride_;
         others.gate = 0;
-        for (int s = 1; s < shares_; ++s) others.part[s - 1] = {parts_ + s * part_, 0, tiles};
-        kernels<T>().add(parts_, others, first, last, stride_);
+        for (int s = 1; s < shares_; ++s) others.sum[s - 1] = {sums_ + s * sum_size_, 0, tiles};
+        kernels<T>().add(sums_, others, first, last, stride_);
     }
 
+    // Applies the output maps to this share's range of the result.
     void unfold(int share, int64_t batch) {
         const int64_t first = y_side_ * share / shares_, last = y_side_ * (share + 1) / shares_;
         for (int g = 0; g < y_gates_; ++g) {
-            if (share == shares_ - 1)  // what pads the last tile is read along with it
+            if (share == shares_ - 1)  // the padding of the last tile is read too
                 for (int64_t i = y_side_; i < tiles_of(y_side_) * SIDE; ++i)
                     for (int64_t b = 0; b < batch; ++b)
                         result_[g * y_gate_ + i / SIDE * stride_ + i % SIDE + b * SIDE] = 0;
@@ -159,25 +161,25 @@ class Product {
             for (int n = 0; n < w_.terms; ++n) {
                 const symrnn_term &t = w_.term[n];
                 const symrnn_map *map = transposed_ ? t.inputs_adjoint : t.outputs;
-                const T *const from = parts_ + term_[n].at + g * term_[n].out;
+                const T *const from = sums_ + term_[n].at + g * term_[n].out;
                 T *const to = result_ + g * y_gate_;
                 if (map) apply(*map, first, last, batch, stride_, from, to, adding);
-                else plain(first, last, batch, from, to, adding);
+                else copy(first, last, batch, from, to, adding);
                 adding = true;
             }
         }
     }
 
-    // Where the result is, from row `b` on.
-    Parts gather(int64_t b) const {
-        Parts found;
+    // The result, from row `b` on.
+    PartialSums partial_sums(int64_t b) const {
+        PartialSums found;
         found.stride = stride_;
         found.gate = y_gate_;
         found.count = folded_ ? 1 : shares_;
-        if (folded_) found.part[0] = {result_ + b * SIDE, 0, tiles_of(y_side_)};
+        if (folded_) found.sum[0] = {result_ + b * SIDE, 0, tiles_of(y_side_)};
         else
             for (int s = 0; s < shares_; ++s)
-                found.part[s] = {parts_ + s * part_ + b * SIDE, touched_[s].first,
+                found.sum[s] = {sums_ + s * sum_size_ + b * SIDE, touched_[s].first,
                                  touched_[s].last};
         return found;
     }
@@ -201,9 +203,9 @@ class Product {
                 first_panel(t.symmetric, panels, columns, share + 1, shares_)};
     }
 
-    // Whether the nearer caches hold so little of it that its tiles are better asked for in advance.
-    // Measured: with half as much, asking costs more than it saves.
-    bool far(const symrnn_term &t) const {
+    // Whether a term exceeds the caches by so much that prefetching its tiles pays. Measured: at half
+    // this size prefetching costs more than it saves.
+    bool wants_prefetch(const symrnn_term &t) const {
         const int64_t size = w_.dtype == SYMRNN_BFLOAT16 ? 2 : sizeof(T);
         return packed_length(t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) * size >
                int64_t(16) << 20;
@@ -226,7 +228,7 @@ class Product {
         return hull;
     }
 
-    // x to what each term's matrices are multiplied by.
+    // Applies the input maps: x to the operand of each term.
     void fold(const T *x, int64_t batch, T *to) {
         for (int n = 0; n < w_.terms; ++n) {
             const symrnn_term &t = w_.term[n];
@@ -234,14 +236,14 @@ class Product {
             const int64_t side = transposed_ ? t.rows : t.columns;
             for (int g = 0; g < x_gates_; ++g, to += term_[n].in) {
                 T *const last = to + (tiles_of(side) - 1) * stride_;
-                for (int64_t k = 0; k < batch * SIDE; ++k) last[k] = 0;  // what pads the last tile
+                for (int64_t k = 0; k < batch * SIDE; ++k) last[k] = 0;  // the padding
                 if (map) apply(*map, 0, side, batch, stride_, x + g * x_gate(), to, false);
-                else plain(0, side, batch, x + g * x_gate(), to, false);
+                else copy(0, side, batch, x + g * x_gate(), to, false);
             }
         }
     }
 
-    void plain(int64_t first, int64_t last, int64_t batch, const T *from, T *to, bool adding) {
+    void copy(int64_t first, int64_t last, int64_t batch, const T *from, T *to, bool adding) {
         for (int64_t i = first; i < last; ++i) {
             const int64_t at = i / SIDE * stride_ + i % SIDE;
             for (int64_t b = 0; b < batch; ++b)
@@ -260,15 +262,14 @@ class Product {
     const int64_t stride_;
     bool folded_ = false;
     int x_gates_, y_gates_;
-    int64_t y_side_, y_gate_, part_;
+    int64_t y_side_, y_gate_, sum_size_;
     int64_t folded_in_ = 0;
-    Term term_[MOST_TERMS];
-    Range panels_[MOST_TERMS][MOST_SHARES], touched_[MOST_SHARES];
-    T *parts_ = nullptr, *inputs_ = nullptr, *result_ = nullptr;
+    Term term_[MAX_TERMS];
+    Range panels_[MAX_TERMS][MAX_SHARES], touched_[MAX_SHARES];
+    T *sums_ = nullptr, *inputs_ = nullptr, *result_ = nullptr;
 };
 
-// Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector, zeros from
-// null.
+// Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector; null gives zeros.
 template <typename T>
 void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,
                int64_t last, T *to) {
@@ -286,47 +287,48 @@ void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_
     }
 }
 
-// A product whose symmetric matrices are written out in full, where that pays.
+// A product whose symmetric matrices are expanded to full ones, where that pays.
 //
-// Many vectors want a tile of a symmetric matrix twice, once transposed in passing. Where they come
-// often, and both triangles are likely to fit the last cache, these are written out once a call.
+// A product with many vectors reads a symmetric tile twice, once transposed on the fly. If it is
+// computed often, and the full matrix is likely to fit the last-level cache, it is expanded once a
+// call.
 template <typename T>
-class Spread {
+class Expanded {
   public:
-    // times: how often the product is taken, by B vectors each time.
-    Spread(const symrnn_product &w, int64_t batch, int64_t times) : w_(w), product_(w) {
-        constexpr int64_t MOST_BYTES = int64_t(8) << 20;
+    // times: how often the product is computed, with `batch` vectors each time.
+    Expanded(const symrnn_product &w, int64_t batch, int64_t times) : w_(w), product_(w) {
+        constexpr int64_t MAX_BYTES = int64_t(8) << 20;
         const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16;
         for (int n = 0; n < w.terms; ++n) {
             const symrnn_term &t = term_[n] = w.term[n];
             const int64_t bytes = length(t) * static_cast<int64_t>(sizeof(T));
-            spread_[n] = t.symmetric && often && !t.inputs && !t.outputs && bytes <= MOST_BYTES;
-            any_ |= spread_[n];
-            if (spread_[n]) term_[n].symmetric = 0;
+            expanded_[n] = t.symmetric && often && !t.inputs && !t.outputs && bytes <= MAX_BYTES;
+            any_ |= expanded_[n];
+            if (expanded_[n]) term_[n].symmetric = 0;
         }
         product_.term = term_;
     }
-    Spread(const Spread &) = delete;
+    Expanded(const Expanded &) = delete;
 
     bool prepare() {
         if (!any_) return true;
-        Pieces pieces;
+        Arena arena;
         for (int n = 0; n < w_.terms; ++n)
-            if (spread_[n]) pieces.want(room_[n], length(term_[n]));
-        if (!pieces.take(shared_scratch)) return false;
+            if (expanded_[n]) arena.reserve(full_[n], length(term_[n]));
+        if (!arena.allocate(shared_scratch)) return false;
         for (int n = 0; n < w_.terms; ++n)
-            if (spread_[n]) term_[n].packed = room_[n];
+            if (expanded_[n]) term_[n].packed = full_[n];
         return true;
     }
 
     bool any() const { return any_; }
     const symrnn_product &product() const { return product_; }
-    const bool *own_transpose() const { return spread_; }
+    const bool *own_transpose() const { return expanded_; }
 
-    // Writes one of so many shares; then all must meet.
-    void fill(int share, int shares) {
+    // Expands one of so many shares. A barrier must follow.
+    void expand(int share, int shares) {
         for (int n = 0; n < w_.terms; ++n) {
-            if (!spread_[n]) continue;
+            if (!expanded_[n]) continue;
             const int64_t tiles = tiles_of(term_[n].rows);
             const int gates = __builtin_popcount(term_[n].gates);
             const T *const packed = static_cast<const T *>(w_.term[n].packed);
@@ -336,7 +338,7 @@ class Spread {
             };
             const int64_t first = first_panel(false, tiles, tiles, share, shares);
             const int64_t last = first_panel(false, tiles, tiles, share + 1, shares);
-            T *to = room_[n] + panel_start(false, tiles, gates, first);
+            T *to = full_[n] + panel_start(false, tiles, gates, first);
             for (int64_t row = first; row < last; ++row)
                 for (int g = 0; g < gates; ++g)
                     for (int64_t column = 0; column < tiles; ++column, to += TILE) {
@@ -353,9 +355,9 @@ class Spread {
 
     const symrnn_product &w_;
     symrnn_product product_;
-    symrnn_term term_[MOST_TERMS];
-    bool spread_[MOST_TERMS];
-    T *room_[MOST_TERMS];
+    symrnn_term term_[MAX_TERMS];
+    bool expanded_[MAX_TERMS];
+    T *full_[MAX_TERMS];
     bool any_ = false;
 };
 

@@ -1,4 +1,4 @@
-// The rule of schedule.h as a function of the C interface, for whoever plans without a GPU at hand.
+// symrnn_fit_gpu: the rule of schedule.h in the C interface, which needs no GPU.
 
 #include "schedule.h"
 
@@ -15,13 +15,13 @@ int symrnn_fit_gpu(const symrnn_gpu *gpu, int mode, int dtype, int64_t side, int
     if (!wide && dtype != SYMRNN_BFLOAT16 && dtype != SYMRNN_HALF) return SYMRNN_DTYPE;
     if (side < 1 || batch < 1 || gpu->multiprocessors < 1 || gpu->shared_bytes < 0)
         return SYMRNN_SIZE;
-    Room room{};
-    if (side > MOST_ROWS || batch > MOST_ROWS ||
-        !find_room(gpu->multiprocessors, gpu->shared_bytes, static_cast<int>(side), gates,
-                   static_cast<int>(batch), wide ? 4 : 2, backward != 0, room))
+    Fit found{};
+    if (side > MAX_ROWS || batch > MAX_ROWS ||
+        !find_fit(gpu->multiprocessors, gpu->shared_bytes, static_cast<int>(side), gates,
+                  static_cast<int>(batch), wide ? 4 : 2, backward != 0, found))
         return SYMRNN_FIT;
-    const Schedule &s = room.schedule;
-    *fit = {s.blocks(),   s.squares,         s.together,
-            room.columns, room.shared_bytes, workspace_bytes(s, backward != 0)};
+    const Schedule &s = found.schedule;
+    *fit = {s.blocks(),    s.squares,          s.together,
+            found.columns, found.shared_bytes, workspace_bytes(s, backward != 0)};
     return SYMRNN_OK;
 }

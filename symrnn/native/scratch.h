@@ -1,4 +1,4 @@
-// Scratch memory that is there for the next call too.
+// Scratch memory that is reused from call to call.
 
 #ifndef SYMRNN_SCRATCH_H
 #define SYMRNN_SCRATCH_H
@@ -8,7 +8,7 @@
 
 namespace symrnn {
 
-// Aligned memory of the calling thread, kept for its next call unless it is large.
+// Aligned scratch memory of one thread, cached for its next call unless it is large.
 class Scratch {
   public:
     ~Scratch() { free(at_); }
@@ -27,49 +27,49 @@ class Scratch {
         return at_;
     }
 
-    void done() {
-        if (size_ <= KEPT) return;
+    void trim() {
+        if (size_ <= MAX_CACHED) return;
         free(at_);
         at_ = nullptr;
         size_ = 0;
     }
 
   private:
-    static constexpr int64_t KEPT = int64_t(16) << 20;
+    static constexpr int64_t MAX_CACHED = int64_t(16) << 20;
     char *at_ = nullptr;
     int64_t size_ = 0;
 };
 
 inline thread_local Scratch scratch;
-inline thread_local Scratch shared_scratch;  // a caller's, beside the one it uses as a member
+inline thread_local Scratch shared_scratch;  // a calling thread's second one, which its team reads
 
-// Hands out pieces of one block: first told what is wanted, then given the block.
-class Pieces {
+// Divides one allocation into arrays: first reserve each, then allocate all at once.
+class Arena {
   public:
     template <typename T>
-    void want(T *&place, int64_t numbers) {
-        piece_[count_++] = {&place, size_, [](void *to, char *at) {
+    void reserve(T *&place, int64_t elements) {
+        arrays_[count_++] = {&place, size_, [](void *to, char *at) {
                                 *static_cast<T **>(to) = reinterpret_cast<T *>(at);
                             }};
-        size_ += (numbers * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+        size_ += (elements * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     }
 
-    bool take(Scratch &from = scratch) {
+    bool allocate(Scratch &from = scratch) {
         char *const at = from.get(size_ + 64);
         if (!at) return false;
-        for (int n = 0; n < count_; ++n) piece_[n].assign(piece_[n].place, at + piece_[n].offset);
+        for (int n = 0; n < count_; ++n) arrays_[n].assign(arrays_[n].place, at + arrays_[n].offset);
         return true;
     }
 
   private:
-    struct Piece {
+    struct Array {
         void *place;
         int64_t offset;
         void (*assign)(void *place, char *at);
     };
 
     int count_ = 0;
-    Piece piece_[32];
+    Array arrays_[32];
     int64_t size_ = 0;
 };
 

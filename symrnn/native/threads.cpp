@@ -1,8 +1,8 @@
-// Teams of threads, borrowed from the OpenMP runtime that the process has anyway.
+// Thread teams of the OpenMP runtime that the process already has.
 //
-// A second pool beside PyTorch's would fight it: its threads spin for milliseconds after each
-// parallel region, on the very cores that ours would want. So nothing is linked here; the runtime's
-// entry points are handed over when the library is loaded.
+// A second thread pool beside PyTorch's would compete with it: its threads spin for milliseconds
+// after each parallel region, on the cores that ours need. So no runtime is linked; the caller
+// passes the entry points of the one in use.
 
 #include "threads.h"
 
@@ -31,17 +31,17 @@ struct OpenMP {
 OpenMP runtime{};
 std::atomic<bool> usable{false};
 
-// A child made by fork has one thread, and the runtime's picture of the others is stale: the next
-// parallel region would wait for them for ever.
+// A child made by fork has one thread, but the runtime still counts on the others: the next parallel
+// region would wait for them for ever.
 void forget_threads() { usable.store(false); }
 
-void relax() {
+void spin_pause() {
 #if defined(__x86_64__) || defined(__i386__)
     _mm_pause();
 #endif
 }
 
-void give_way() {
+void yield_thread() {
 #if defined(__unix__) || defined(__APPLE__)
     sched_yield();
 #endif
@@ -51,37 +51,37 @@ struct Region {
     OpenMP runtime;
     Body body;
     void *work;
-    alignas(64) std::atomic<int> state;  // 0: nobody yet, 1: being set up, 2: ready
-    alignas(Barrier) unsigned char room[sizeof(Barrier)];
+    alignas(64) std::atomic<int> state;  // of the barrier. 0: none, 1: being made, 2: ready
+    alignas(Barrier) unsigned char barrier[sizeof(Barrier)];
 };
 
-// How many members a team has is known only inside it, so its barrier is made there.
+// The size of a team is known only inside the parallel region, so its barrier is made there.
 void enter(void *argument) {
     auto &region = *static_cast<Region *>(argument);
-    const int members = region.runtime.num_threads();
-    int nobody = 0;
-    if (region.state.compare_exchange_strong(nobody, 1)) {
-        new (region.room) Barrier(members);
+    const int threads = region.runtime.num_threads();
+    int none = 0;
+    if (region.state.compare_exchange_strong(none, 1)) {
+        new (region.barrier) Barrier(threads);
         region.state.store(2, std::memory_order_release);
     }
-    while (region.state.load(std::memory_order_acquire) != 2) give_way();
-    region.body(region.work, region.runtime.thread_num(), members,
-                *reinterpret_cast<Barrier *>(region.room));
+    while (region.state.load(std::memory_order_acquire) != 2) yield_thread();
+    region.body(region.work, region.runtime.thread_num(), threads,
+                *reinterpret_cast<Barrier *>(region.barrier));
 }
 
 }  // namespace
 
 void Barrier::wait() {
-    if (members_ == 1) return;
+    if (threads_ == 1) return;
     const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
         round_.store(round + 1, std::memory_order_release);
         return;
     }
     for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-        if (spins < 2000) relax();
-        else give_way();
+        if (spins < 2000) spin_pause();
+        else yield_thread();
 }
 
 void run_team(int threads, Body body, void *work) {
@@ -95,13 +95,13 @@ void run_team(int threads, Body body, void *work) {
 }
 
 void use_openmp(void *parallel, void *thread_num, void *num_threads) {
-    static bool watching = false;
+    static bool hooked = false;
     usable.store(false);
     runtime = {reinterpret_cast<Parallel>(parallel), reinterpret_cast<Count>(thread_num),
                reinterpret_cast<Count>(num_threads)};
 #if defined(__unix__) || defined(__APPLE__)
-    if (!watching) watching = pthread_atfork(nullptr, nullptr, forget_threads) == 0;
-    usable.store(watching && parallel && thread_num && num_threads, std::memory_order_release);
+    if (!hooked) hooked = pthread_atfork(nullptr, nullptr, forget_threads) == 0;
+    usable.store(hooked && parallel && thread_num && num_threads, std::memory_order_release);
 #else
     usable.store(parallel && thread_num && num_threads, std::memory_order_release);
 #endif

@@ -1,8 +1,8 @@
-// Sixteen numbers at a time, by the compiler's own vectors: included once for each processor.
+// Vectors of 16 elements, by the compiler's vector extensions.
 //
-// Included inside a namespace of its own, with SYMRNN_REGISTER_BYTES set to the width of a register
-// there. Nothing of the standard library is used: an inline function of it, compiled here for a new
-// processor, could be the copy that the linker keeps for all.
+// Included once for each processor, inside a namespace of its own, with SYMRNN_REGISTER_BYTES set to
+// its register width. Nothing of the standard library is used: the linker could pick the copy of an
+// inline function that was compiled here, for a newer processor, for the whole library.
 
 template <typename T>
 struct Register {
@@ -16,48 +16,48 @@ typedef uint32_t Words __attribute__((vector_size(SYMRNN_REGISTER_BYTES)));
 
 #define INLINE static inline __attribute__((always_inline))
 
-// 16 numbers in as many registers as they need.
+// 16 elements in as many registers as they need.
 template <typename T>
 struct Block {
-    static constexpr int PARTS = 16 / Register<T>::WIDTH;
-    typename Register<T>::type part[PARTS];
+    static constexpr int REGISTERS = 16 / Register<T>::WIDTH;
+    typename Register<T>::type reg[REGISTERS];
 };
 
 template <typename T>
 INLINE Block<T> load(const T *from) {
     Block<T> x;
-    for (int n = 0; n < Block<T>::PARTS; ++n)
-        x.part[n] = *reinterpret_cast<const typename Register<T>::unaligned *>(
+    for (int n = 0; n < Block<T>::REGISTERS; ++n)
+        x.reg[n] = *reinterpret_cast<const typename Register<T>::unaligned *>(
             from + n * Register<T>::WIDTH);
     return x;
 }
 
 template <typename T>
 INLINE void store(T *to, const Block<T> &x) {
-    for (int n = 0; n < Block<T>::PARTS; ++n)
+    for (int n = 0; n < Block<T>::REGISTERS; ++n)
         *reinterpret_cast<typename Register<T>::unaligned *>(to + n * Register<T>::WIDTH) =
-            x.part[n];
+            x.reg[n];
 }
 
 template <typename T>
 INLINE Block<T> splat(T value) {
     Block<T> x;
-    for (int n = 0; n < Block<T>::PARTS; ++n)
-        x.part[n] = value - (typename Register<T>::type){};
+    for (int n = 0; n < Block<T>::REGISTERS; ++n)
+        x.reg[n] = value - (typename Register<T>::type){};
     return x;
 }
 
-// Keeps x in registers from here on: what is used twice is else read twice, and reading is the limit.
+// Keeps x in registers: the compiler may else load twice what is used twice, and loads are the limit.
 template <typename T>
-INLINE void hold(Block<T> &x) {
+INLINE void keep_in_registers(Block<T> &x) {
 #if defined(__x86_64__)
-    for (int n = 0; n < Block<T>::PARTS; ++n) __asm__("" : "+v"(x.part[n]));
+    for (int n = 0; n < Block<T>::REGISTERS; ++n) __asm__("" : "+v"(x.reg[n]));
 #else
     (void)x;
 #endif
 }
 
-// The first `count` of 16 numbers, zeros behind them; and their way back.
+// Loads the first `count` of 16 elements and pads with zeros; stores the first `count`.
 template <typename T>
 INLINE Block<T> load_some(const T *from, int count) {
     if (count == 16) return load(from);
@@ -74,39 +74,38 @@ INLINE void store_some(T *to, const Block<T> &x, int count) {
     for (int k = 0; k < count; ++k) to[k] = all[k];
 }
 
-#define FOR_PARTS(expression)                              \
+#define FOR_REGISTERS(expression)                              \
     Block<T> result;                                       \
-    for (int n = 0; n < Block<T>::PARTS; ++n) {            \
-        result.part[n] = expression;                       \
+    for (int n = 0; n < Block<T>::REGISTERS; ++n) {            \
+        result.reg[n] = expression;                       \
     }                                                      \
     return result
 
 template <typename T>
-INLINE Block<T> operator+(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] + b.part[n]); }
+INLINE Block<T> operator+(const Block<T> &a, const Block<T> &b) { FOR_REGISTERS(a.reg[n] + b.reg[n]); }
 template <typename T>
-INLINE Block<T> operator-(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] - b.part[n]); }
+INLINE Block<T> operator-(const Block<T> &a, const Block<T> &b) { FOR_REGISTERS(a.reg[n] - b.reg[n]); }
 template <typename T>
-INLINE Block<T> operator*(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] * b.part[n]); }
+INLINE Block<T> operator*(const Block<T> &a, const Block<T> &b) { FOR_REGISTERS(a.reg[n] * b.reg[n]); }
 template <typename T>
-INLINE Block<T> operator/(const Block<T> &a, const Block<T> &b) { FOR_PARTS(a.part[n] / b.part[n]); }
+INLINE Block<T> operator/(const Block<T> &a, const Block<T> &b) { FOR_REGISTERS(a.reg[n] / b.reg[n]); }
 
-// to += a · b, one rounding where the processor can.
+// to += a · b, as an FMA where the processor has one.
 template <typename T>
 INLINE void accumulate(Block<T> &to, const Block<T> &a, const Block<T> &b) {
-    for (int n = 0; n < Block<T>::PARTS; ++n) to.part[n] = a.part[n] * b.part[n] + to.part[n];
+    for (int n = 0; n < Block<T>::REGISTERS; ++n) to.reg[n] = a.reg[n] * b.reg[n] + to.reg[n];
 }
 
 template <typename T>
 INLINE void accumulate(Block<T> &to, const Block<T> &a, T b) {
-    for (int n = 0; n < Block<T>::PARTS; ++n) to.part[n] = a.part[n] * b + to.part[n];
+    for (int n = 0; n < Block<T>::REGISTERS; ++n) to.reg[n] = a.reg[n] * b + to.reg[n];
 }
 
 // ---- exchanging lanes ---------------------------------------------------------------------------
 //
-// Both tricks below go through distances s = 1, 2, 4, … between lanes. `take<s, 0>` makes of a and b
-// the register whose lane l is a's lane l where the bit s of l is clear, and b's lane l-s where it
-// is set; `take<s, 1>` has a's lane l+s, and b's lane l.
-
+// Transposition and sums across lanes both exchange lanes at distances s = 1, 2, 4, …. Lane l of
+// `take<s, 0>(a, b)` is lane l of a where bit s of l is clear, and lane l-s of b where it is set. Of
+// `take<s, 1>` it is lane l+s of a, and lane l of b.
 
 template <int... lane>
 struct Lanes {};
@@ -141,7 +140,7 @@ struct Exchange {
     typedef typename Register<T>::type V;
     static constexpr int WIDTH = Register<T>::WIDTH;
 
-    // Transposes the WIDTH × WIDTH numbers of as many registers.
+    // Transposes WIDTH × WIDTH elements, in as many registers.
     INLINE void transpose(V (&row)[WIDTH]) {
         if constexpr (s < WIDTH) {
             for (int k = 0; k < WIDTH; ++k)
@@ -164,22 +163,21 @@ struct Exchange {
     }
 };
 
-// 16 numbers, the k-th of which is the sum of the lanes of row[k].
+// 16 sums: element k is the sum of the lanes of row[k].
 template <typename T>
 INLINE Block<T> sums(typename Register<T>::type (&row)[16]) {
     constexpr int W = Register<T>::WIDTH;
     Block<T> x;
-    for (int n = 0; n < Block<T>::PARTS; ++n) {
+    for (int n = 0; n < Block<T>::REGISTERS; ++n) {
         typename Register<T>::type some[W];
         for (int k = 0; k < W; ++k) some[k] = row[n * W + k];
         Exchange<T, W / 2>::sum(some);
-        x.part[n] = some[0];
+        x.reg[n] = some[0];
     }
     return x;
 }
 
-// The 16 × 16 numbers at `from`, whose rows are `stride` apart, to `to`, its columns one after the
-// other.
+// to (16, 16) = fromᵀ. stride: between the rows of from.
 template <typename T>
 INLINE void transpose(const T *from, int64_t stride, T *to) {
     typedef typename Register<T>::unaligned Place;
@@ -196,8 +194,8 @@ INLINE void transpose(const T *from, int64_t stride, T *to) {
 
 // ---- sigmoid and tanh ---------------------------------------------------------------------------
 //
-// In float by polynomials fitted for this file (near-minimax in relative error), within a few units
-// in the last place; in double, which serves as an oracle, by the C library.
+// In float by polynomials fitted for this file (near-minimax in relative error), within a few ulp; in
+// double, which serves as an oracle, by the C library.
 
 // exp(x) for x ≤ 0, not below 2⁻¹²⁶; NaN stays NaN.
 INLINE Register<float>::type exp_of_negative(Register<float>::type x) {
@@ -207,14 +205,14 @@ INLINE Register<float>::type exp_of_negative(Register<float>::type x) {
     const V magic = 12582912.0f - V{};  // 1.5 · 2²³: adding it rounds to an integer
     const V shifted = x * 1.44269504f + magic;
     const V n = shifted - magic;
-    V r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
+    V r = x - n * 0.693359375f;  // ln 2 split in two, the first exact in few bits
     r = r + n * 2.12194440e-4f;
     V q = 0.0013814467f * r + 0.0083687808f;
     q = q * r + 0.0416683927f;
     q = q * r + 0.1666651964f;
     q = q * r + 0.4999999404f;
     const V p = (q * r) * r + r + 1.0f;
-    // Words: of a NaN the sum overflows, and is not used as a number.
+    // Unsigned: for a NaN the sum overflows, and is not used.
     const Words exponent = ((Words)shifted - (Words)magic) << 23;
     return (V)((Words)p + exponent);
 }
@@ -225,18 +223,18 @@ INLINE Register<float>::type absolute(Register<float>::type x) {
 
 INLINE Block<float> sigmoid(const Block<float> &x) {
     Block<float> y;
-    for (int n = 0; n < Block<float>::PARTS; ++n) {
-        const auto v = x.part[n];
+    for (int n = 0; n < Block<float>::REGISTERS; ++n) {
+        const auto v = x.reg[n];
         const auto e = exp_of_negative(-absolute(v));
-        y.part[n] = (v < 0.0f ? e : 1.0f - (Register<float>::type){}) / (e + 1.0f);
+        y.reg[n] = (v < 0.0f ? e : 1.0f - (Register<float>::type){}) / (e + 1.0f);
     }
     return y;
 }
 
 INLINE Block<float> tanh(const Block<float> &x) {
     Block<float> y;
-    for (int n = 0; n < Block<float>::PARTS; ++n) {
-        const auto a = absolute(x.part[n]);
+    for (int n = 0; n < Block<float>::REGISTERS; ++n) {
+        const auto a = absolute(x.reg[n]);
         const auto e = exp_of_negative(a * -2.0f);
         const auto far = (1.0f - e) / (e + 1.0f);
         const auto z = a * a;
@@ -246,41 +244,41 @@ INLINE Block<float> tanh(const Block<float> &x) {
         q = q * z - 0.3333328068f;
         const auto near = (q * z) * a + a;
         const auto size = a < 0.625f ? near : far;
-        const Ints sign = (Ints)x.part[n] & (int32_t)0x80000000;
-        y.part[n] = (Register<float>::type)((Ints)size | sign);
+        const Ints sign = (Ints)x.reg[n] & (int32_t)0x80000000;
+        y.reg[n] = (Register<float>::type)((Ints)size | sign);
     }
     return y;
 }
 
-// Lane by lane, not through an array: GCC 12 under ThreadSanitizer gave two of them one place.
+// Lane by lane, not through an array: GCC 12 under ThreadSanitizer gave two arrays one address.
 INLINE Block<double> sigmoid(const Block<double> &x) {
     Block<double> y;
-    for (int n = 0; n < Block<double>::PARTS; ++n)
+    for (int n = 0; n < Block<double>::REGISTERS; ++n)
         for (int lane = 0; lane < Register<double>::WIDTH; ++lane)
-            y.part[n][lane] = 1.0 / (1.0 + __builtin_exp(-x.part[n][lane]));
+            y.reg[n][lane] = 1.0 / (1.0 + __builtin_exp(-x.reg[n][lane]));
     return y;
 }
 
 INLINE Block<double> tanh(const Block<double> &x) {
     Block<double> y;
-    for (int n = 0; n < Block<double>::PARTS; ++n)
+    for (int n = 0; n < Block<double>::REGISTERS; ++n)
         for (int lane = 0; lane < Register<double>::WIDTH; ++lane)
-            y.part[n][lane] = __builtin_tanh(x.part[n][lane]);
+            y.reg[n][lane] = __builtin_tanh(x.reg[n][lane]);
     return y;
 }
 
 template <typename T>
 INLINE Block<T> relu(const Block<T> &x) {
     Block<T> y;
-    for (int n = 0; n < Block<T>::PARTS; ++n)  // NaN stays NaN
-        y.part[n] = x.part[n] < T(0) ? (typename Register<T>::type){} : x.part[n];
+    for (int n = 0; n < Block<T>::REGISTERS; ++n)  // NaN stays NaN
+        y.reg[n] = x.reg[n] < T(0) ? (typename Register<T>::type){} : x.reg[n];
     return y;
 }
 
 // ---- bfloat16 -----------------------------------------------------------------------------------
 
 // A bfloat16 is the upper half of a float. Two columns of a packed tile share a word per row, the
-// first in its lower half, so that either is had by one operation.
+// first in its lower half: one operation extracts either.
 struct BFloat16 {
     uint16_t bits;
 };
@@ -301,10 +299,10 @@ INLINE void load_columns(const T *tile, int k, Block<T> &first, Block<T> &second
 
 INLINE void load_columns(const BFloat16 *tile, int k, Block<float> &first, Block<float> &second) {
     typedef uint32_t Place __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(4), may_alias));
-    for (int n = 0; n < Block<float>::PARTS; ++n) {
+    for (int n = 0; n < Block<float>::REGISTERS; ++n) {
         const Words both = *reinterpret_cast<const Place *>(
             reinterpret_cast<const char *>(tile + 16 * k) + n * SYMRNN_REGISTER_BYTES);
-        first.part[n] = (Register<float>::type)(both << 16);
-        second.part[n] = (Register<float>::type)(both & 0xffff0000u);
+        first.reg[n] = (Register<float>::type)(both << 16);
+        second.reg[n] = (Register<float>::type)(both & 0xffff0000u);
     }
 }

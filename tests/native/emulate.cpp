@@ -1,6 +1,6 @@
 // The kernels for GPUs on a CPU, thread by thread, for tests/native/test_cuda.py: the functions of
-// symrnn_cuda.h for a GPU that is described, with blocks and threads that take turns in a chosen order.
-// And the arithmetic of schedule.h, to be looked at.
+// symrnn_cuda.h for a GPU that is described, whose blocks and threads are scheduled in a chosen order.
+// And the arithmetic of schedule.h, for tests/native/test_schedule.py.
 
 #define SYMRNN_EMULATED
 
@@ -17,18 +17,18 @@ using namespace symrnn;
 
 namespace {
 
-constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which nobody is to touch
+constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
 constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
 
 template <typename Policy, int N>
 int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsigned order) {
-    memset(job.parts_flags, 0, flag_bytes(job.schedule));
-    // Not a number in any of the types.
+    memset(job.partial_sums_flags, 0, flag_bytes(job.schedule));
+    // NaN in any of the types.
     std::vector<std::unique_ptr<char, void (*)(void *)>> shared;
-    const size_t room = (shared_bytes + GUARD + 127) / 128 * 128;
+    const size_t fit = (shared_bytes + GUARD + 127) / 128 * 128;
     for (int block = 0; block < job.schedule.blocks(); ++block) {
-        shared.emplace_back(static_cast<char *>(aligned_alloc(128, room)), free);
-        memset(shared.back().get(), 0xff, room);
+        shared.emplace_back(static_cast<char *>(aligned_alloc(128, fit)), free);
+        memset(shared.back().get(), 0xff, fit);
     }
     EmulatedGpu gpu;
     const bool ended = gpu.launch(job.schedule.blocks(), THREADS, order, [&](int block) {
@@ -37,18 +37,18 @@ int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsign
     if (!ended) return DEADLOCK;
     if (gpu.misaligned) return MISALIGNED;
     for (const auto &memory : shared)
-        for (size_t k = shared_bytes; k < room; ++k)
+        for (size_t k = shared_bytes; k < fit; ++k)
             if (memory.get()[k] != '\xff') return OVERRUN;
     return SYMRNN_OK;
 }
 
 template <typename Arrays>
 int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigned order) {
-    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Room &room) {
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Fit &fit) {
         using Policy = decltype(policy);
-        return room.columns == COLUMNS[0]   ? launch<Policy, COLUMNS[0] / 8>(job, room.shared_bytes, order)
-               : room.columns == COLUMNS[1] ? launch<Policy, COLUMNS[1] / 8>(job, room.shared_bytes, order)
-                                            : launch<Policy, COLUMNS[2] / 8>(job, room.shared_bytes, order);
+        return fit.columns == COLUMNS[0]   ? launch<Policy, COLUMNS[0] / 8>(job, fit.shared_bytes, order)
+               : fit.columns == COLUMNS[1] ? launch<Policy, COLUMNS[1] / 8>(job, fit.shared_bytes, order)
+                                            : launch<Policy, COLUMNS[2] / 8>(job, fit.shared_bytes, order);
     });
 }
 
@@ -57,26 +57,26 @@ int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigne
 extern "C" {
 
 int emulate_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
-                    void *gates, float *cells, const void *h0, const void *c0, void *output,
+                    void *gates, float *saved_cells, const void *h0, const void *c0, void *output,
                     void *hn, void *cn, void *workspace, int64_t bytes, const symrnn_gpu *gpu,
                     unsigned order) {
     const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
-    return start(call, ForwardArrays{gates, cells, h0, c0, output, hn, cn}, *gpu, order);
+    return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, *gpu, order);
 }
 
 int emulate_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
-                     const void *gates, const float *cells, const void *h0, const void *c0,
+                     const void *gates, const float *saved_cells, const void *h0, const void *c0,
                      const void *output, const void *d_output, const void *d_hn, const void *d_cn,
                      void *d_gates, void *d_hidden, void *d_h0, void *d_c0, void *workspace,
                      int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
     const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
     return start(call,
-                 BackwardArrays{gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                 BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},
                  *gpu, order);
 }
 
-// ---- the arithmetic of schedule.h and products.h, as it is ---------------------------------------
+// ---- the arithmetic of schedule.h and products.h -------------------------------------------------
 
 int schedule_blocks(const Schedule *s) { return s->blocks(); }
 int schedule_first_tile(const Schedule *s, int square) { return s->first_tile(square); }
@@ -84,16 +84,18 @@ int schedule_square_of(const Schedule *s, int tile) { return s->square_of(tile);
 int schedule_rows(const Schedule *s) { return s->rows(); }
 int schedule_first_row(const Schedule *s, int block) { return s->first_row(block); }
 int schedule_block_of_row(const Schedule *s, int row) { return s->block_of_row(row); }
-Part schedule_part(const Schedule *s, int set, int to, int from) { return s->part(set, to, from); }
-int schedule_part_width(const Schedule *s) { return s->part_width(); }
-int64_t schedule_part_start(const Schedule *s, Part part, int vector, int sequence, int backward) {
-    return s->part_start(part, vector, sequence, backward != 0);
+PartialSum schedule_part(const Schedule *s, int set, int to, int from) {
+    return s->partial_sum(set, to, from);
+}
+int schedule_part_width(const Schedule *s) { return s->partial_sum_width(); }
+int64_t schedule_part_start(const Schedule *s, PartialSum part, int vector, int sequence, int backward) {
+    return s->partial_sum_start(part, vector, sequence, backward != 0);
 }
 int64_t schedule_part_numbers(const Schedule *s, int backward) {
-    return s->part_numbers(backward != 0);
+    return s->partial_sum_elements(backward != 0);
 }
 int64_t schedule_carry_start(const Schedule *s) { return carry_start(*s); }
-int64_t schedule_parts_start(const Schedule *s) { return parts_start(*s); }
+int64_t schedule_parts_start(const Schedule *s) { return partial_sums_start(*s); }
 int64_t schedule_workspace_bytes(const Schedule *s, int backward) {
     return workspace_bytes(*s, backward != 0);
 }
@@ -108,16 +110,16 @@ int share_tiles(const Schedule *s, int block) { return Share(*s, block).tiles();
 int share_step(const Schedule *s, int block, int to, int a, int k) {
     return Share(*s, block).step(to, a, k);
 }
-HeldTile share_tile(const Schedule *s, int block, int to, int a, int k) {
+StoredTile share_tile(const Schedule *s, int block, int to, int a, int k) {
     return Share(*s, block).tile(to, a, k);
 }
 Share::Position share_position(const Schedule *s, int block, int index) {
     return Share(*s, block).position(index);
 }
 
-int float_index(int row, int column) { return FloatPlaces::index(row, column); }
-int float_place(int b, int unit) { return FloatPlaces::place(b, unit); }
+int float_index(int row, int column) { return FloatLayout::index(row, column); }
+int float_place(int b, int unit) { return FloatLayout::operand_index(b, unit); }
 int index_of_16_bits(int row, int column) { return Bits16<half>::index(row, column); }
-int place_of_16_bits(int b, int unit) { return Bits16<half>::place(b, unit); }
+int place_of_16_bits(int b, int unit) { return Bits16<half>::operand_index(b, unit); }
 
 }  // extern "C"

@@ -1,10 +1,10 @@
-// A GPU for symrnn/native/cuda/device.h to run on where there is none: each thread of each block is a
-// fiber, and all of them take turns on the one real thread, in an order that can be chosen.
+// An emulated GPU for symrnn/native/cuda/device.h: each thread of each block is a fiber, and one real
+// thread schedules them all, in an order that can be chosen.
 //
-// A fiber runs on until it waits: for its block, its warp, or a flag of another block; where the order
-// is left to chance also now and then wherever it meets others or reads what they wrote. If nobody can
-// go on, that is told rather than hung over. Memory is that of the process, so what is tested is who
-// reads what after which waiting, and every index; not how a GPU's caches see what others wrote.
+// A fiber runs until it waits: for its block, its warp, or a flag of another block. In a random order
+// it may also be preempted wherever it synchronises or reads what others wrote. A deadlock is reported.
+// Memory is that of the process, so what is tested is who reads what after which wait, and every index;
+// not the coherence of a GPU's caches.
 
 #ifndef EMULATED_GPU_H
 #define EMULATED_GPU_H
@@ -26,7 +26,7 @@
 
 namespace symrnn {
 
-// ---- numbers -------------------------------------------------------------------------------------
+// ---- floating-point types ------------------------------------------------------------------------
 
 struct bfloat16 {
     uint16_t bits;
@@ -60,10 +60,10 @@ inline bfloat16 from_float(float x) {
 template <>
 inline half from_float(float x) { return static_cast<half>(x); }
 
-inline float with_bits(float x, uint32_t added, uint32_t kept) {
+inline float with_bits(float x, uint32_t added, uint32_t mask) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
-    if (x - x == 0) bits = (bits + added) & kept;  // infinities and none stay
+    if (x - x == 0) bits = (bits + added) & mask;  // infinities and none stay
     memcpy(&x, &bits, sizeof x);
     return x;
 }
@@ -71,15 +71,15 @@ inline float round_to_tf32(float x) { return with_bits(x, 0x1000, 0xffffe000); }
 
 // ---- fibers --------------------------------------------------------------------------------------
 
-struct Team {  // those who wait for one another: a block, or a warp of it
-    int members = 0;
+struct Group {  // fibers that wait for one another: a block, or a warp of it
+    int size = 0;
     std::vector<struct Fiber *> here;
 };
 
 struct Fiber {
     int block, thread;
     unsigned rank;  // under UNEVEN the higher goes first
-    Team *of_block, *of_warp;
+    Group *of_block, *of_warp;
     ucontext_t begin;
     jmp_buf at;
     bool begun = false;
@@ -89,11 +89,11 @@ struct Fiber {
 
 class EmulatedGpu {
   public:
-    // In what order those who can go on do: as they came, the last first, or by chance; UNEVEN, where
-    // some blocks and some of their warps hardly get a turn as long as others can go on.
+    // The order in which fibers that can go on do: first come first served, last first, or random;
+    // UNEVEN is random too, but starves some blocks and some of their warps.
     enum Order { FIRST, LAST, ANY, UNEVEN };
 
-    // 0 and 1 are the first two, of the other numbers each is another chance.
+    // 0 and 1 are the first two; every other number is another random order.
     static Order kind_of(unsigned order) {
         return order == 0 ? FIRST : order == 1 ? LAST : order % 2 == 0 ? ANY : UNEVEN;
     }
@@ -103,9 +103,9 @@ class EmulatedGpu {
         return one;
     }
     Fiber *current = nullptr;
-    bool misaligned = false;  // whether something was read from an address that a GPU refuses
+    bool misaligned = false;  // whether something was loaded from an unaligned address
 
-    // Runs `body` by so many blocks of threads; false if they end up waiting for one another.
+    // Runs `body` on so many blocks of threads; false for a deadlock.
     bool launch(int blocks, int threads, unsigned order, const std::function<void(int)> &body) {
         constexpr size_t STACK = 64 << 10;
         const size_t count = static_cast<size_t>(blocks) * threads;
@@ -117,7 +117,7 @@ class EmulatedGpu {
         random_.seed(order);
         body_ = &body;
         const int warps = (threads + 31) / 32;
-        std::vector<Team> of_block(blocks), of_warp(static_cast<size_t>(blocks) * warps);
+        std::vector<Group> of_block(blocks), of_warp(static_cast<size_t>(blocks) * warps);
         std::vector<std::vector<Fiber *>> lanes(of_warp.size());
         std::vector<Fiber> fibers(count);
         std::vector<unsigned> block_rank(blocks), warp_rank(of_warp.size());
@@ -132,8 +132,8 @@ class EmulatedGpu {
             f.rank = block_rank[f.block] + warp_rank[warp];
             f.of_block = &of_block[f.block];
             f.of_warp = &of_warp[warp];
-            ++f.of_block->members;
-            ++f.of_warp->members;
+            ++f.of_block->size;
+            ++f.of_warp->size;
             lanes[warp].push_back(&f);
             f.warp = &lanes[warp];
             getcontext(&f.begin);
@@ -143,18 +143,18 @@ class EmulatedGpu {
             makecontext(&f.begin, enter, 0);
             ready_.push_back(&f);
         }
-        while (!ready_.empty()) turn();
+        while (!ready_.empty()) resume_next();
         munmap(stacks, count * STACK);
         watching_.clear();
         running() = nullptr;
         return ended_ == count;
     }
 
-    void meet(Team &team) {
-        team.here.push_back(current);
-        if (static_cast<int>(team.here.size()) == team.members) {
-            for (Fiber *f : team.here) ready_.push_back(f);
-            team.here.clear();
+    void meet(Group &group) {
+        group.here.push_back(current);
+        if (static_cast<int>(group.here.size()) == group.size) {
+            for (Fiber *f : group.here) ready_.push_back(f);
+            group.here.clear();
         }
         leave();
     }
@@ -166,20 +166,20 @@ class EmulatedGpu {
         }
     }
 
-    // Lets others go on first, perhaps.
+    // In a random order, preempts the current fiber now and then.
     void pause() {
         if (order_ == FIRST || order_ == LAST || random_() % 8 != 0) return;
         ready_.push_back(current);
         leave();
     }
 
-    void raised() {
+    void signalled() {
         for (Fiber *f : watching_) ready_.push_back(f);
         watching_.clear();
     }
 
   private:
-    void turn() {
+    void resume_next() {
         current = next();
         if (_setjmp(back_)) return;
         if (current->begun) _longjmp(current->at, 1);
@@ -222,19 +222,19 @@ class EmulatedGpu {
     jmp_buf back_;
 };
 
-// ---- what device.h has -----------------------------------------------------------------------------
+// ---- the names of device.h -------------------------------------------------------------------------
 
 inline EmulatedGpu &gpu() { return *EmulatedGpu::running(); }
 inline int block_index() { return gpu().current->block; }
 inline int thread_index() { return gpu().current->thread; }
-inline void meet() { gpu().meet(*gpu().current->of_block); }
-inline void raise(uint32_t *flag, uint32_t value) {
+inline void sync_block() { gpu().meet(*gpu().current->of_block); }
+inline void signal_flag(uint32_t *flag, uint32_t value) {
     gpu().pause();
     *flag = value;
-    gpu().raised();
+    gpu().signalled();
     gpu().pause();
 }
-inline void wait_for(const uint32_t *flag, uint32_t value) {
+inline void wait_for_flag(const uint32_t *flag, uint32_t value) {
     gpu().wait_for(flag, value);
     gpu().pause();
 }
@@ -247,7 +247,7 @@ struct alignas(8) Pair {
     float at[2];
 };
 
-// A GPU stops at what it does not find at a multiple of its size.
+// A GPU faults at an address that is no multiple of the size.
 template <typename T>
 T load_aligned(const void *from) {
     if (reinterpret_cast<uintptr_t>(from) % alignof(T)) gpu().misaligned = true;
@@ -260,7 +260,7 @@ inline Quad<float> load_quad(const float *from) { return load_aligned<Quad<float
 inline Pair load_pair(const float *from) { return load_aligned<Pair>(from); }
 
 template <typename T>
-T load_shared_work(const T *from) {
+T load_past_l1(const T *from) {
     gpu().pause();
     return load_aligned<T>(from);
 }
@@ -337,7 +337,7 @@ void load_matrices(uint32_t (&to)[M], const void *row) {
     });
 }
 
-inline void load_turned_matrices(uint32_t (&to)[4], const void *row) {
+inline void load_matrices_transposed(uint32_t (&to)[4], const void *row) {
     const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
     among_lanes(row, [&](const auto &of) {
         for (int m = 0; m < 4; ++m) to[m] = two_of(of(m * 8 + t * 2), g, of(m * 8 + t * 2 + 1), g);

@@ -3,8 +3,8 @@
 //
 //     exercise [--small] [--if-any] NAME ...    with the kernels of these names
 //
-// --small is for what runs it many times slower, as valgrind; --if-any passes over kernels that do not run
-// here. Ends with 1 if anything was wrong.
+// --small is for tools that slow it down many times, as valgrind; --if-any skips kernels that do not run
+// here. Exits with 1 if anything was wrong.
 
 #include <math.h>
 #include <signal.h>
@@ -28,21 +28,21 @@
 #include <omp.h>
 extern "C" void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
 #else
-// A stand-in, which ThreadSanitizer understands, as it does not GCC's runtime.
-static thread_local int own_number = 0, own_team = 1;
+// A stand-in: ThreadSanitizer does not understand GCC's runtime.
+static thread_local int own_number = 0, own_size = 1;
 static int omp_get_thread_num() { return own_number; }
-static int omp_get_num_threads() { return own_team; }
+static int omp_get_num_threads() { return own_size; }
 static void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned) {
-    const int team = own_team > 1 ? 1 : static_cast<int>(threads);  // no teams within teams
-    const auto member = [=](int number) {
-        const int old_number = own_number, old_team = own_team;
-        own_number = number, own_team = team;
+    const int size = own_size > 1 ? 1 : static_cast<int>(threads);  // no nested teams
+    const auto body_of = [=](int number) {
+        const int old_number = own_number, old_size = own_size;
+        own_number = number, own_size = size;
         body(data);
-        own_number = old_number, own_team = old_team;
+        own_number = old_number, own_size = old_size;
     };
     std::vector<std::thread> others;
-    for (int number = 1; number < team; ++number) others.emplace_back(member, number);
-    member(0);
+    for (int number = 1; number < size; ++number) others.emplace_back(body_of, number);
+    body_of(0);
     for (std::thread &other : others) other.join();
 }
 #endif
@@ -480,7 +480,7 @@ struct Case {
         layer.bias = bias.get(), layer.bias_n = bias_n.get();
     }
 
-    bool kept() const { return gates.get() && (cells.get() || gates_of(mode) == 1); }
+    bool saved() const { return gates.get() && (cells.get() || gates_of(mode) == 1); }
 
     int forward() {
         if (given.get()) gates = given.copy();
@@ -555,7 +555,7 @@ void check_forward(const Case<T> &c) {
     compare("cn", c.cn, cell);
 }
 
-// The readable loop, back, from what the kernels kept.
+// The readable loop, backward, from what the forward pass saved.
 template <typename T>
 void check_backward(const Case<T> &c) {
     const int64_t G = gates_of(c.mode), H = c.hidden, B = c.run.batch, R = c.run.rows();
@@ -583,12 +583,12 @@ void check_backward(const Case<T> &c) {
                     to[2 * H + i] = d_cell * in * (1 - g * g), to[3 * H + i] = d * y * o * (1 - o);
                     dc[i] = d_cell * f;
                 } else if (c.mode == SYMRNN_GRU) {
-                    const double r = a[0], z = a[H], n = a[2 * H], kept = c.cells[row * H + i];
+                    const double r = a[0], z = a[H], n = a[2 * H], saved = c.cells[row * H + i];
                     const double past = before >= 0    ? c.output[before * H + i]
                                         : c.h0.get() ? c.h0[b * H + i]
                                                        : 0;
                     const double d_n = d * (1 - z) * (1 - n * n);
-                    to[i] = d_n * kept * r * (1 - r), to[H + i] = d * (past - n) * z * (1 - z);
+                    to[i] = d_n * saved * r * (1 - r), to[H + i] = d * (past - n) * z * (1 - z);
                     to[2 * H + i] = d_n;
                     next[static_cast<size_t>(i)] = d * z;
                     to_hidden[2 * H + i] = d_n * r;
@@ -627,7 +627,7 @@ void try_layer(Random &random, int kind, int dtype, int mode, int64_t hidden, in
     if (c.ih) try_multiply(random, *c.ih, batch, threads);
     EXPECT(SYMRNN_OK, c.forward());
     check_forward(c);
-    if (!c.kept()) return;
+    if (!c.saved()) return;
     EXPECT(SYMRNN_OK, c.backward());
     check_backward(c);
 }
@@ -661,7 +661,7 @@ void try_matmul(Random &random) {
     for (const int64_t k : {0, 1, 5, 16, 300})
         for (const int64_t m : {1, 35, 150})
             for (const int64_t n : {1, 16, 33}) {
-                const bool a_turned = turn & 1, b_turned = turn & 2, biased = turn & 4;
+                const bool a_transposed = turn & 1, b_transposed = turn & 2, biased = turn & 4;
                 ++turn;
                 const int threads = 1 + static_cast<int>(random.below(3));
                 char words[100];
@@ -673,14 +673,14 @@ void try_matmul(Random &random) {
                 const Array<T> bias = random_array<T>(random, n);
                 Array<T> out(m * n);
                 EXPECT(SYMRNN_OK,
-                       symrnn_matmul(dtype_of<T>(), m, n, k, a.get(), a_turned, b.get(), b_turned,
+                       symrnn_matmul(dtype_of<T>(), m, n, k, a.get(), a_transposed, b.get(), b_transposed,
                                      biased ? bias.get() : nullptr, out.get(), threads));
                 for (int64_t i = 0; i < m; ++i)
                     for (int64_t j = 0; j < n; ++j) {
                         double sum = biased ? static_cast<double>(bias[j]) : 0;
                         for (int64_t r = 0; r < k; ++r)
-                            sum += static_cast<double>(a[a_turned ? r * m + i : i * k + r]) *
-                                   b[b_turned ? j * k + r : r * n + j];
+                            sum += static_cast<double>(a[a_transposed ? r * m + i : i * k + r]) *
+                                   b[b_transposed ? j * k + r : r * n + j];
                         if (!(fabs(out[i * n + j] - sum) <= (sizeof(T) == 8 ? 1e-11 : 1e-3)))
                             fail("(%d, %d) is %.9g, not %.9g", static_cast<int>(i),
                                  static_cast<int>(j), static_cast<double>(out[i * n + j]), sum);
@@ -864,11 +864,11 @@ void try_wrong_products(Random &random) {
 
     where = "wrong maps";
     const auto wrong_map = [&](auto change, int status) {
-        for (size_t i = 0; i < w.maps(); ++i) {  // of both terms, forth and back
+        for (size_t i = 0; i < w.maps(); ++i) {  // of both terms, with W and with Wᵀ
             const symrnn_map sound = w.map(i);
             change(w.map(i));
-            const int forth = multiply(w, 0), back = multiply(w, 1);
-            const int got = forth ? forth : back;
+            const int forward = multiply(w, 0), transposed = multiply(w, 1);
+            const int got = forward ? forward : transposed;
             if (got == SYMRNN_OK || (status && got != status)) fail("map %d: %d", int(i), got);
             w.map(i) = sound;
         }
@@ -886,9 +886,9 @@ void try_wrong_products(Random &random) {
             int32_t &entry = const_cast<int32_t &>(array[at < 0 ? w.map(i).to + 1 + at : at]);
             const int32_t sound = entry;
             entry = number;
-            const int forth = multiply(w, 0), back = multiply(w, 1);
-            if ((forth ? forth : back) != SYMRNN_MAP)
-                fail("map %d, number %d: %d, %d", int(i), number, forth, back);
+            const int forward = multiply(w, 0), transposed = multiply(w, 1);
+            if ((forward ? forward : transposed) != SYMRNN_MAP)
+                fail("map %d, number %d: %d, %d", int(i), number, forward, transposed);
             entry = sound;
         }
     };
@@ -972,7 +972,7 @@ void try_wrong_packing() {
         if (!symrnn_message(status) || !*symrnn_message(status)) fail("no words for %d", status);
 }
 
-// A case whose every array is there; the same for the same seed, which is looked for from there on.
+// The first case from this seed on that has every array.
 template <typename T>
 std::unique_ptr<Case<T>> whole_case(int mode, int kind, int64_t hidden, int64_t batch,
                                     int64_t steps = 3, bool lengths = false, uint64_t seed = 1,
@@ -981,14 +981,13 @@ std::unique_ptr<Case<T>> whole_case(int mode, int kind, int64_t hidden, int64_t 
         if (found) *found = seed;
         Random random(seed);
         auto c = std::make_unique<Case<T>>(random, kind, dtype_of<T>(), mode, hidden, batch, 3);
-        if (c->ih && c->kept() && c->h0.get() && c->d_output.get() && c->run.steps == steps &&
+        if (c->ih && c->saved() && c->h0.get() && c->d_output.get() && c->run.steps == steps &&
             (c->run.lengths.get() != nullptr) == lengths)
             return c;
     }
 }
 
-// A few sequences are run by all threads together, 16 by each for itself; for 9 steps of 5 and more a
-// symmetric matrix is written out.
+// 5 sequences are split by units, 16 by sequences; for 9 steps a symmetric matrix is expanded.
 struct Tried {
     int mode, kind;
     int64_t batch, steps;
@@ -1014,8 +1013,8 @@ Array<float> results(const Tried &one, uint64_t *seed = nullptr) {
     return joined;
 }
 
-// The same bits from a team, from one thread that does its work, from many callers at once, and
-// after a fork, in which the team does not live on.
+// The same bits from a thread team, from one thread alone, from many callers at once, and after a fork,
+// in which the team is gone.
 void try_threads() {
     const auto address = [](auto function) { return reinterpret_cast<void *>(function); };
     std::vector<Tried> tried;
@@ -1032,7 +1031,7 @@ void try_threads() {
                                         address(omp_get_num_threads)));
     where = "with threads";
     for (const Tried &one : tried)
-        if (!same_bits(results(one), one.alone)) fail("a team's bits differ");
+        if (!same_bits(results(one), one.alone)) fail("the bits of a team differ");
     EXPECT(SYMRNN_OK, symrnn_use_openmp(address(two_at_most), address(omp_get_thread_num),
                                         address(omp_get_num_threads)));
     where = "with fewer threads than asked for";

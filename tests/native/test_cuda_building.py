@@ -1,4 +1,4 @@
-"""The CUDA kernels are compiled once, kept, found and loaded; without them all else works.
+"""The CUDA kernels are compiled once, cached, found and loaded; without them all else works.
 
 A shell script stands in for nvcc: it hands stubs to the C++ compiler and prints a report that a
 real one once wrote. So there is neither a GPU nor CUDA in these tests.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from symrnn.native.cuda import __main__ as program
 from symrnn.native.cuda import building
 from symrnn.native.cuda.resources import Resources, readable, resources, table
 from symrnn.native.interface import INTERFACE
+
+REPOSITORY = Path(__file__).parents[2]
 
 # Of nvcc 13.0, with -Xptxas=-v: a kernel that spills, and one that calls a function.
 REPORT = """\
@@ -59,7 +62,8 @@ Copyright (c) 2005-2025 NVIDIA Corporation
 Cuda compilation tools, release 13.0, V13.0.88
 """
 
-# Runs `behaviour`, a piece of shell, before each compilation; keeps its command lines in `calls`.
+# Runs `behaviour`, a piece of shell, before each compilation; appends its command lines to `calls`.
+# What it has compiled once it copies.
 SCRIPT = """\
 #!/bin/sh
 here=$(dirname "$0")
@@ -78,7 +82,10 @@ done
 if [ $mode = link ]; then exec CXX -shared $objects -o "$out"; fi
 . "$here/behaviour"
 case $source in */stub.cu) cat "$here/report" >&2;; esac
-exec CXX -x c++ -fPIC -fvisibility=hidden -c "$source" -o "$out"
+known=OBJECTS/$(cksum < "$source" | tr ' ' -)
+[ -e "$known" ] && exec cp "$known" "$out"
+CXX -x c++ -fPIC -fvisibility=hidden -c "$source" -o "$out" || exit
+cp "$out" "$known.$$" && mv "$known.$$" "$known"
 """
 
 STUB = """\
@@ -133,8 +140,16 @@ class Fake:
     def start(self, code: str) -> subprocess.Popen[str]:
         """A process of its own that builds from the same sources into the same cache."""
         code = f"""
+import sys
 from pathlib import Path
+from types import ModuleType
+
+# Without what symrnn/__init__.py imports: a build needs no torch.
+for name in ("symrnn", "symrnn.native", "symrnn.native.cuda"):
+    sys.modules[name] = package = ModuleType(name)
+    package.__path__ = [{str(REPOSITORY)!r} + "/" + name.replace(".", "/")]
 from symrnn.native.cuda import building
+
 building.FOLDER = Path({str(self.tree)!r})
 {code}
 """
@@ -147,8 +162,14 @@ building.FOLDER = Path({str(self.tree)!r})
         )
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stand-in for nvcc finds what it has compiled before."""
+    return tmp_path_factory.mktemp("objects")
+
+
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+def fake(tmp_path: Path, objects: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(tmp_path / "bin", tmp_path / "native" / "cuda", tmp_path / "cache")
     made.folder.mkdir()
     made.tree.mkdir(parents=True)
@@ -156,7 +177,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         command = shlex.join(compiler())
     except building.NotBuiltError as error:
         pytest.skip(f"needs a C++ compiler: {error}")
-    made.command.write_text(SCRIPT.replace("CXX", command))
+    made.command.write_text(SCRIPT.replace("CXX", command).replace("OBJECTS", str(objects)))
     made.command.chmod(0o755)
     (made.folder / "version").write_text(VERSION)
     made.behaves("")
@@ -333,13 +354,89 @@ def test_two_threads_without_locks(fake: Fake, monkeypatch: pytest.MonkeyPatch) 
     cuda.load(first)
 
 
+# -- what others may have put there
+
+
+def own_by_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        *(("cache", "group"), ("cache", "owner"), ("folder", "others"), ("folder", "owner")),
+        *(("library", "group"), ("library", "others"), ("library", "owner")),
+    ],
+)
+def test_what_others_may_change_is_not_loaded(
+    loading: Fake, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
+) -> None:
+    library = building.build([90])
+    path = {"cache": loading.cache, "folder": library.parent, "library": library}[place]
+    if fault == "owner":
+        own_by_another(path, monkeypatch)
+        words = " is not to be trusted with code: it belongs to another user ("
+    else:
+        path.chmod(0o720 if fault == "group" else 0o702)
+        words = f"{path} is not to be trusted with code: its group or others may write it (mode 7"
+    for look in (building.find, building.build):
+        with pytest.raises(building.NotBuiltError, match=re.escape(words)):
+            look([90])
+    assert words in cuda.why_not()
+    if place != "library":  # nor is anything put there
+        with pytest.raises(building.NotBuiltError, match=re.escape(words)):
+            building.build([80])
+        assert loading.libraries() == ["sm_90.so"]
+
+
+def test_what_root_owns_is_loaded(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of the image of a container, which root made for others."""
+    building.build([90])
+    if os.geteuid() != 0:
+        pytest.skip("needs files of root's")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert cuda.available(), cuda.why_not()
+
+
+@pytest.mark.parametrize(("given", "mode"), [(False, 0o700), (True, 0o755)])
+def test_only_we_can_write(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, given: bool, mode: int
+) -> None:
+    """Also where new files are the group's to write."""
+    monkeypatch.setenv("HOME", str(fake.cache.parent))
+    if not given:
+        monkeypatch.delenv("SYMRNN_CACHE")
+    before = os.umask(0o002)
+    try:
+        library = building.build([90])
+    finally:
+        os.umask(before)
+    assert building.find([90]) == library
+    assert library.stat().st_mode & 0o022 == 0
+    assert [path.stat().st_mode & 0o777 for path in list(library.parents)[:2]] == [mode] * 2
+
+
+def test_no_link_is_followed(fake: Fake) -> None:
+    """Not the lock's, the one name that can be foretold."""
+    before = building.build([90])
+    owners = fake.cache.parent / "of the owner"
+    owners.write_text("untouched")
+    (before.parent / "lock").unlink()
+    (before.parent / "lock").symlink_to(owners)
+    fails(f"{before.parent} cannot be written: Too many levels of symbolic links; ", [80])
+    assert owners.read_text() == "untouched"
+
+
 # -- builds that fail
 
 
-def fails(words: str) -> None:
+def fails(words: str, architectures: Collection[int] = (90,)) -> None:
     """The build fails with these words, and leaves nothing."""
     with pytest.raises(building.NotBuiltError, match=re.escape(words)):
-        building.build([90])
+        building.build(architectures)
 
 
 def test_failed(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
@@ -414,7 +511,7 @@ def test_no_home(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    fails("there is no home folder to keep them in; another folder can be given in SYMRNN_CACHE")
+    fails("there is no home folder to put them in; another folder can be given in SYMRNN_CACHE")
 
 
 def test_relative_cache(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,7 +735,7 @@ def test_ahead_of_time(
 
 
 def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = REPORT.replace("316 bytes spill stores, 320", "0 bytes spill stores, 0")
+    whole = REPORT.replace("316 bytes spill stores, 320", "0 bytes spill stores, 0")
     hot = readable(one.name for one in resources(REPORT))
     run = next(name for name in hot.values() if "run_layer" in name)
 
@@ -649,30 +746,33 @@ def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> No
         return status, capsys.readouterr().out.splitlines()[-1]
 
     assert check(REPORT, "80", "90") == (1, f"spills in {run} on sm_80")
-    assert check(kept, "80", "90")[0] == 0
+    assert check(whole, "80", "90")[0] == 0
     # A stack without spills, or spills in a kernel that runs once, are not red; those in a
     # function that may be called by any kernel are.
-    pack, far = kept.split("ptxas info    : Compile time = 22.221 ms\n")
+    pack, far = whole.split("ptxas info    : Compile time = 22.221 ms\n")
     assert check(pack.replace("0 bytes spill stores", "8 bytes spill stores") + far, "80")[0] == 0
     called = far.replace("0 bytes spill stores", "8 bytes spill stores", 1)
     assert check(pack + called, "80")[0] == 1
-    assert check(kept, "80", "100") == (1, "the report names no run_layer for sm_100")
+    assert check(whole, "80", "100") == (1, "the report names no run_layer for sm_100")
 
 
-def test_mistakes(repository: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         program.main(["--arch", "90", "75"])
     assert stopped.value.code == 2
     words = "argument --arch: should be an integer of at least 80, got: '75'\n"
     assert capsys.readouterr().err.endswith(words)
-    ended = subprocess.run(
-        [sys.executable, "-m", "symrnn.native.cuda"],
-        cwd=repository,
-        env=os.environ | {"CUDACXX": "no-such-nvcc"},
-        capture_output=True,
-        text=True,
-    )
-    assert (ended.returncode, ended.stderr) == (2, "error: CUDACXX=no-such-nvcc is no command\n")
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")
+    monkeypatch.setattr(sys, "argv", ["cuda"])
+    with (
+        pytest.warns(RuntimeWarning, match="found in sys.modules"),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_module("symrnn.native.cuda", run_name="__main__")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: CUDACXX=no-such-nvcc is no command\n"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

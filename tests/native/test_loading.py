@@ -96,25 +96,27 @@ def test_exports_what_the_header_declares() -> None:
     assert strong - {"symrnn_sources"} == set(prototypes())
 
 
-def test_kernels_are_those_of_the_environment(repository: Path) -> None:
+def test_kernels_are_those_of_the_environment(
+    afresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SYMRNN_CPU is read when the library is loaded."""
-    if not native.available():
+    lib = native.library()
+    if lib is None:
         pytest.skip(native.why_not())
-
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        code = "from symrnn import native; print(native.library().symrnn_cpu().decode())"
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=repository,
-            env=os.environ | {"SYMRNN_CPU": name},
-            capture_output=True,
-            text=True,
-        )
-
-    assert run("portable").stdout == "portable\n"
-    wrong = run("z80")
-    assert wrong.returncode == 1
-    assert "SYMRNN_CPU should be one of avx512, avx2, portable, got: 'z80'" in wrong.stderr
+    before = lib.symrnn_cpu()
+    try:
+        for name in ("portable", before.decode()):
+            monkeypatch.setenv("SYMRNN_CPU", name)
+            native._loaded.cache_clear()
+            again = native.library()
+            assert again is not None
+            assert again.symrnn_cpu().decode() == name
+    finally:
+        native.check(lib.symrnn_use_cpu(before))
+    monkeypatch.setenv("SYMRNN_CPU", "z80")
+    native._loaded.cache_clear()
+    with pytest.raises(ValueError, match="should be one of avx512, avx2, portable, got: 'z80'"):
+        native.library()
 
 
 def test_kernels_that_this_processor_lacks(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +156,7 @@ def test_it_runs() -> None:
 
 
 def test_on_torch_s_own_threads(repository: Path) -> None:
-    """A team of the kernels is one of torch's runtime: no second runtime comes into the process."""
+    """The kernels run on the thread team of torch's runtime: no second one is loaded."""
     if not (native.available() and sys.platform == "linux"):
         pytest.skip(native.why_not() or "needs /proc")
     code = """
@@ -209,6 +211,22 @@ def test_the_build_says_why(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert building.build(elsewhere.parent)
     assert not elsewhere.exists()
     assert "not built: SYMRNN_NATIVE=0 was set when symrnn was installed;" in native.why_not()
+
+
+def test_a_build_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it write to a name that could be foretold."""
+    compiler()
+    tree, folder, owners = tmp_path / "tree", tmp_path / "built", tmp_path / "of the owner"
+    for path in (tree, folder):
+        path.mkdir()
+    (tree / "nothing.cpp").write_text("int nothing;")
+    owners.write_text("untouched")
+    for name in (building.LIBRARY, f"{building.LIBRARY}.{os.getpid()}"):
+        (folder / name).symlink_to(owners)
+    monkeypatch.setattr(building, "FOLDER", tree)
+    assert building.build(folder) == ""
+    assert owners.read_text() == "untouched"
+    assert not (folder / building.LIBRARY).is_symlink()
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@
 >>> cuda.check(lib.symrnn_cuda_forward(...))
 
 symrnn_cuda.h describes the functions; :mod:`symrnn.native.cuda.interface` has them for ctypes;
-:mod:`symrnn.native.cuda.building` knows how they are compiled, and where the result is kept.
+:mod:`symrnn.native.cuda.building` knows how they are compiled, and where the result is cached.
 
 The first call on a machine compiles them for the GPUs that it finds, which takes less than a
 minute; ``python -m symrnn.native.cuda`` does that ahead of time. ``SYMRNN_NATIVE_CUDA=0`` in the
@@ -25,7 +25,8 @@ import torch
 from symrnn import native
 from symrnn.native.cuda import building
 from symrnn.native.cuda.interface import FUNCTIONS
-from symrnn.native.interface import INTERFACE, Gpu, Status, declare
+from symrnn.native.interface import Gpu, Status
+from symrnn.native.loading import AbsentError, open_library
 
 __all__ = [
     "AbsentError",
@@ -42,7 +43,7 @@ __all__ = [
 _WORDS: dict[int, str] = {
     Status.NULL: "a pointer that must not be null is",
     Status.SIZE: "a size is out of range or does not fit another, or an address its alignment",
-    Status.DTYPE: "a type of numbers that is unknown or not allowed here",
+    Status.DTYPE: "a dtype that is unknown or not allowed here",
     Status.MODE: "an unknown kind of layer",
     Status.FIT: "a layer that does not fit this GPU, or is none that it can run",
     Status.GPU: "an error of CUDA",
@@ -90,34 +91,10 @@ def architectures() -> list[int]:
     return sorted(one for one in found if one >= building.OLDEST)
 
 
-class AbsentError(Exception):
-    """Why a library cannot be had, in one sentence; given how it goes on after "… kernels are"."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__(f"symrnn's CUDA kernels are {words}")
-
-
 def load(path: Path) -> ctypes.CDLL:
     """The library at this path. Raises AbsentError if it is none of these sources."""
-    again = f"remove {path} and start again"
-    try:
-        lib = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise AbsentError(f"built but cannot be loaded: {error}; {again}") from None
-    try:
-        number = lib.symrnn_cuda_interface()
-        if number != INTERFACE:
-            raise AbsentError(
-                f"built from other sources: their interface is number {number}, "
-                f"this symrnn's is {INTERFACE}; {again}"
-            )
-        declare(lib, FUNCTIONS)
-        lib.symrnn_cuda_sources.restype = ctypes.c_char_p
-    except AttributeError as error:
-        raise AbsentError(f"built from other sources: {error}; {again}") from None
-    if lib.symrnn_cuda_sources().decode() != building.fingerprint():
-        raise AbsentError(f"built from other sources than those beside them; {again}")
-    return lib
+    remedy = f"remove {path} and start again"
+    return open_library(path, "symrnn_cuda_", FUNCTIONS, building.fingerprint(), remedy)
 
 
 @functools.cache
@@ -128,7 +105,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
     except building.NotBuiltError as error:
         return None, f"symrnn's CUDA kernels are not built: {error}; mend that and start again"
     except AbsentError as error:
-        return None, str(error)
+        return None, f"symrnn's CUDA kernels are {error}"
 
 
 def _load() -> ctypes.CDLL:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from symrnn.files import run_program
+from symrnn.files import UserError, run_program
 from symrnn.native.cuda import AbsentError, architectures, building, load
 from symrnn.native.cuda.resources import readable, resources, table
-from symrnn.training.command_line import number
 
 EXAMPLE = """\
 examples:
@@ -16,7 +15,7 @@ examples:
   python -m symrnn.native.cuda --arch 80 90      for A100 and H100, wherever this runs
   SYMRNN_CACHE=/opt/kernels python -m symrnn.native.cuda --arch 90
 
-The last keeps the library in that folder, as an image of a container wants it; the variable must
+The last puts the library into that folder, as an image of a container wants it; the variable must
 then be set wherever the kernels are used. There no compiler is needed any more.
 """
 
@@ -31,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = resources(building.report(path))
     print(path)
     print(table(rows))
-    load(path)  # also without a GPU: what cannot be loaded here will not be elsewhere
+    try:
+        load(path)  # also without a GPU: what cannot be loaded here will not be elsewhere
+    except AbsentError as error:
+        raise UserError(f"symrnn's CUDA kernels are {error}") from None
     if not options.check:
         return 0
     names = readable(one.name for one in rows)
@@ -62,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--arch",
         nargs="+",
-        type=number(int, building.OLDEST),
+        type=architecture,
         metavar="N",
         help="architectures, 80 for compute capability 8.0 (those of the GPUs here, else 80 90)",
     )
@@ -74,5 +76,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def architecture(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal() or int(text) < building.OLDEST:
+        raise argparse.ArgumentTypeError(
+            f"should be an integer of at least {building.OLDEST}, got: {text!r}"
+        )
+    return int(text)
+
+
 if __name__ == "__main__":
-    run_program(main, building.NotBuiltError, AbsentError)
+    run_program(main, building.NotBuiltError)

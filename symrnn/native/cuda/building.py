@@ -5,7 +5,7 @@ symrnn_cuda.h, and knows neither Python nor torch: it has NVIDIA's runtime libra
 one build serves every version of both. It is made of all the .cu files beside this one, each
 compiled by itself, when a GPU first needs it or ahead of time (``python -m symrnn.native.cuda``).
 
-Where it is kept::
+Where it is cached::
 
     ~/.cache/symrnn/kernels/1f0c…/     a folder for each version of the sources and flags:
         sm_90.so                       the library for a GPU of compute capability 9.0,
@@ -15,28 +15,38 @@ Where it is kept::
 A library that is there is taken whichever nvcc made it, also where there is none; the report's
 first line says which it was. All of it may be removed at any time.
 
+To load a library is to run its code. So nothing is loaded from, or written into, a folder that
+another user than ourselves or root owns, or that its group or others may write.
+
 Environment:
 
 - ``CUDACXX`` is the compiler, with arguments if need be; else nvcc in ``$CUDA_HOME/bin`` or
   ``$CUDA_PATH/bin``, on PATH, or in /usr/local/cuda/bin.
 - ``NVCCFLAGS`` come after the flags below. Others make another library.
-- ``SYMRNN_CACHE`` is the folder, in place of ~/.cache/symrnn/kernels.
+- ``SYMRNN_CACHE`` is the folder, in place of ~/.cache/symrnn/kernels. Others may read what we put
+  there, as the image of a container wants it; ~/.cache/symrnn/kernels is ours alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from symrnn.native.building import NotBuiltError, cores, from_environment, run
+from symrnn.native.building import (
+    NotBuiltError,
+    command_from,
+    compile_library,
+    fingerprint_of,
+    from_environment,
+    run,
+)
 
 FOLDER = Path(__file__).resolve().parent
 SHARED_HEADERS = ("layout.h", "schedule.h", "symrnn.h")  # from the folder above
@@ -49,12 +59,8 @@ FLAGS = (
     "-Xptxas=-v",  # the report
 )
 
-# Beside what symrnn_cuda.h declares, the library says what it was built from.
-_STAMP = """\
-extern "C" __attribute__((visibility("default"))) const char *symrnn_cuda_sources(void);
-const char *symrnn_cuda_sources(void) {{ return "{fingerprint}"; }}
-"""
 _UNFINISHED = "building-"
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def sources() -> list[Path]:
@@ -72,20 +78,13 @@ def fingerprint() -> str:
     """A number, in hex, that changes with the sources and flags; NotBuiltError without sources."""
     if not sources():
         raise NotBuiltError(f"there are no sources in {FOLDER}")
-    digest = hashlib.sha256(shlex.join([*FLAGS, *from_environment("NVCCFLAGS")]).encode())
-    for path in headers() + sources():
-        digest.update(f"\n{path.name}\n".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return fingerprint_of(headers() + sources(), [*FLAGS, *from_environment("NVCCFLAGS")])
 
 
 def nvcc() -> list[str]:
     """The command of NVIDIA's compiler. Raises NotBuiltError where there is none."""
-    if os.name != "posix":
-        raise NotBuiltError(f"there is no native build for {sys.platform}")
-    given = from_environment("CUDACXX")
+    given = command_from("CUDACXX")
     if given:
-        if shutil.which(given[0]) is None:
-            raise NotBuiltError(f"CUDACXX={shlex.join(given)} is no command")
         return given
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for place in (*(f"{home}/bin/nvcc" for home in homes), "nvcc", DEFAULT):
@@ -99,7 +98,7 @@ def nvcc() -> list[str]:
 
 
 def cache() -> Path:
-    """Where libraries are kept: $SYMRNN_CACHE, else ~/.cache/symrnn/kernels."""
+    """Where libraries are cached: $SYMRNN_CACHE, else ~/.cache/symrnn/kernels."""
     given = os.environ.get("SYMRNN_CACHE")
     if given:
         return Path(given).absolute()
@@ -107,7 +106,7 @@ def cache() -> Path:
         return Path.home() / ".cache" / "symrnn" / "kernels"
     except RuntimeError:
         raise NotBuiltError(
-            "there is no home folder to keep them in; another folder can be given in SYMRNN_CACHE"
+            "there is no home folder to put them in; another folder can be given in SYMRNN_CACHE"
         ) from None
 
 
@@ -115,15 +114,17 @@ def find(architectures: Collection[int]) -> Path | None:
     """The smallest library at hand that runs on all these architectures, such as 90; else None.
 
     Needs no compiler, and writes nothing. Raises NotBuiltError as :func:`fingerprint` and
-    :func:`cache` do.
+    :func:`cache` do, and where the library is not to be trusted.
     """
+    folder = cache() / fingerprint()
     try:
-        found = list((cache() / fingerprint()).glob("sm_*.so"))
+        found = list(folder.glob("sm_*.so"))
     except OSError:  # a folder that cannot be read: build() has words for it
         return None
     for path in sorted(found, key=lambda path: len(path.stem)):
         built = [int(name.removeprefix("sm_")) for name in path.stem.split("-")]
         if all(any(runs_on(one, wanted) for one in built) for wanted in architectures):
+            _refuse_untrusted(path)
             return path
     return None
 
@@ -136,7 +137,8 @@ def runs_on(built: int, gpu: int) -> bool:
 def build(architectures: Collection[int]) -> Path:
     """The library for exactly these architectures, compiled if it is not there yet.
 
-    Another process that builds the same is waited for. Raises NotBuiltError.
+    Another process that builds the same is waited for. Raises NotBuiltError, also where the folder
+    or the library is not to be trusted.
     """
     wanted = sorted(set(architectures))
     if not wanted or wanted[0] < OLDEST:
@@ -145,9 +147,10 @@ def build(architectures: Collection[int]) -> Path:
     target = cache() / fingerprint() / f"{name}.so"
     try:
         if target.exists():
+            _refuse_untrusted(target)
             return target
         command = nvcc()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with _alone(target.parent):
             if not target.exists():
                 print(
@@ -180,43 +183,78 @@ def _build(command: Sequence[str], architectures: Sequence[int], target: Path) -
     flags = [*FLAGS]
     for one in architectures:
         flags += ["-gencode", f"arch=compute_{one},code=sm_{one}"]
-    flags += given
+    given = from_environment("NVCCFLAGS")
+    compile_with = [*command, *flags, *given]
     # In the folder itself: what is whole only has to be renamed.
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=_UNFINISHED, ignore_cleanup_errors=True
     ) as scratch:
-        stamp = Path(scratch, "stamp.cpp")
-        stamp.write_text(_STAMP.format(fingerprint=target.parent.name))
-        paths = [*sources(), stamp]
-        objects = [str(Path(scratch, f"{path.stem}.o")) for path in paths]
-
-        def compile_one(path: Path, to: str) -> str:
-            return run([*command, *flags, "-c", str(path), "-o", to], path.name)
-
-        with ThreadPoolExecutor(cores()) as pool:
-            said = list(pool.map(compile_one, paths, objects))
+        linked, said = compile_library(
+            Path(scratch),
+            compile_with,
+            [*command, "-shared", "-cudart=static", *given],
+            sources(),
+            stamp=("symrnn_cuda_sources", target.parent.name),
+        )
         if fingerprint() != target.parent.name:
             raise NotBuiltError("the sources were changed while they were compiled")
-        linked = Path(scratch, target.name)
-        run([*command, "-shared", "-cudart=static", *given, *objects, "-o", str(linked)], "linking")
         words = Path(scratch, "report.txt")
-        words.write_text(f"{release}\n{shlex.join([*command, *flags])}\n\n{''.join(said)}")
+        words.write_text(f"{release}\n{shlex.join(compile_with)}\n\n{said}")
         with linked.open("rb+") as file:  # to load half a library, after a crash, is to crash again
             os.fsync(file.fileno())
+        linked.chmod(linked.stat().st_mode & ~_WRITABLE)
         os.replace(words, target.with_suffix(".txt"))
         os.replace(linked, target)  # last: where this is, all is
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder of the cache for ourselves alone; refuse one that others may change.
+
+    In a cache that the user has chosen others may read, as far as the umask lets them.
+    """
+    mode = 0o755 if os.environ.get("SYMRNN_CACHE") else 0o700
+    try:
+        folder.mkdir(mode, exist_ok=True)
+    except FileNotFoundError:  # nor is the cache there
+        folder.parent.mkdir(mode, parents=True, exist_ok=True)
+        folder.mkdir(mode, exist_ok=True)
+    _refuse_untrusted(folder)
+
+
+def _refuse_untrusted(path: Path) -> None:
+    """Raise NotBuiltError if others may change a file or folder of the cache, or put one there."""
+    if os.name != "posix":
+        return
+    for one in (path, *path.parents):
+        try:
+            found = one.stat()
+        except OSError as error:
+            raise NotBuiltError(f"{one} cannot be looked at: {error.strerror}") from None
+        why = ""
+        if found.st_uid not in (os.geteuid(), 0):
+            why = f"it belongs to another user ({found.st_uid})"
+        elif found.st_mode & _WRITABLE:
+            why = f"its group or others may write it (mode {stat.S_IMODE(found.st_mode):o})"
+        if why:
+            raise NotBuiltError(
+                f"{one} is not to be trusted with code: {why}; remove it, or name a folder of your "
+                "own in SYMRNN_CACHE"
+            )
+        if one == cache():
+            return
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time; what a killed one has left in the folder goes.
 
-    Where the file system knows no locks, several may do the same work. Each has its own scratch
+    Where the file system has no locks, several may do the same work. Each has its own scratch
     folder, and the last library put into place is as good as the first.
     """
     import fcntl  # not on Windows, where nvcc() has raised before
 
-    with (folder / "lock").open("w") as lock:
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(folder / "lock", flags, 0o600), "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:

@@ -1,5 +1,5 @@
-// From the arguments of symrnn_cuda_forward and symrnn_cuda_backward to a job that can be started: what
-// they are given is checked here, and nowhere after.
+// From the arguments of symrnn_cuda_forward and symrnn_cuda_backward to a job that can be launched.
+// Arguments are checked here, and nowhere after.
 
 #ifndef SYMRNN_CUDA_CALL_H
 #define SYMRNN_CUDA_CALL_H
@@ -12,7 +12,7 @@
 
 namespace symrnn {
 
-// What both ways are given.
+// The arguments that both passes share.
 struct Call {
     const symrnn_layer *layer;
     int tf32;
@@ -24,14 +24,14 @@ struct Call {
 
 struct ForwardArrays {
     void *gates;
-    float *cells;
+    float *saved_cells;
     const void *h0, *c0;
     void *output, *hn, *cn;
 };
 
 struct BackwardArrays {
     const void *gates;
-    const float *cells;
+    const float *saved_cells;
     const void *h0, *c0, *output, *d_output, *d_hn, *d_cn;
     void *d_gates, *d_hidden, *d_h0, *d_c0;
 };
@@ -55,12 +55,12 @@ inline int check(const ForwardArrays &a, bool lstm, bool) {
 
 inline int check(const BackwardArrays &a, bool lstm, bool gru) {
     if (!a.gates || !a.output || !a.d_gates || !a.d_h0) return SYMRNN_NULL;
-    if (((lstm || gru) && !a.cells) || (lstm && !a.d_c0) || (gru && !a.d_hidden)) return SYMRNN_NULL;
+    if (((lstm || gru) && !a.saved_cells) || (lstm && !a.d_c0) || (gru && !a.d_hidden)) return SYMRNN_NULL;
     return SYMRNN_OK;
 }
 
-// Checks a call but for its arrays, and finds room for the layer on a GPU.
-inline int prepare(const Call &call, const symrnn_gpu &gpu, Room &room) {
+// Checks a call but for its arrays, and distributes the layer over a GPU.
+inline int prepare(const Call &call, const symrnn_gpu &gpu, Fit &fit) {
     const symrnn_layer *const layer = call.layer;
     if (!layer || !layer->hh || !layer->hh->term || !layer->hh->term->packed) return SYMRNN_NULL;
     const symrnn_product &hh = *layer->hh;
@@ -75,13 +75,13 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Room &room) {
         !aligned(term.packed, 16))
         return SYMRNN_SIZE;
     if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1) return SYMRNN_SIZE;
-    if (hh.rows > MOST_ROWS || call.batch > MOST_ROWS ||
-        !find_room(gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
-                   static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, room))
+    if (hh.rows > MAX_ROWS || call.batch > MAX_ROWS ||
+        !find_fit(gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
+                   static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, fit))
         return SYMRNN_FIT;
     if (!call.workspace) return SYMRNN_NULL;
     if (!aligned(call.workspace, 64) ||
-        call.bytes < workspace_bytes(room.schedule, call.backward))
+        call.bytes < workspace_bytes(fit.schedule, call.backward))
         return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
@@ -92,31 +92,31 @@ void set(T *&to, const void *from) {
 }
 
 template <typename T>
-void take(Job<T> &job, const ForwardArrays &a) {
-    set(job.gates, a.gates), set(job.cells, a.cells), set(job.h0, a.h0), set(job.c0, a.c0);
+void set_arrays(Job<T> &job, const ForwardArrays &a) {
+    set(job.gates, a.gates), set(job.saved_cells, a.saved_cells), set(job.h0, a.h0), set(job.c0, a.c0);
     set(job.output, a.output), set(job.hn, a.hn), set(job.cn, a.cn);
 }
 
 template <typename T>
-void take(Job<T> &job, const BackwardArrays &a) {
-    set(job.gates, a.gates), set(job.cells, a.cells), set(job.h0, a.h0), set(job.c0, a.c0);
+void set_arrays(Job<T> &job, const BackwardArrays &a) {
+    set(job.gates, a.gates), set(job.saved_cells, a.saved_cells), set(job.h0, a.h0), set(job.c0, a.c0);
     set(job.output, a.output), set(job.d_output, a.d_output), set(job.d_hn, a.d_hn);
     set(job.d_cn, a.d_cn), set(job.d_gates, a.d_gates), set(job.d_hidden, a.d_hidden);
     set(job.d_h0, a.d_h0), set(job.d_c0, a.d_c0);
 }
 
-// Calls `start` with the kind of arithmetic, the job, and the room it has; returns its status, or that
-// of what is wrong.
+// Calls `start` with the arithmetic policy, the job, and how it fits the GPU. Returns its status, or
+// that of the argument that is wrong.
 template <typename Arrays, typename Start>
 int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Start &start) {
-    Room room{};
-    if (int bad = prepare(call, gpu, room)) return bad;
+    Fit fit{};
+    if (int bad = prepare(call, gpu, fit)) return bad;
     const int mode = call.layer->mode;
     if (int bad = check(arrays, mode == SYMRNN_LSTM, mode == SYMRNN_GRU)) return bad;
-    const auto go = [&](auto policy) {
+    const auto start_with = [&](auto policy) {
         Job<typename decltype(policy)::Number> job = {};
-        job.schedule = room.schedule;
-        job.part_width = room.schedule.part_width();
+        job.schedule = fit.schedule;
+        job.partial_sum_width = fit.schedule.partial_sum_width();
         job.mode = mode;
         job.steps = static_cast<int>(call.steps);
         job.reverse = call.reverse;
@@ -124,17 +124,17 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
         set(job.packed, call.layer->hh->term->packed);
         set(job.bias_n, call.layer->bias_n);
         char *const workspace = static_cast<char *>(call.workspace);
-        set(job.parts_flags, workspace);
-        job.state_flags = job.parts_flags + room.schedule.blocks() * FLAG;
-        set(job.carry, workspace + carry_start(room.schedule));
-        set(job.parts, workspace + parts_start(room.schedule));
-        take(job, arrays);
-        return start(policy, job, room);
+        set(job.partial_sums_flags, workspace);
+        job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
+        set(job.carry, workspace + carry_start(fit.schedule));
+        set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
+        set_arrays(job, arrays);
+        return start(policy, job, fit);
     };
     switch (call.layer->hh->dtype) {
-    case SYMRNN_BFLOAT16: return go(Bits16<bfloat16>());
-    case SYMRNN_HALF: return go(Bits16<half>());
-    default: return call.tf32 ? go(Tf32()) : go(Exact());
+    case SYMRNN_BFLOAT16: return start_with(Bits16<bfloat16>());
+    case SYMRNN_HALF: return start_with(Bits16<half>());
+    default: return call.tf32 ? start_with(Tf32()) : start_with(Exact());
     }
 }
 

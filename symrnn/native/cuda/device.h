@@ -1,7 +1,6 @@
-// What the kernels use of a GPU, each thing under a name of our own: threads, waiting for other blocks,
-// the matrix units, numbers of 16 bits. Nothing else in layer.h and products.h is CUDA's, so that where
-// SYMRNN_EMULATED is defined the very same kernels run on a CPU, on tests/native/emulated_gpu.h, which
-// has these names too.
+// The CUDA that the kernels use, under names of our own: threads, flags between blocks, tensor cores,
+// 16-bit floats. Nothing else in layer.h and products.h is CUDA's. With SYMRNN_EMULATED the same
+// kernels run on a CPU: tests/native/emulated_gpu.h defines these names too.
 
 #ifndef SYMRNN_CUDA_DEVICE_H
 #define SYMRNN_CUDA_DEVICE_H
@@ -28,15 +27,15 @@ using half = __half;
 SYMRNN_DEVICE int block_index() { return blockIdx.x; }
 SYMRNN_DEVICE int thread_index() { return threadIdx.x; }
 
-// All threads of a block wait for one another; what they wrote is then seen by all of them.
-SYMRNN_DEVICE void meet() { __syncthreads(); }
+// A barrier for the threads of a block; what they wrote before it is visible to all of them.
+SYMRNN_DEVICE void sync_block() { __syncthreads(); }
 
-// By one thread, after a meeting: what its block wrote is seen by whoever sees this flag.
-SYMRNN_DEVICE void raise(uint32_t *flag, uint32_t value) {
+// Signal and wait. By one thread, after sync_block: who sees the flag sees all that the block wrote.
+SYMRNN_DEVICE void signal_flag(uint32_t *flag, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-SYMRNN_DEVICE void wait_for(const uint32_t *flag, uint32_t value) {
+SYMRNN_DEVICE void wait_for_flag(const uint32_t *flag, uint32_t value) {
     uint32_t seen;
     do {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
@@ -45,7 +44,7 @@ SYMRNN_DEVICE void wait_for(const uint32_t *flag, uint32_t value) {
 
 // ---- memory --------------------------------------------------------------------------------------
 
-// Four numbers that lie together.
+// Four adjacent elements.
 template <typename T>
 struct alignas(4 * sizeof(T)) Quad {
     T at[4];
@@ -64,11 +63,11 @@ SYMRNN_DEVICE Pair load_pair(const float *from) {
     return {{v.x, v.y}};
 }
 
-// Reads what other blocks wrote: past the first cache, which knows nothing of them.
-SYMRNN_DEVICE float load_shared_work(const float *from) { return __ldcg(from); }
-// Not by CUDA's own for numbers of 16 bits, of which the compiler is not told that it reads memory.
+// Loads what other blocks wrote, past L1, which is not coherent.
+SYMRNN_DEVICE float load_past_l1(const float *from) { return __ldcg(from); }
+// Not CUDA's own __ldcg of 16-bit floats: its asm does not tell the compiler that it reads memory.
 template <typename T>
-SYMRNN_DEVICE T load_shared_work(const T *from) {
+SYMRNN_DEVICE T load_past_l1(const T *from) {
     static_assert(sizeof(T) == sizeof(unsigned short));
     const unsigned short bits = __ldcg(reinterpret_cast<const unsigned short *>(from));
     T x;
@@ -76,12 +75,12 @@ SYMRNN_DEVICE T load_shared_work(const T *from) {
     return x;
 }
 
-SYMRNN_DEVICE Quad<float> load_shared_work(const Quad<float> *from) {
+SYMRNN_DEVICE Quad<float> load_past_l1(const Quad<float> *from) {
     const float4 v = __ldcg(reinterpret_cast<const float4 *>(from));
     return {{v.x, v.y, v.z, v.w}};
 }
 template <typename T>
-SYMRNN_DEVICE Quad<T> load_shared_work(const Quad<T> *from) {
+SYMRNN_DEVICE Quad<T> load_past_l1(const Quad<T> *from) {
     static_assert(sizeof(Quad<T>) == sizeof(uint2));
     const uint2 v = __ldcg(reinterpret_cast<const uint2 *>(from));
     Quad<T> quad;
@@ -89,7 +88,7 @@ SYMRNN_DEVICE Quad<T> load_shared_work(const Quad<T> *from) {
     return quad;
 }
 
-// ---- numbers -------------------------------------------------------------------------------------
+// ---- floating-point types ------------------------------------------------------------------------
 
 SYMRNN_DEVICE float to_float(float x) { return x; }
 SYMRNN_DEVICE float to_float(bfloat16 x) { return __bfloat162float(x); }
@@ -104,14 +103,14 @@ SYMRNN_DEVICE bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
 template <>
 SYMRNN_DEVICE half from_float(float x) { return __float2half_rn(x); }
 
-// To the nearest of TF32's numbers.
+// Rounds to the nearest TF32.
 SYMRNN_DEVICE float round_to_tf32(float x) {
     uint32_t bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
     return __uint_as_float(bits);
 }
 
-// ---- matrix units --------------------------------------------------------------------------------
+// ---- tensor cores --------------------------------------------------------------------------------
 
 // c (16 × 8) += a (16 × 8) · b (8 × 8), in the fragments of PTX's mma.m16n8k8.
 SYMRNN_DEVICE void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
@@ -147,19 +146,19 @@ SYMRNN_DEVICE uint32_t shared_address(const void *row) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(row));
 }
 
-// Four matrices of 8 × 8 numbers of 16 bits: lane l names the row l % 8 of matrix l / 8.
+// Four matrices of 8 × 8 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8.
 SYMRNN_DEVICE void load_matrices(uint32_t (&to)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(shared_address(row)) : "memory");
 }
-// The same, each turned.
-SYMRNN_DEVICE void load_turned_matrices(uint32_t (&to)[4], const void *row) {
+// The same, each transposed.
+SYMRNN_DEVICE void load_matrices_transposed(uint32_t (&to)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(shared_address(row)) : "memory");
 }
-// Two of them: lanes 0 to 15 name the rows.
+// Two matrices: lanes 0 to 15 give the addresses.
 SYMRNN_DEVICE void load_matrices(uint32_t (&to)[2], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(to[0]), "=r"(to[1])
@@ -174,12 +173,12 @@ namespace symrnn {
 
 constexpr int WARP = 32;
 
-// The loads on their way at once where parts are added, of each gate: as many as leave registers for
-// the rest, which the compiler finds more of for 9.0.
+// Loads in flight for each gate where partial sums are added: as many as do not spill registers. The
+// compiler finds more registers for 9.0.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int LOADS_AT_ONCE = 4;
+constexpr int LOADS_IN_FLIGHT = 4;
 #else
-constexpr int LOADS_AT_ONCE = 8;
+constexpr int LOADS_IN_FLIGHT = 8;
 #endif
 
 SYMRNN_DEVICE int lane_index() { return thread_index() % WARP; }

@@ -1,4 +1,4 @@
-// The functions of symrnn_cuda.h: what they are given is checked here, and nowhere after.
+// The functions of symrnn_cuda.h.
 
 #include "symrnn_cuda.h"
 
@@ -15,23 +15,23 @@ thread_local const char *last_error = "no error";
 
 int status_of(cudaError_t error) {
     if (error == cudaSuccess) return SYMRNN_OK;
-    cudaGetLastError();  // so that it is not found by whoever looks next
+    cudaGetLastError();  // clears it for the next caller
     last_error = cudaGetErrorString(error);
     return SYMRNN_GPU;
 }
 
-// Makes a GPU the calling thread's, for a while.
-class OnDevice {
+// Makes a GPU the calling thread's current device, for a scope.
+class DeviceGuard {
   public:
-    explicit OnDevice(int device) {
+    explicit DeviceGuard(int device) {
         error = cudaGetDevice(&before_);
         if (!error && device != before_) error = cudaSetDevice(device);
     }
-    ~OnDevice() {
+    ~DeviceGuard() {
         if (!error) cudaSetDevice(before_);
     }
-    OnDevice(const OnDevice &) = delete;
-    OnDevice &operator=(const OnDevice &) = delete;
+    DeviceGuard(const DeviceGuard &) = delete;
+    DeviceGuard &operator=(const DeviceGuard &) = delete;
 
     cudaError_t error;
 
@@ -62,10 +62,10 @@ template <typename Arrays>
 int start(const Call &call, const Arrays &arrays, int device, void *stream) {
     symrnn_gpu gpu;
     if (int bad = gpu_of(device, &gpu)) return bad;
-    const OnDevice on(device);
-    if (on.error) return status_of(on.error);
-    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Room &room) {
-        return status_of(launch<decltype(policy)>(job, room.columns, room.shared_bytes,
+    const DeviceGuard guard(device);
+    if (guard.error) return status_of(guard.error);
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Fit &fit) {
+        return status_of(launch<decltype(policy)>(job, fit.columns, fit.shared_bytes,
                                                   gpu.shared_bytes,
                                                   static_cast<cudaStream_t>(stream)));
     });
@@ -83,8 +83,8 @@ const char *symrnn_cuda_error(void) { return last_error; }
 int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (!gpu) return SYMRNN_NULL;
     if (int bad = gpu_of(device, gpu)) return bad;
-    const OnDevice on(device);
-    if (on.error) return status_of(on.error);
+    const DeviceGuard guard(device);
+    if (guard.error) return status_of(guard.error);
     cudaError_t error = load_pack();
     if (!error) error = load<Exact>();
     if (!error) error = load<Tf32>();
@@ -101,33 +101,33 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
                      int64_t gate_stride, int64_t row_stride, int to_dtype, void *to, int device,
                      void *stream) {
     if (!from || !to) return SYMRNN_NULL;
-    if (side < 1 || tiles_of(side) > MOST_TILES || gates < 1 || gates > MOST_GATES || gate_stride < 0 ||
+    if (side < 1 || tiles_of(side) > MAX_TILES || gates < 1 || gates > MAX_GATES || gate_stride < 0 ||
         row_stride < side || !aligned(to, 16))
         return SYMRNN_SIZE;
     if (!weight_bytes(from_dtype) || !weight_bytes(to_dtype)) return SYMRNN_DTYPE;
-    const OnDevice on(device);
-    if (on.error) return status_of(on.error);
+    const DeviceGuard guard(device);
+    if (guard.error) return status_of(guard.error);
     return status_of(pack({side, gates, gate_stride, row_stride}, from_dtype, from, to_dtype, to,
                           static_cast<cudaStream_t>(stream)));
 }
 
 int symrnn_cuda_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                        int reverse, void *gates, float *cells, const void *h0, const void *c0,
+                        int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
                         void *output, void *hn, void *cn, void *workspace, int64_t bytes,
                         int device, void *stream) {
     const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
-    return start(call, ForwardArrays{gates, cells, h0, c0, output, hn, cn}, device, stream);
+    return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
 }
 
 int symrnn_cuda_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                         int reverse, const void *gates, const float *cells, const void *h0,
+                         int reverse, const void *gates, const float *saved_cells, const void *h0,
                          const void *c0, const void *output, const void *d_output,
                          const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
                          void *stream) {
     const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
     return start(call,
-                 BackwardArrays{gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                 BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},
                  device, stream);
 }

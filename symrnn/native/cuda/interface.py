@@ -27,8 +27,8 @@ FUNCTIONS: Functions = {
             *(c_int, c_void_p),  # device, stream
         ],
     ),
-    # gates, cells, h0, c0, output, hn, cn
+    # gates, saved_cells, h0, c0, output, hn, cn
     "symrnn_cuda_forward": (c_int, [*_RUN, *[c_void_p] * 7, *_PLACE]),
-    # gates, cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0
+    # gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0
     "symrnn_cuda_backward": (c_int, [*_RUN, *[c_void_p] * 12, *_PLACE]),
 }

@@ -1,4 +1,4 @@
-// Puts a layer on a stream.
+// Launches a layer on a stream.
 
 #ifndef SYMRNN_CUDA_LAUNCH_H
 #define SYMRNN_CUDA_LAUNCH_H
@@ -9,17 +9,18 @@
 
 namespace symrnn {
 
-// columns: of the operand, one of COLUMNS.  Zeros the flags, then starts the kernel, which starts
-// only if all its blocks can run at once: they wait for one another.
+// Zeros the flags, then launches the kernel cooperatively: its blocks wait for one another, so all
+// must be resident at once.
 //
-// most_shared: the shared memory that a block can have on this GPU. It is asked for once and for all
-// sizes: it belongs to the kernel, and other threads may be about to start another layer.
+// columns: of the operand, one of COLUMNS.  max_shared: the shared memory that a block can have on this
+// GPU. The kernel's limit is always set to it, not to `shared_bytes`: the limit is the kernel's, and
+// other threads may be launching a layer of another size.
 template <typename Policy>
 cudaError_t launch(const Job<typename Policy::Number> &job, int columns, int64_t shared_bytes,
-                   int most_shared, cudaStream_t stream);
+                   int max_shared, cudaStream_t stream);
 
-// Loads the kernels of this kind, which is otherwise done at the first launch: too late for one that
-// is captured into a graph.
+// Loads the kernels of a policy. CUDA would else do so at the first launch, which fails if that one is
+// captured into a graph.
 template <typename Policy>
 cudaError_t load();
 

@@ -1,5 +1,5 @@
-// The kernel, and how it is started: for the .cu files, each of which has it for some kinds of
-// arithmetic, so that they can be compiled side by side.
+// The kernel and its launch. Each layer_*.cu instantiates it for one policy, so that they can be
+// compiled side by side.
 
 #include "launch.h"
 
@@ -26,30 +26,30 @@ template <typename Policy>
 cudaError_t load() {
     for (const int columns : COLUMNS) {
         cudaFuncAttributes attributes;
-        if (cudaError_t bad = cudaFuncGetAttributes(&attributes, kernel_for<Policy>(columns)))
-            return bad;
+        if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel_for<Policy>(columns)))
+            return error;
     }
     return cudaSuccess;
 }
 
 template <typename Policy>
 cudaError_t launch(const Job<typename Policy::Number> &job, int columns, int64_t shared_bytes,
-                   int most_shared, cudaStream_t stream) {
+                   int max_shared, cudaStream_t stream) {
     const Kernel<Policy> kernel = kernel_for<Policy>(columns);
-    cudaError_t bad = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           most_shared);
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           max_shared);
     const int blocks = job.schedule.blocks();
-    if (!bad) bad = cudaMemsetAsync(job.parts_flags, 0, flag_bytes(job.schedule), stream);
-    if (bad) return bad;
-    cudaLaunchAttribute together = {};
-    together.id = cudaLaunchAttributeCooperative;
-    together.val.cooperative = 1;
+    if (!error) error = cudaMemsetAsync(job.partial_sums_flags, 0, flag_bytes(job.schedule), stream);
+    if (error) return error;
+    cudaLaunchAttribute cooperative = {};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &together;
+    config.attrs = &cooperative;
     config.numAttrs = 1;
     return cudaLaunchKernelEx(&config, kernel, job);
 }

@@ -7,7 +7,7 @@
 namespace symrnn {
 namespace {
 
-// A block packs one tile: the k-th of panel blockIdx.y, of all gates' tiles one after another.
+// A thread block packs one tile: tile blockIdx.x, over all gates, of panel blockIdx.y.
 template <typename From, typename To>
 __global__ void __launch_bounds__(TILE) pack_tile(const SymmetricMatrices of, const From *from, To *to) {
     const int64_t tiles = tiles_of(of.side), panel = blockIdx.y, height = tiles - panel;

@@ -1,4 +1,4 @@
-// Packing of symmetric matrices on a GPU.
+// Packs symmetric matrices on a GPU.
 
 #ifndef SYMRNN_CUDA_PACK_H
 #define SYMRNN_CUDA_PACK_H
@@ -14,11 +14,11 @@ struct SymmetricMatrices {
     int64_t gate_stride, row_stride;
 };
 
-// As symrnn_cuda_pack has it.
+// The arguments of symrnn_cuda_pack.
 cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, int to_dtype,
                  void *to, cudaStream_t stream);
 
-// Loads the kernels, which have no code in this build for every GPU.
+// Loads the kernels; an error if this build has no code for the GPU.
 cudaError_t load_pack();
 
 }  // namespace symrnn

@@ -1,4 +1,4 @@
-// The arithmetic of one unit of one sequence at one step, forth and back, in float.
+// The pointwise part of a step for one unit of one sequence, forward and backward, in float.
 
 #ifndef SYMRNN_CUDA_POINTWISE_H
 #define SYMRNN_CUDA_POINTWISE_H
@@ -11,7 +11,7 @@ namespace symrnn {
 
 SYMRNN_DEVICE float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-// LSTM, gates i f g o: from their sums to what they are once activated; returns h.
+// LSTM, gates i f g o. gate: pre-activations, on return activations. Returns h.
 SYMRNN_DEVICE float lstm_forward(float (&gate)[4], float &c) {
     const float i = sigmoid(gate[0]), f = sigmoid(gate[1]), g = tanhf(gate[2]),
                 o = sigmoid(gate[3]);
@@ -20,8 +20,8 @@ SYMRNN_DEVICE float lstm_forward(float (&gate)[4], float &c) {
     return o * tanhf(c);
 }
 
-// gate: the activated ones, on return the gradients of their sums.  d_c: that of c after the step,
-// on return of c before it.
+// gate: activations, on return the gradients of the pre-activations.  d_c: the gradient of c after the
+// step, on return of c before it.
 SYMRNN_DEVICE void lstm_backward(float (&gate)[4], float c_before, float c, float d_h, float &d_c) {
     const float i = gate[0], f = gate[1], g = gate[2], o = gate[3], out = tanhf(c);
     d_c += d_h * o * (1 - out * out);
@@ -32,15 +32,17 @@ SYMRNN_DEVICE void lstm_backward(float (&gate)[4], float c_before, float c, floa
     d_c *= f;
 }
 
-// GRU, gates r z n; gate[2] is the input's part of n, and `hidden` W_n h + b_n. Returns h.
+// GRU, gates r z n. gate: pre-activations, of n without `hidden` = W_n h + b_n; on return activations.
+// Returns h.
 SYMRNN_DEVICE float gru_forward(float (&gate)[4], float hidden, float h_before) {
     const float r = sigmoid(gate[0]), z = sigmoid(gate[1]), n = tanhf(gate[2] + r * hidden);
     gate[0] = r, gate[1] = z, gate[2] = n;
     return n + z * (h_before - n);
 }
 
-// gate: the activated ones, on return the gradients of the input's part; d_hidden: of the hidden
-// part of n.  d_h: that of h after the step, on return what of it goes past the matrices.
+// gate: activations, on return the gradients of the pre-activations' input part.  d_hidden: on return
+// the gradient of `hidden`.  d_h: the gradient of h after the step, on return the part of it that
+// bypasses the matrices.
 SYMRNN_DEVICE void gru_backward(float (&gate)[4], float hidden, float h_before, float &d_h,
                                 float &d_hidden) {
     const float r = gate[0], z = gate[1], n = gate[2];
