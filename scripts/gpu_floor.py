@@ -30,8 +30,8 @@ import ctypes
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+from benchmarks.report import table
 from gpu_cases import KINDS
-from report import table
 
 from symrnn import native
 from symrnn.native.interface import Dtype, Fit, Gpu, Status

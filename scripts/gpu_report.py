@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import gpu_cases
+from benchmarks.report import table
 from gpu_bench import FLOOR_GOAL, GOAL_KINDS, GOALS, TRAIN_GOAL, VARIANTS
-from report import table
 
 Found = dict[str, Any]
 """about: of the machine.  command.  parts: by name {"seconds", "words", "cases": [records]}."""
