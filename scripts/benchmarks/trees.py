@@ -280,7 +280,8 @@ def compare(cases: list[Case], options: argparse.Namespace, threads: int | None)
         for times, more in zip(again.medians, one.medians, strict=True):
             times += more
     ratios = [one.ratios()[1] for one in found.values() if all(one.medians)]
-    means = [f"Geometric mean of {len(ratios)} ratios: {statistics.geometric_mean(ratios):.3f}."]
+    mean = statistics.geometric_mean(ratios) if ratios else math.nan
+    means = [f"Geometric mean of {len(ratios)} ratios: {mean:.3f}."]
     for word in ("slower", "faster"):
         names = [case.name for case, verdict in verdicts.items() if verdict == word]
         means.append(f"{word.capitalize()}: {'; '.join(names) or 'none'}.")
