@@ -523,7 +523,7 @@ def test_words_of_pytest(module: Any) -> None:
     )
     assert run.outcome(command, 2, "no such option")[0] is False
     assert run.outcome(command, None, "tests/gpu/a.py::b PASSED")[0] is None
-    assert run.outcome(command, None, "Timeout (0:01:00)!\ntests/gpu/a.py::b ")[0] is False
+    assert run.outcome(command, None, "Timeout (0:01:30)!\ntests/gpu/a.py::b ")[0] is False
 
 
 @needs_kernels

@@ -47,7 +47,7 @@ from symrnn import native
 
 NO_GPU = "run.py: there is no CUDA device that PyTorch can use here (--device cpu rehearses)"
 LEAST = 5.0  # seconds without which a command is not begun
-ONE_TEST = 60  # seconds that one of the tests may take
+ONE_TEST = 90  # seconds that one of the tests may take
 DYING = 10.0  # seconds a killed process has to be gone
 FOUND = 9  # compute-sanitizer's exit status where it found something
 HERE = Path(__file__).parent
