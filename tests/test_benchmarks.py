@@ -147,13 +147,15 @@ def test_the_table_of_two_trees(
 ) -> None:
     """What looked slower once is called so if it does again."""
     trees = module("trees")
-    sizes = {8: [1.2, 1.2], 16: [1.2, 1.0], 32: [1.0], 64: []}  # ratios, in turn
+    # Ratios, in turn; none where there is no time left.
+    sizes = {8: [1.2, 1.2], 16: [1.2, 1.0], 32: [1.0], 64: [], 128: [0.9, None]}
 
     def measure(self: Any, case: Any, *_: Any) -> None:
         if not sizes[case.size]:
             self.words = "before: ValueError: no such backend"
             return
-        self.medians = ([sizes[case.size].pop(0)] * 5, [1.0] * 5)
+        ratio = sizes[case.size].pop(0)
+        self.medians = ([ratio] * 5, [1.0] * 5) if ratio else ([], [])
 
     monkeypatch.setattr(trees.Found, "measure", measure)
     monkeypatch.setattr(trees, "both_trees", lambda *_: contextlib.nullcontext([]))
@@ -161,11 +163,12 @@ def test_the_table_of_two_trees(
     of = {"against": ROOT, "cases": None, "budget": 600.0, "out": tmp_path / "table.md"}
     trees.compare(cases, argparse.Namespace(**of), 1)
     text = of["out"].read_text()
-    assert f"- Slower: {cases[0].name}.\n- Faster: none." in text
+    assert f"- Slower: {cases[0].name}.\n- Faster: {cases[4].name}." in text
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("|")}
     assert rows[f"| {cases[0].name}"].endswith("| 1.200 | 1.200 – 1.200 | 10 | slower |")
     assert rows[f"| {cases[1].name}"].endswith("| 1.100 | 1.000 – 1.200 | 10 |  |")
     assert rows[f"| {cases[3].name}"].endswith("| before: ValueError: no such backend |")
+    assert rows[f"| {cases[4].name}"].endswith("| 5 | faster, timed once |")
     trees.compare(cases, argparse.Namespace(**{**of, "budget": 0.0}), 1)
     assert f"Not timed, as the budget of 0 s was spent: {cases[0].name}; " in of["out"].read_text()
     with pytest.raises(SystemExit, match="no case is like GRU 9"):

@@ -8,9 +8,10 @@ it is told which case to time next. Only one of the two works at a time, and in 
 other one begins. A round is a block of calls (see timing.block); "now / before" is the median over
 rounds of the ratio of the blocks' medians, beside it its quartiles. A case that looks faster or
 slower (both quartiles on one side, the median off by more than 3 %) is timed once more at the end,
-by new processes whose memory lies elsewhere, and called so if it looks so again; its figures are
-then those of both. The C library is asked to keep freed memory. Outputs, or in training the input's
-gradients, are compared as well: "differs" says that their norms do.
+by new processes whose memory lies elsewhere, and called so if it looks so again, or if no time was
+left for that, which is said; its figures are then those of both. The C library is asked to keep
+freed memory. Outputs, or in training the input's gradients, are compared as well: "differs" says
+that their norms do.
 
 The other tree needs its native kernels: `python setup.py build_ext --inplace` there.
 """
@@ -275,15 +276,17 @@ def compare(cases: list[Case], options: argparse.Namespace, threads: int | None)
     measure(list(first), max(end, time.perf_counter() + 1))
     for case, one in first.items():
         again = found[case]
-        agreed = all(again.medians) and one.verdict() == again.verdict()
-        verdicts[case] = one.verdict() if agreed else ""
+        if not all(again.medians):
+            verdicts[case] = f"{one.verdict()}, timed once"
+        else:
+            verdicts[case] = one.verdict() if one.verdict() == again.verdict() else ""
         for times, more in zip(again.medians, one.medians, strict=True):
             times += more
     ratios = [one.ratios()[1] for one in found.values() if all(one.medians)]
     mean = statistics.geometric_mean(ratios) if ratios else math.nan
     means = [f"Geometric mean of {len(ratios)} ratios: {mean:.3f}."]
     for word in ("slower", "faster"):
-        names = [case.name for case, verdict in verdicts.items() if verdict == word]
+        names = [case.name for case, verdict in verdicts.items() if verdict.startswith(word)]
         means.append(f"{word.capitalize()}: {'; '.join(names) or 'none'}.")
     if len(found) < len(cases):
         left_out = "; ".join(case.name for case in cases if case not in found)
