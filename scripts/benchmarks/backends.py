@@ -4,7 +4,7 @@
     python scripts/benchmarks/backends.py --hidden-sizes 650 --seconds 2
     python scripts/benchmarks/backends.py --against ../before    # another checkout, see trees.py
 
-One layer with as many inputs as hidden numbers, without gradients (as ``lm.generate`` and
+One layer with as many inputs as hidden units, without gradients (as ``lm.generate`` and
 ``lm.evaluate`` run it: weights do not change between calls) and in training (forward, and backward
 to input and weights, which are changed in place before each call, untimed). PyTorch's own layer
 stands beside the backends. Median milliseconds of a call, interleaved. "auto" comes last, and in

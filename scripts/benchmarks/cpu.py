@@ -5,7 +5,7 @@
     python scripts/benchmarks/cpu.py --against ../before        # another checkout, see trees.py
     scripts/env pip install -c constraints.txt -e '.[bench]'    # for ONNX Runtime, once
 
-One layer with as many inputs as hidden numbers (H); T steps, batch B. All peers compute the same
+One layer with as many inputs as hidden units (H); T steps, batch B. All peers compute the same
 function: the weights are symmetric, hidden and input, in the form `avg`, and peers that do not know
 of symmetry get them as full matrices. "Fused hidden" makes use of the symmetry of the hidden
 weights alone, "fused both" of that of the input weights too; "bf16" stores the packed weights in

@@ -76,8 +76,8 @@ def main() -> int:
             last, best = out / "last.safetensors", out / "best.safetensors"
             at = "none"
             if last.exists():
-                kept = load_checkpoint(last)
-                at = str(unpack_state(kept.tensors, kept.meta["state"])["progress"]["step"])
+                stored = load_checkpoint(last)
+                at = str(unpack_state(stored.tensors, stored.meta["state"])["progress"]["step"])
             started = (out / "config.json").exists()
             again = ["--resume", str(out)] if started else [*SHORT.split(), "--out", str(out)]
             code = train(*again).wait()
