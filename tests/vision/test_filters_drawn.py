@@ -144,7 +144,7 @@ def test_the_script_writes_a_picture(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = repository / "scripts" / "draw_filters.py"
+    path = repository / "scripts" / "tables" / "filters.py"
     spec = importlib.util.spec_from_file_location("draw_filters", path)
     script: types.ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -180,7 +180,7 @@ def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The packed numbers (plan.length,) of symmetric matrices of all gates, given whole."""
     plan.check(hidden)
     group = plan.groups[0]
-    if len(plan.groups) != 1 or not group.symmetric or group.form is not None or group.maps:
+    if len(plan.groups) != 1 or not group.symmetric or group.triangle or group.maps:
         raise ValueError("on a GPU hidden should be the symmetric matrices of all gates, whole")
     (given,) = hidden
     if given.dtype not in DTYPES or dtype not in DTYPES:

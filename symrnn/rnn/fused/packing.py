@@ -15,6 +15,7 @@ r rows and c columns of a small matrix.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,11 +116,17 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
 
 
-def _triangle(symmetry: Symmetry) -> OrbitCoordinates | None:
-    """The form as one of a parameter for each entry of the upper triangle; None if it is none."""
+def _triangle(symmetry: Symmetry) -> float | None:
+    """What the upper triangle's entries off the diagonal are, in units of their parameters.
+
+    None for a form that has not one parameter for each entry of the triangle, in its order.
+    """
     side = symmetry.side
-    pairs = symmetry.own_transpose and symmetry.numel == side * (side + 1) // 2
-    return symmetry if pairs and isinstance(symmetry, OrbitCoordinates) else None
+    if not isinstance(symmetry, OrbitCoordinates) or not symmetry.own_transpose:
+        return None
+    if symmetry.numel != side * (side + 1) // 2:
+        return None
+    return math.sqrt(0.5) if symmetry.orthonormal else 1.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,8 @@ class Group:
     rows, columns: r and c; zero where there is nothing (the odd half of a vector of one number).
     symmetric: whether the matrices are their own transposes, and packed as such.
     maps: of a folded product, else None.
-    form: of matrices that are packed from their parameters; else None.
+    triangle: of matrices that are packed from a parameter for each entry of the upper triangle,
+        what an entry off the diagonal is in units of its parameter; else None.
     """
 
     gates: tuple[int, ...]
@@ -176,13 +184,14 @@ class Group:
     columns: int
     symmetric: bool
     maps: Maps | None = None
-    form: OrbitCoordinates | None = None
+    triangle: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of what it is packed from."""
-        sizes = (self.rows, self.columns) if self.form is None else (self.form.numel,)
-        return (len(self.gates), *sizes)
+        if self.triangle is None:
+            return len(self.gates), self.rows, self.columns
+        return len(self.gates), self.rows * (self.rows + 1) // 2
 
     @property
     def is_empty(self) -> bool:
@@ -250,22 +259,20 @@ class Plan:
         for group, of_group in zip(self.groups, hidden, strict=True):
             if group.is_empty:
                 continue
-            if group.form is not None:
-                of_group = group.form.expand(of_group)
-            rows = of_group if of_group.stride(2) == 1 else of_group.contiguous()
-            status = library().symrnn_pack(
-                group.symmetric,
-                group.rows,
-                group.columns,
-                len(group.gates),
-                DTYPES[source],
-                rows.data_ptr(),
-                rows.stride(0),
-                rows.stride(1),
-                DTYPES[dtype],
-                place,
-                torch.get_num_threads(),
-            )
+            rows = of_group if of_group.stride(-1) == 1 else of_group.contiguous()
+            to = (DTYPES[dtype], place, torch.get_num_threads())
+            if group.triangle is None:
+                status = library().symrnn_pack(
+                    *(group.symmetric, group.rows, group.columns, len(group.gates)),
+                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), rows.stride(1)),
+                    *to,
+                )
+            else:
+                status = library().symrnn_pack_triangles(
+                    *(group.rows, len(group.gates)),
+                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), group.triangle),
+                    *to,
+                )
             native.check(status)
             place += group.length * packed.element_size()
         return packed
@@ -291,7 +298,7 @@ class Plan:
     def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows."""
         matrices = [
-            of_group if group.form is None else group.form.expand(of_group)
+            of_group if group.triangle is None else _expand(of_group, group.rows, group.triangle)
             for group, of_group in zip(self.groups, hidden, strict=True)
         ]
         inputs = [x] if self.folding is None else self.folding.inputs(x, -1)
@@ -327,8 +334,35 @@ class Plan:
         for group, d, part in zip(self.groups, d_products, inputs, strict=True):
             d_matrices = matmul(d.flatten(1).mT, part)
             d_matrices = d_matrices.view(len(group.gates), group.rows, group.columns)
-            found.append(d_matrices if group.form is None else group.form.adjoint(d_matrices))
+            if group.triangle is not None:
+                d_matrices = _adjoint(d_matrices, group.triangle)
+            found.append(d_matrices)
         return found
+
+
+def _expand(v: Tensor, side: int, scale: float) -> Tensor:
+    """Triangles (S, numel) to matrices (S, N, N), in operators that autograd knows."""
+    row, column = torch.triu_indices(side, side, device=v.device)
+    upper = v.new_zeros(len(v), side, side).index_put((_all(v), row, column), v)
+    above = upper.triu(1) * scale
+    return above + above.mT + torch.diag_embed(upper.diagonal(dim1=-2, dim2=-1))
+
+
+def _all(v: Tensor) -> Tensor:
+    return torch.arange(len(v), device=v.device)[:, None]
+
+
+def _adjoint(w: Tensor, scale: float) -> Tensor:
+    """The adjoint of :func:`_expand`, by the kernels: (S, N, N) to (S, numel)."""
+    count, side, _ = w.shape
+    found = w.new_empty(count, side * (side + 1) // 2)
+    given = w.contiguous()
+    status = library().symrnn_triangle_adjoint(
+        *(side, count, DTYPES[w.dtype], given.data_ptr(), scale),
+        *(found.data_ptr(), torch.get_num_threads()),
+    )
+    native.check(status)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -366,9 +400,9 @@ def _group(
     rows: int,
     columns: int,
     symmetric: bool,
-    form: OrbitCoordinates | None = None,
+    triangle: float | None = None,
 ) -> Group:
-    return Group(tuple(map(gates.index, some)), rows, columns, symmetric, form=form)
+    return Group(tuple(map(gates.index, some)), rows, columns, symmetric, triangle=triangle)
 
 
 def _folded(gates: int, symmetry: Symmetry, folding: Folding) -> list[Group]:

@@ -1,18 +1,17 @@
 """What a step of the GPU kernels must take at least: a count, not a measurement.
 
-    python scripts/gpu_floor.py
+    python scripts/benchmarks/gpu/floor.py
 
-One step is two exchanges between multiprocessors, each of which goes through the second cache
-(L2), and one product; symrnn/native/schedule.h says who does what. Of a call whose layout has m
-squares along a side, q gates together, K sequences multiplied at once, and n = ⌈H / 16⌉ tiles
-along a side::
+One step is two exchanges between multiprocessors, each of which goes through L2, and one product;
+symrnn/native/schedule.h says who does what. Of a call whose layout has m blocks along a side, q
+gates together, K sequences multiplied at once, and n = ⌈H / 16⌉ tiles along a side::
 
     exchanges   2 × 2.0 µs: a block writes, raises a flag that another polls, and that one reads
-    parts       blocks · 2 · v · B · 16 ⌈n / m⌉ · 4 bytes, written once and read once;
-                v vectors: q on the way forth, 1 on the way back
+    partial     sums: blocks · 2 · v · B · 16 ⌈n / m⌉ · 4 bytes, written once and read once;
+                v vectors: q in the forward pass, 1 in the backward pass
     states      blocks · 2 · 16 ⌈n / m⌉ · o · B · bytes of a number, read;
-                o operands: 1 on the way forth, q on the way back
-    bytes       (2 · parts + states) / 4 TB/s
+                o operands: 1 in the forward pass, q in the backward pass
+    bytes       (2 · partial + states) / 4 TB/s
     product     of the block with most tiles, the longer of reading each tile twice (it serves as W
                 and as Wᵀ) at 128 bytes a clock, and of 2 · 256 · K multiply-adds a tile at the rate
                 of the units; ⌈B / K⌉ times; at 1.755 GHz
@@ -27,16 +26,39 @@ part of the gates, the gradients of the weights, the arithmetic of the cells, th
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
 from itertools import pairwise, product
+from pathlib import Path
+from typing import NamedTuple
 
-from gpu_cases import KINDS
-from report import table
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from report import make_parser, table
 
 from symrnn import native
-from symrnn.native.interface import Dtype, Fit, Gpu, Status
-from symrnn.rnn.operators import MODES
-from symrnn.rnn.operators_gpu import DTYPES
+from symrnn.native import Dtype, Fit, Gpu, Mode, Status
+
+
+class Kind(NamedTuple):
+    """A kind of arithmetic: the dtype of all numbers, and how products of float32 are rounded."""
+
+    dtype: torch.dtype
+    rounding: str = "ieee"
+
+
+KINDS = {
+    "tf32": Kind(torch.float32, "tf32"),
+    "bf16": Kind(torch.bfloat16),
+    "exact": Kind(torch.float32),
+    "fp16": Kind(torch.float16),
+}
+DTYPES = {
+    torch.float32: Dtype.FLOAT,
+    torch.bfloat16: Dtype.BFLOAT16,
+    torch.float16: Dtype.HALF,
+}
 
 H200 = (132, 232_448)  # multiprocessors, bytes of shared memory a block may have
 
@@ -63,6 +85,9 @@ class Floor:
     def total(self) -> float:
         return self.exchanges + self.bytes + self.product
 
+    def terms(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("exchanges", "bytes", "product", "total")}
+
 
 def layout(
     gpu: tuple[int, int], mode: str, kind: str, side: int, batch: int, backward: bool
@@ -72,9 +97,9 @@ def layout(
     if library is None:
         raise ValueError(native.why_not())
     found = Fit()
-    dtype: Dtype = DTYPES[KINDS[kind].dtype]
+    dtype = DTYPES[KINDS[kind].dtype]
     status = library.symrnn_fit_gpu(
-        Gpu(*gpu), MODES[mode], dtype, side, batch, backward, ctypes.byref(found)
+        Gpu(*gpu), Mode[mode], dtype, side, batch, backward, ctypes.byref(found)
     )
     if status != Status.OK:
         raise ValueError(f"{mode} H={side} B={batch} {kind} does not fit (status {status})")
@@ -106,7 +131,7 @@ def floor(
     tiles = -(-side // TILE)
     width = TILE * -(-tiles // fit.squares)
     vectors, operands = (1, fit.together) if backward else (fit.together, 1)
-    parts = fit.blocks * 2 * vectors * batch * width * 4
+    partial = fit.blocks * 2 * vectors * batch * width * 4
     states = fit.blocks * 2 * width * operands * batch * number
     held = most_tiles(tiles, fit.squares) * fit.together
     reading = held * TILE * TILE * number * 2 / SHARED
@@ -117,13 +142,14 @@ def floor(
         squares=fit.squares,
         together=fit.together,
         exchanges=EXCHANGES,
-        bytes=(2 * parts + states) / L2 * 1e6,
+        bytes=(2 * partial + states) / L2 * 1e6,
         product=passes * max(reading, multiplying) / CLOCK * 1e6,
     )
 
 
 def main() -> None:
     """Print what results/gpu/README.md has."""
+    make_parser(__doc__).parse_args()
     rows = []
     for side, kind in product((650, 1500), ("tf32", "bf16")):
         one = floor(kind, side, 20)

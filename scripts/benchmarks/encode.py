@@ -1,6 +1,6 @@
 """Time and peak memory to encode a large text made by the built-in generator.
 
-    python scripts/bench_encode.py
+    python scripts/benchmarks/encode.py
 
 Writes the text to a folder that is removed at the end (about twice its size is needed there), then
 encodes it in a process of its own by ``python -m data.encode``, as a user would.
@@ -8,7 +8,6 @@ encodes it in a process of its own by ``python -m data.encode``, as a user would
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import table, write_report
+from report import ROOT, explanation, make_parser, table, write_report
 
 ENCODE = """
 import pathlib, re, sys, time
@@ -36,22 +35,23 @@ print(time.perf_counter() - start, base, peak(), corpus.train.tokens, len(corpus
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "results/encode.md")
     parser.add_argument("--tokens", type=int, default=165_000_000, help="(about 1 GB)")
     parser.add_argument("--folder", type=Path, help="where to work (a temporary one)")
-    parser.add_argument("--out", type=Path, default=Path("results/encode.md"))
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    folder = Path(tempfile.mkdtemp(dir=options.folder)).resolve()
     try:
         start = time.perf_counter()
         for split, count in (("train", options.tokens), ("valid", 10_000), ("test", 10_000)):
             out = str(folder / f"{split}.txt")
             command = [sys.executable, "-m", "data.grammar", "--tokens", str(count), "--out", out]
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, cwd=ROOT)
         made = time.perf_counter() - start
         size = os.path.getsize(folder / "train.txt")
         command = [sys.executable, "-c", ENCODE, str(folder), str(folder / "encoded")]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd=ROOT
+        ).stdout
         seconds, base, peak, tokens, types = (float(part) for part in output.split())
         stored = os.path.getsize(folder / "encoded" / "train.ids")
     finally:
@@ -71,7 +71,7 @@ def main() -> None:
     write_report(
         options.out,
         "Encoding a large text",
-        [" ".join((__doc__ or "").split("\n\n")[2].split()), table(["", ""], rows)],
+        [*explanation(__doc__), table(["", ""], rows)],
     )
 
 

@@ -1,6 +1,6 @@
-"""A roofline of what scripts/bench_cpu.py measured, from its .json.
+"""A roofline of what scripts/benchmarks/cpu.py measured, from its .json.
 
-    python scripts/plot_roofline.py results/cpu.json --out results/cpu_roofline.png
+    python scripts/tables/roofline.py results/cpu.json --out results/cpu_roofline.png
 
 A panel for each hidden size. Across: useful flops of a call (16·H²·T·B, those of products with the
 whole matrices) per byte of weights that it reads at the least, the hidden weights once a step, the
@@ -10,8 +10,8 @@ the bandwidth of plain reads, the flat one torch's product of square matrices.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from report import make_parser, save_picture
 
 
 class Series(NamedTuple):
@@ -134,14 +137,12 @@ def draw_size(panel: Axes, records: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("result", type=Path, help="a .json of scripts/bench_cpu.py")
+    parser = make_parser(__doc__)
+    parser.add_argument("result", type=Path, help="a .json of scripts/benchmarks/cpu.py")
     parser.add_argument("--out", type=Path, required=True, help="a .png")
     options = parser.parse_args()
     result = json.loads(options.result.read_text(encoding="utf-8"))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    picture(result).savefig(options.out, dpi=130)
-    print(options.out)
+    save_picture(picture(result), options.out, dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,39 @@
 """Folding against whole matrices: products alone, recurrent training steps, layers.
 
-    python scripts/bench_fold.py
+    python scripts/benchmarks/fold.py
+    python scripts/benchmarks/fold.py --seconds 0.1 --out runs/fold.md
 
 Functions that are compared are called in turn, after two calls to warm up. As in ``lm.train``, the
 C library is asked to keep freed memory. "Whole" is the plain layer of PyTorch; "expanded" the
-symmetric one that builds its whole matrix of the free numbers on every call; "folded" the
+symmetric one that builds its whole matrix of the parameters on every call; "folded" the
 symmetric one that folds. A ratio is the median over calls of the whole one's time divided by the
 other's of the same round: above 1 it is faster than the plain layer.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from report import table, write_report
+from report import explanation, make_parser, table, write_report
+from timing import Call, Peer, interleaved, ratio
 from torch import Tensor, nn
 
 from symrnn import SymGRU, SymLSTM, get_symmetry, symmetrize
 from symrnn.training import keep_freed_memory, set_threads
 
 FORMS = ("tri4", "tri8", "block4", "block16", "chunk4", "chunk16")
-
-Call = Callable[[], object]
-
-
-def in_turn(calls: list[Call], seconds: float) -> list[list[float]]:
-    """Seconds of each call, called in turn for so many seconds, at least seven rounds."""
-    for call in calls:
-        call()
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 7:
-        for call, of_call in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            of_call.append(time.perf_counter() - start)
-    return times
+SEED = 1
 
 
 def compare(label: str, calls: list[Call], seconds: float) -> list[str]:
-    """A row: median milliseconds of each call, and the ratios of the others to the first."""
-    times = in_turn(calls, seconds)
-    whole = times[0]
-    ratios = [
-        f"{statistics.median(a / b for a, b in zip(whole, other, strict=True)):.2f}"
-        for other in times[1:]
-    ]
-    medians = [f"{1e3 * statistics.median(of_call):.3f}" for of_call in times]
-    row = [label, *medians, *ratios]
+    """A row: median milliseconds of each call, and the ratios of the first to the others."""
+    first, *others = interleaved([Peer(label, call) for call in calls], seconds)
+    medians = [f"{1e3 * one.median:.3f}" for one in (first, *others)]
+    row = [label, *medians, *(f"{ratio(first, one):.2f}" for one in others)]
     print("  ".join(row), flush=True)
     return row
 
@@ -64,9 +41,9 @@ def compare(label: str, calls: list[Call], seconds: float) -> list[str]:
 def product(side: int, name: str) -> list[Call]:
     """h (20, N) by the matrices of four gates, once whole and once folded."""
     s = get_symmetry(name, side)
-    free = torch.randn(4, s.numel)
-    whole = s.expand(free).flatten(0, 1)
-    small = [m.flatten(0, 1).contiguous() for m in s.matrices(free)]
+    numbers = torch.randn(4, s.numel)
+    whole = s.expand(numbers).flatten(0, 1)
+    small = [m.flatten(0, 1).contiguous() for m in s.matrices(numbers)]
     h = torch.randn(20, side)
     folding = s.folding
     assert folding is not None
@@ -130,14 +107,13 @@ HEADER = ["whole, ms", "expanded, ms", "folded, ms", "whole / expanded", "whole 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "results/folding.md")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("results/folding.md"))
     options = parser.parse_args()
     set_threads(options.threads)
     keep_freed_memory()
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
 
     def rows(labelled: Iterable[tuple[str, Callable[[], list[Call]]]]) -> list[list[str]]:
         return [compare(label, make(), options.seconds) for label, make in labelled]
@@ -191,7 +167,7 @@ def main() -> None:
         options.out,
         "Folded against whole matrices",
         [
-            " ".join((__doc__ or "").split("\n\n")[2].split()),
+            *explanation(__doc__),
             "## The recurrent product alone\n\n"
             "One step of an LSTM, h (20, H) by the matrices of all four gates, already made.",
             table(["", "whole, ms", "folded, ms", "whole / folded"], products),
@@ -214,6 +190,7 @@ def main() -> None:
             "A training step of a linear layer:",
             table(["", *HEADER], small),
         ],
+        seed=SEED,
     )
 
 

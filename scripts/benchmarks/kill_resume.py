@@ -1,6 +1,7 @@
 """Kill a training run at random moments; each resumed run must end as the uninterrupted one.
 
-    python scripts/kill_resume.py
+    python scripts/benchmarks/kill_resume.py
+    python scripts/benchmarks/kill_resume.py --kills 3 --seed 7
 
 A short run with dropout on the built-in corpus is trained once without interruption. Then, ten
 times, it is started anew, killed with SIGKILL at a random moment, resumed, and its final
@@ -10,7 +11,6 @@ the models, the carried state and the random states.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from report import table, write_report
+from report import ROOT, explanation, make_parser, table, write_report
 
 from symrnn import open_packed
 from symrnn.storage import is_packed
@@ -34,7 +34,7 @@ SHORT = (
 
 def train(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lm.train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
 
 
 def equal_files(a: Path, b: Path) -> bool:
@@ -52,10 +52,9 @@ def equal_files(a: Path, b: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "results/kill_resume.md")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
-    parser.add_argument("--out", type=Path, default=Path("results/kill_resume.md"))
     options = parser.parse_args()
     moments = random.Random(options.seed)
     rows, failures = [], 0
@@ -77,8 +76,8 @@ def main() -> int:
             last, best = out / "last.safetensors", out / "best.safetensors"
             at = "none"
             if last.exists():
-                kept = load_checkpoint(last)
-                at = str(unpack_state(kept.tensors, kept.meta["state"])["progress"]["step"])
+                stored = load_checkpoint(last)
+                at = str(unpack_state(stored.tensors, stored.meta["state"])["progress"]["step"])
             started = (out / "config.json").exists()
             again = ["--resume", str(out)] if started else [*SHORT.split(), "--out", str(out)]
             code = train(*again).wait()
@@ -90,12 +89,13 @@ def main() -> int:
         options.out,
         "Killed and resumed runs",
         [
-            " ".join((__doc__ or "").split("\n\n")[2].split()),
+            *explanation(__doc__),
             f"The run: `python -m lm.train {SHORT}`; uninterrupted it takes {seconds:.1f} s, "
-            f"start of Python and PyTorch included. Moments drawn with seed {options.seed}.",
+            f"start of Python and PyTorch included. The seed is that of the moments.",
             table(["", "killed after", "step of the checkpoint", "last equal", "best equal"], rows),
             f"{options.kills - failures} of {options.kills} resumed runs ended equal, bit for bit.",
         ],
+        seed=options.seed,
     )
     return 1 if failures else 0
 

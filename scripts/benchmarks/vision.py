@@ -1,6 +1,7 @@
 """Images per second of the vision module: training, inference, and the data pipeline's share.
 
-    python scripts/bench_vision.py
+    python scripts/benchmarks/vision.py
+    python scripts/benchmarks/vision.py --device cuda --seconds 10
 
 Training: forward, loss, backward and update of networks with a symmetric form beside the same
 network with plain weights, in turn. Inference: `fold_for_inference` of a symmetric network beside
@@ -12,15 +13,11 @@ Medians; random weights and pictures.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step import interleaved
-from report import table, write_report
+from report import explanation, make_parser, table, write_report
+from timing import Call, Peer, interleaved, ratio
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -46,21 +43,13 @@ INFERENCE: list[tuple[str, dict[str, Any], int]] = [
     ("diracnet-10-1", {"symm": "tri"}, 128),
 ]
 PIPELINE = ("wrn-16-1-bottleneck", 128)
+SEED = 0
 
 
-def synchronised(call: Callable[[], Any], device: torch.device) -> Callable[[], None]:
-    def whole() -> None:
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return whole
-
-
-def training_step(name: str, symm: str, batch: int, options: argparse.Namespace) -> Any:
+def training_step(name: str, symm: str, batch: int, options: argparse.Namespace) -> Call:
     """One step of a fresh network on one batch."""
     device = options.device
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model = create_model(name, symm=symm).to(device, memory_format=options.format)
     groups = parameter_groups(model, 0.01)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -72,10 +61,10 @@ def training_step(name: str, symm: str, batch: int, options: argparse.Namespace)
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    return synchronised(step, device)
+    return step
 
 
-def forward(model: torch.nn.Module, batch: int, options: argparse.Namespace) -> Any:
+def forward(model: torch.nn.Module, batch: int, options: argparse.Namespace) -> Call:
     model = model.eval().to(options.device, memory_format=options.format)
     x = torch.randn(batch, 3, 32, 32, device=options.device)
     x = x.contiguous(memory_format=options.format)
@@ -84,31 +73,18 @@ def forward(model: torch.nn.Module, batch: int, options: argparse.Namespace) -> 
         with torch.inference_mode():
             model(x)
 
-    return synchronised(run, options.device)
+    return run
 
 
-def timed(calls: list[Any], seconds: float) -> list[list[float]]:
-    """Of each call so many times, in turn, as fit into ``seconds``, 7 at least."""
-    start = time.perf_counter()
-    for call in calls:
-        call()
-    return interleaved(calls, max(7, int(seconds / (time.perf_counter() - start))))
-
-
-def ratio(of: list[float], to: list[float]) -> float:
-    """The median over the turns of one's speed to another's."""
-    return statistics.median(b / a for a, b in zip(of, to, strict=True))
+def timed(calls: list[Call], seconds: float) -> list[Any]:
+    return interleaved([Peer("", call) for call in calls], seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="example: python scripts/bench_vision.py --device cuda --seconds 10",
-    )
+    parser = make_parser(__doc__, "results/vision_speed.md")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=25, help="for each case (25)")
-    parser.add_argument("--out", type=Path, default=Path("results/vision_speed.md"))
     options = parser.parse_args()
     options.device = resolve_device(options.device)
     options.format = torch.channels_last
@@ -122,13 +98,14 @@ def main() -> None:
         bar.set_description(f"training {name}")
         calls = [training_step(name, form, batch, options) for form in (symm, "none")]
         ours, plain = timed(calls, options.seconds)
+        speed = ratio(plain, ours)
         trained.append(
             [
                 f"{name}, {symm}, batch {batch}",
-                *(f"{batch / statistics.median(times):,.1f}" for times in (ours, plain)),
-                f"{ratio(ours, plain):.3f}",
+                *(f"{batch / one.median:,.1f}" for one in (ours, plain)),
+                f"{speed:.3f}",
                 f"≥ {goal}",
-                "met" if ratio(ours, plain) >= goal else "missed",
+                "met" if speed >= goal else "missed",
             ]
         )
         bar.update()
@@ -136,16 +113,16 @@ def main() -> None:
     folded = []
     for name, form, batch in INFERENCE:
         bar.set_description(f"inference {name}")
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         symmetric, plain_model = create_model(name, **form), create_model(name)
         models = [fold_for_inference(symmetric), fold_for_inference(plain_model), symmetric]
         ours, plain, before = timed([forward(m, batch, options) for m in models], options.seconds)
         folded.append(
             [
                 f"{name}, {' and '.join(form.values())}, batch {batch}",
-                *(f"{batch / statistics.median(times):,.0f}" for times in (before, ours, plain)),
-                f"{ratio(ours, plain):.3f}",
-                f"{ratio(ours, before):.2f}",
+                *(f"{batch / one.median:,.0f}" for one in (before, ours, plain)),
+                f"{ratio(plain, ours):.3f}",
+                f"{ratio(before, ours):.2f}",
             ]
         )
         bar.update()
@@ -160,19 +137,16 @@ def main() -> None:
             made = dataset.train_batches(0, batch, seed=1)
             next(made)
 
-    calls = [
-        synchronised(next_batch, options.device),
-        training_step(name, "none", batch, options),
-    ]
+    calls = [next_batch, training_step(name, "none", batch, options)]
     batches, step = timed(calls, options.seconds)
     bar.close()
-    share = statistics.median(batches) / (statistics.median(batches) + statistics.median(step))
+    share = batches.median / (batches.median + step.median)
 
     write_report(
         options.out,
         f"Speed of the vision module on {options.device.type}",
         [
-            " ".join((__doc__ or "").split("\n\n")[2].split()),
+            *explanation(__doc__),
             "Pictures of 32×32, float32, channels last.",
             "## Training\n\nImages a second, and the median over steps of the ratio to plain "
             "weights.",
@@ -181,9 +155,10 @@ def main() -> None:
             "plain folded one (the goal is equality) and to itself before folding.",
             table(["", "as trained", "folded", "plain, folded", "to plain", "to itself"], folded),
             "## Pipeline\n\n"
-            f"A batch of {batch} pictures takes {1e3 * statistics.median(batches):.2f} ms to make, "
+            f"A batch of {batch} pictures takes {1e3 * batches.median:.2f} ms to make, "
             f"{100 * share:.2f} % of a training step of {name} with it (goal: under 5 %).",
         ],
+        seed=SEED,
     )
 
 

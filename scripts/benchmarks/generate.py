@@ -1,6 +1,7 @@
 """Tokens a second of ``lm.generate``: packed symmetric weights beside PyTorch's operator.
 
-    python scripts/bench_generate.py
+    python scripts/benchmarks/generate.py
+    python scripts/benchmarks/generate.py --sizes small --threads 1
 
 Models of Zaremba's three sizes with random weights and 10,000 words; what they say does not matter
 to how fast they say it. "recurrent" is the time of the recurrent layers of one token; the rest is
@@ -10,14 +11,14 @@ tokens, the ways to run in turn; "vendor" runs on weights expanded once.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
+from collections import deque
+from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
+from functools import partial
 
 import torch
-from report import table, write_report
+from report import explanation, make_parser, table, write_report
+from timing import Peer, interleaved
 from tqdm import tqdm
 
 from lm.generate import generate
@@ -27,6 +28,7 @@ from lm.sampling import draw
 from symrnn.training import set_threads
 
 VOCABULARY = 10_000
+SEED = 0
 WAYS = {
     "vendor, none": ("none", "", "vendor", None),
     "script, none": ("none", "", "script", None),
@@ -40,7 +42,7 @@ WAYS = {
 def model_of(size: str, way: str) -> LanguageModel:
     recipe = SIZES[size]
     symm, symm_ih, backend, dtype = WAYS[way]
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model = LanguageModel(
         VOCABULARY,
         recipe.embedding_size,
@@ -55,62 +57,56 @@ def model_of(size: str, way: str) -> LanguageModel:
     return model.deployed()
 
 
-def seconds_a_token(model: LanguageModel, tokens: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    stream = generate(
-        model, [0], tokens + 2, lambda logits: draw(logits, generator), precision=nullcontext
-    )
-    next(stream)
-    next(stream)  # packed, and in the cache
-    started = time.perf_counter()
-    for _ in stream:
-        pass
-    return (time.perf_counter() - started) / tokens
+def a_token(model: LanguageModel, tokens: int) -> Peer:
+    """So many tokens, of which the first two are not timed: weights packed, and in the cache."""
+    stream: Iterator[int] = iter(())
+
+    def prepare() -> None:
+        nonlocal stream
+        generator = torch.Generator().manual_seed(SEED)
+        choose = partial(draw, generator=generator)
+        stream = generate(model, [0], tokens + 2, choose, precision=nullcontext)
+        next(stream)
+        next(stream)
+
+    return Peer("whole", lambda: deque(stream, maxlen=0), prepare)
 
 
-def recurrent_seconds(model: LanguageModel, calls: int) -> float:
+def recurrent(model: LanguageModel, calls: int) -> Peer:
+    """So many calls of the recurrent layers alone."""
     x = torch.randn(1, 1, model.rnn.input_size)
-    state = None
-    laps = []
-    with torch.inference_mode():
-        for _ in range(calls):
-            started = time.perf_counter()
-            _, state = model.rnn(x, state)
-            laps.append(time.perf_counter() - started)
-    return statistics.median(laps)
+
+    def call() -> None:
+        state = None
+        with torch.inference_mode():
+            for _ in range(calls):
+                _, state = model.rnn(x, state)
+
+    return Peer("part", call)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser(__doc__, "results/generate.md")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=40, help="in a block")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("results/generate.md"))
     options = parser.parse_args()
     set_threads(options.threads)
     rows = []
     for size in options.sizes:
-        models = {way: model_of(size, way) for way in tqdm(WAYS, desc=size, leave=False)}
-        whole: dict[str, list[float]] = {way: [] for way in WAYS}
-        part: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in tqdm(range(options.rounds), desc=size):
-            for way, model in models.items():
-                whole[way].append(seconds_a_token(model, options.tokens))
-                part[way].append(recurrent_seconds(model, options.tokens))
-        for way in WAYS:
-            token, recurrent = statistics.median(whole[way]), statistics.median(part[way])
-            rows.append(
-                [
-                    f"{size}, {way}",
-                    *(f"{x:,.0f}" for x in (1 / token, 1e6 * token, 1e6 * recurrent)),
-                ]
-            )
+        models = [model_of(size, way) for way in tqdm(WAYS, desc=size, leave=False)]
+        peers = [of(model, options.tokens) for model in models for of in (a_token, recurrent)]
+        medians = [one.median / options.tokens for one in interleaved(peers, 0, options.rounds)]
+        for way, token, part in zip(WAYS, medians[::2], medians[1::2], strict=True):
+            cells = (1 / token, 1e6 * token, 1e6 * part)
+            rows.append([f"{size}, {way}", *(f"{cell:,.0f}" for cell in cells)])
     header = ["", "tokens a second", "µs a token", "of these recurrent"]
     write_report(
         options.out,
         "Tokens a second of lm.generate",
-        [" ".join((__doc__ or "").split("\n\n")[2].split()), table(header, rows)],
+        [*explanation(__doc__), table(header, rows)],
+        seed=SEED,
     )
 
 

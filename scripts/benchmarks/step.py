@@ -1,6 +1,7 @@
 """One training step of the language model: SymLSTM against nn.LSTM in the same model.
 
-    python scripts/bench_step.py
+    python scripts/benchmarks/step.py
+    python scripts/benchmarks/step.py --device cuda --backend fused --sizes medium
 
 Both models take the same steps in turn: forward, loss, backward, clipping, SGD, with the recipe's
 sizes, dropout and carried state, on random tokens of a 10,000-word vocabulary. Peak memory is that
@@ -14,12 +15,11 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from report import table, write_report
+from report import explanation, make_parser, table, write_report
+from timing import Peer, interleaved, ratio
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,12 +29,13 @@ from symrnn.training import keep_freed_memory, peak_memory, resolve_device, set_
 
 VOCABULARY = 10_000
 PEER = "nn.LSTM"
+SEED = 1
 
 
 def make_step(size: str, variant: str, backend: str, device: torch.device) -> Callable[[], None]:
     """A function that does one training step of a ``size`` model with ``variant`` weights."""
     recipe = SIZES[size]
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
     model = LanguageModel(
         VOCABULARY,
         recipe.embedding_size,
@@ -63,28 +64,12 @@ def make_step(size: str, variant: str, backend: str, device: torch.device) -> Ca
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
 
 
-def interleaved(steps: list[Callable[[], None]], count: int) -> list[list[float]]:
-    """Seconds of ``count`` calls of each function, in turn, after two calls to warm up."""
-    for step in steps:
-        step()
-        step()
-    seconds: list[list[float]] = [[] for _ in steps]
-    for _ in range(count):
-        for step, times in zip(steps, seconds, strict=True):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-    return seconds
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "results/step_time.md")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--variants", nargs="+", default=["avg", "tri"])
     parser.add_argument("--backend", default="vendor")
@@ -92,7 +77,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=60, help="for each size")
     parser.add_argument("--system-malloc", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/step_time.md"))
     parser.add_argument("--memory-of", nargs=2, metavar=("SIZE", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = resolve_device(options.device)
@@ -110,24 +94,20 @@ def main() -> None:
     variants = [PEER, *options.variants]
     rows = []
     for size in options.sizes:
-        steps = [make_step(size, variant, options.backend, device) for variant in variants]
-        start = time.perf_counter()
-        for step in steps:
-            step()
-        count = max(int(options.seconds / (time.perf_counter() - start)), 7)
-        seconds = interleaved(steps, count)
-        del steps
-        peer = seconds[0]
-        for variant, times in zip(variants, seconds, strict=True):
-            ratio = statistics.median(a / b for a, b in zip(times, peer, strict=True))
+        peers = [
+            Peer(variant, make_step(size, variant, options.backend, device)) for variant in variants
+        ]
+        times = interleaved(peers, options.seconds)
+        del peers
+        for variant, one in zip(variants, times, strict=True):
             memory = statistics.median(memory_of(size, variant, options) for _ in range(3))
             rows.append(
                 [
                     f"{size}, {variant}",
-                    f"{1e3 * statistics.median(times):.1f}",
-                    f"{1e3 * min(times):.1f} – {1e3 * max(times):.1f}",
-                    str(count),
-                    f"{ratio:.3f}",
+                    f"{1e3 * one.median:.1f}",
+                    f"{1e3 * min(one.times):.1f} – {1e3 * max(one.times):.1f}",
+                    str(len(one.times)),
+                    f"{ratio(one, times[0]):.3f}",
                     f"{memory / 2**20:.0f}",
                 ]
             )
@@ -136,10 +116,11 @@ def main() -> None:
         options.out,
         f"Time of one training step, {options.backend} backend on {device.type}",
         [
-            " ".join((__doc__ or "").split("\n\n")[2].split()),
+            *explanation(__doc__),
             "The ratio is the median over steps of the time against nn.LSTM's step before it.",
             table(header, rows),
         ],
+        seed=SEED,
     )
 
 

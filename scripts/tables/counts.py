@@ -1,22 +1,23 @@
 """The networks' parameter counts beside those that the papers print.
 
-    python scripts/table_counts.py
+    python scripts/tables/counts.py
 
 The published numbers are those that tests/vision/test_counts.py holds ours against.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
-from report import table, write_report
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from report import ROOT, make_parser, table, write_report
 
 from symrnn import count_parameters
 
-TESTS = Path(__file__).parents[1] / "tests" / "vision" / "test_counts.py"
+TESTS = ROOT / "tests" / "vision" / "test_counts.py"
 
 
 def published() -> ModuleType:
@@ -30,9 +31,7 @@ def published() -> ModuleType:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/vision_counts.md"))
-    options = parser.parse_args()
+    options = make_parser(__doc__, "results/vision_counts.md").parse_args()
     tests = published()
     rows = []
     for source, name, arguments, printed in tests.ROWS:

@@ -1,17 +1,17 @@
 """A picture of perplexity against recurrent parameters, a point for each run of a table.
 
-    python scripts/plot_forms.py results/ptb_forms.json --out results/ptb_forms_size.png
+    python scripts/tables/forms.py results/ptb_forms.json --out results/ptb_forms_size.png
 
-Reads what scripts/table_runs.py writes beside its tables.
+Reads what scripts/tables/runs.py writes beside its tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from report import make_parser, save_picture
 
 
 class Family(NamedTuple):
@@ -171,15 +174,13 @@ def _common(a: Bbox, b: Bbox) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="a .json of scripts/table_runs.py")
+    parser = make_parser(__doc__)
+    parser.add_argument("table", type=Path, help="a .json of scripts/tables/runs.py")
     parser.add_argument("--split", choices=["valid", "test"], default="test", help="(test)")
     parser.add_argument("--out", type=Path, required=True, help="a .png")
     options = parser.parse_args()
     table = json.loads(options.table.read_text())
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    picture(table["runs"], table["title"], options.split).savefig(options.out, dpi=130)
-    print(options.out)
+    save_picture(picture(table["runs"], table["title"], options.split), options.out, dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The fused symmetric LSTM on a CPU, beside PyTorch's, ONNX Runtime's and the TorchScript cell.
 
-    python scripts/bench_cpu.py
-    python scripts/bench_cpu.py --quick --sizes 650 --only forward
+    python scripts/benchmarks/cpu.py
+    python scripts/benchmarks/cpu.py --quick --sizes 650 --only forward
+    python scripts/benchmarks/cpu.py --against ../before        # another checkout, see trees.py
     scripts/env pip install -c constraints.txt -e '.[bench]'    # for ONNX Runtime, once
 
-One layer with as many inputs as hidden numbers (H); T steps, batch B. All peers compute the same
+One layer with as many inputs as hidden units (H); T steps, batch B. All peers compute the same
 function: the weights are symmetric, hidden and input, in the form `avg`, and peers that do not know
 of symmetry get them as full matrices. "Fused hidden" makes use of the symmetry of the hidden
 weights alone, "fused both" of that of the input weights too; "bf16" stores the packed weights in
@@ -35,16 +36,16 @@ import argparse
 import ctypes
 import json
 import math
-import statistics
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from plot_roofline import picture
-from report import table, write_report
+import trees
+from report import ROOT, explanation, make_parser, table, write_report
+from timing import Call, Peer, in_blocks, lap, quartiles
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -69,8 +70,6 @@ SHARE = 0.85  # of the bandwidth of a plain read, for sizes from SHARE_FROM
 SHARE_FROM = 650
 READS = [2**k for k in range(18, 28)]  # bytes, 256 KiB to 128 MiB
 SQUARE = 512  # side of the matrices whose product is the measured peak
-
-Call = Callable[[], Any]
 
 
 class Goal(NamedTuple):
@@ -97,75 +96,16 @@ GOALS = [
 ]
 GOAL_THREADS = 2
 
-
-# ---- taking the time ---------------------------------------------------------------------------
-
-
-class Peer(NamedTuple):
-    name: str
-    call: Call
-    prepare: Call | None = None  # before each call, untimed
-
-
-def settle() -> None:
-    """Sleep until no thread of this process spins any more."""
-    for _ in range(200):
-        used = time.process_time_ns()
-        # The time of threads that run on other cores is counted at the kernel's ticks alone, which
-        # are up to 10 ms apart.
-        time.sleep(0.012)
-        if time.process_time_ns() - used < 1_000_000:
-            return
-    sys.exit("threads of this process go on spinning: is OMP_WAIT_POLICY=active set?")
-
-
-def timed(peer: Peer) -> int:
-    """Nanoseconds of one call."""
-    if peer.prepare is not None:
-        peer.prepare()
-    start = time.perf_counter_ns()
-    peer.call()
-    return time.perf_counter_ns() - start
-
-
-def block(expected: float) -> tuple[int, int]:
-    """How many calls of so many nanoseconds warm up and how many are timed in one block."""
-    if expected > 100e6:
-        return 0, 1
-    if expected > 20e6:
-        return 1, 2
-    return 2, max(5, math.ceil(40e6 / expected))
-
-
-def measure(peers: list[Peer], seconds: float, rounds: int) -> dict[str, dict[str, float]]:
-    """The time of each peer's calls, taken for so many seconds and at least so many rounds.
-
-    Returns by name the median and the quartiles in microseconds, and how many calls there were.
-    """
-    expected = {peer.name: timed(peer) for peer in peers}
-    for peer in peers:
-        if expected[peer.name] < 100e6:  # the first of all may have been slow
-            expected[peer.name] = timed(peer)
-    times: dict[str, list[int]] = {peer.name: [] for peer in peers}
-    end = time.perf_counter() + seconds
-    done = 0
-    while done < rounds or time.perf_counter() < end:
-        first = done % len(peers)
-        for peer in peers[first:] + peers[:first]:
-            settle()
-            own = times[peer.name]
-            warm, calls = block(min(own, default=expected[peer.name]))
-            for _ in range(warm):
-                timed(peer)
-            own += [timed(peer) for _ in range(calls)]
-        done += 1
-    return {name: summary(own) for name, own in times.items()}
-
-
-def summary(times: list[int]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(times, method="inclusive") if times[1:] else times * 3
-    return {"us": middle / 1e3, "low": low / 1e3, "high": high / 1e3, "calls": len(times)}
-
+# For --against: what a layer of each tree is asked for.
+CASES = [
+    trees.Case("LSTM", "avg", backend, size, *shape, train=train, both=both, bf16=bf16)
+    for train, shapes in ((False, ((1, 1), (35, 1), (35, 20))), (True, (TRAINING_SHAPE,)))
+    for size in (64, 200, 650, 1500)
+    for shape in shapes
+    for backend in ("fused", "auto")
+    for both in (False, True)
+    for bf16 in ((False, True) if backend == "fused" and not train else (False,))
+]
 
 # ---- the peers ---------------------------------------------------------------------------------
 
@@ -291,9 +231,14 @@ class Run:
     def measure(self, what: str, peers: list[Peer], share: float = 1) -> Any:
         """share: of the time that a case has."""
         self.bar.set_description(what)
-        times = measure(peers, share * self.options.seconds, self.options.rounds)
+        times = in_blocks(peers, share * self.options.seconds, self.options.rounds)
         self.bar.update()
-        return times
+        found = {}
+        for one in times:
+            low, middle, high = (1e6 * value for value in quartiles(one.times))
+            calls = len(one.times)
+            found[one.stmt] = {"us": middle, "low": low, "high": high, "calls": calls}
+        return found
 
     def forward(self) -> None:
         for size in self.options.sizes:
@@ -366,7 +311,7 @@ class Run:
             for name, layer in layers.items():
                 x = inputs(size, steps, batch)[0].requires_grad_()
                 peer = Peer(name, *training_step(layer, x))
-                timed(peer)
+                lap(peer)
                 gradients.append(x.grad)
                 peers.append(peer)
             largest = float(gradients[0].abs().max())
@@ -659,7 +604,7 @@ def report(result: dict[str, Any], out: Path, notes: str) -> None:
     """The result in words and tables, with the picture if there is enough for one."""
     onnx = result["made"]["onnxruntime"]
     paragraphs = [
-        *(" ".join(p.split()) for p in (__doc__ or "").split("\n\n")[2:]),
+        *explanation(__doc__),
         f"ONNX Runtime {onnx}." if onnx else "ONNX Runtime was not measured.",
     ]
     parts = {part: Times(result[part]) for part in ("forward", "training")}
@@ -713,8 +658,8 @@ def report(result: dict[str, Any], out: Path, notes: str) -> None:
         ]
     if result["forward"] and result["roofs"]:
         path = out.with_name(f"{out.stem}_roofline.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(result).savefig(path, dpi=130)
+        roofline = [ROOT / "scripts/tables/roofline.py", out.with_suffix(".json"), "--out", path]
+        subprocess.run([sys.executable, *map(str, roofline)], check=True)
         paragraphs += [
             "## Roofline\n\n"
             "Flops are those of products with the whole matrices, 16·H²·T·B; bytes those of the "
@@ -722,15 +667,13 @@ def report(result: dict[str, Any], out: Path, notes: str) -> None:
             "once a call.",
             f"![GFLOP/s against flops per byte of weights]({path.name})",
         ]
-    write_report(out, "The fused LSTM on a CPU", [*paragraphs, *([notes] if notes else [])])
+    paragraphs += [notes] if notes else []
+    write_report(out, "The fused LSTM on a CPU", paragraphs)
 
 
 def main() -> None:
     shown = " ".join(map(str, SIZES))
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="example: python scripts/bench_cpu.py --sizes 650 1500 --threads 2 --only forward",
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, help=f"H ({shown})")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="(1 2)")
     parser.add_argument(
@@ -745,11 +688,16 @@ def main() -> None:
     parser.add_argument(
         "--notes",
         type=Path,
-        default=Path(__file__).with_name("bench_cpu_notes.md"),
-        help="Markdown to end the report with (scripts/bench_cpu_notes.md)",
+        default=Path(__file__).with_name("cpu_notes.md"),
+        help="Markdown to end the report with (cpu_notes.md beside this file)",
     )
     parser.add_argument("--out", type=Path, help="(results/cpu.md); .json and .png beside it")
+    trees.add_options(parser)
     options = parser.parse_args()
+    if options.against:
+        options.out = options.out or Path("runs/cpu_against.md")
+        trees.compare(CASES, options, max(options.threads))
+        return
     quick = options.quick
     options.sizes = options.sizes or ([200, 650] if quick else list(SIZES))
     options.seconds = options.seconds or (0.4 if quick else 6)
