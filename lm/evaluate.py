@@ -15,13 +15,14 @@ from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_
 from data.corpus import SPLITS
 from data.encoded import encode_blocks
 from data.text import blocks_of_lines
-from lm.options import add_machine_options, add_weights_option
+from lm.options import add_model_options, add_weights_option
 from lm.perplexity import measure
-from lm.saved import Saved, load_saved, precision_of, print_configuration
+from lm.saved import Saved, load_saved, saved_configuration
 from symrnn.files import UserError, run_program
 from symrnn.files.atomic import replacing
 from symrnn.files.errors import describe_os_error
-from symrnn.training import resolve_device, set_threads
+from symrnn.training import autocast, resolve_device, set_threads
+from symrnn.training.command_line import add_machine_options, print_table
 
 EXAMPLE = """\
 examples:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, text, bound = open_text(saved, options.data, options.split)
     if options.dry_run:
         print(f"text                  {name}, {text.tokens:,} tokens")
-        print_configuration(saved, device)
+        print_table(saved_configuration(saved, device))
         return 0
 
     with per_token_table(options.per_token, saved.codec) as each:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             saved.model.deployed(autocast=saved.config["precision"] == "bf16"),
             text,
             saved.codec.eos_id,
-            precision=precision_of(saved.config, device),
+            precision=autocast(saved.config["precision"], device),
             each=each,
         )
         seconds = time.perf_counter() - started
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
         "file (stdout, with the summary on stderr)",
     )
     add_machine_options(add)
+    add_model_options(add)
     add_weights_option(add)
     add("--dry-run", action="store_true", help="print configuration and counts, evaluate nothing")
     return parser

@@ -12,12 +12,12 @@ import torch
 
 from data import Codec, DataError
 from lm.model import LanguageModel, State
-from lm.options import add_machine_options, add_weights_option
+from lm.options import add_model_options, add_weights_option
 from lm.sampling import draw
-from lm.saved import load_saved, precision_of, print_configuration
+from lm.saved import load_saved, saved_configuration
 from symrnn.files import UserError, run_program
-from symrnn.training import resolve_device, set_threads
-from symrnn.training.command_line import number
+from symrnn.training import autocast, resolve_device, set_threads
+from symrnn.training.command_line import add_machine_options, number, print_table
 
 EXAMPLE = """\
 examples:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         for name in ("temperature", "top_k", "top_p", "seed", "prompt", "tokens"):
             print(f"{name:21} {getattr(options, name)}")
-        print_configuration(saved, device)
+        print_table(saved_configuration(saved, device))
         return 0
 
     print(f"{saved.path}, seed {options.seed}", file=sys.stderr)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_k=options.top_k,
             top_p=options.top_p,
         ),
-        precision=precision_of(saved.config, device),
+        precision=autocast(saved.config["precision"], device),
     ):
         _show(text.push(id))
     seconds = time.perf_counter() - started
@@ -107,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="(1)")
     add_machine_options(add)
+    add_model_options(add)
     add_weights_option(add)
     add("--dry-run", action="store_true", help="print configuration and counts, generate nothing")
     return parser

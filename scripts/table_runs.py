@@ -21,10 +21,10 @@ from matplotlib.ticker import MaxNLocator
 from report import table, write_report
 
 from lm.model import CELLS
-from lm.options import MACHINE
 from lm.saved import load_saved
 from symrnn import count_parameters
 from symrnn.training import load_checkpoint, unpack_state
+from symrnn.training.command_line import MACHINE
 
 HEADER = ["weights", "valid", "test", "best epoch", "parameters in training", "deployed"]
 HEADER += ["of these recurrent", "minutes", "threads"]

@@ -16,12 +16,15 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 import torch
+import worlds
 
 import lm.evaluate
 import lm.generate
 import lm.train
 from data import DataError
 from symrnn.files import run_program
+
+sys.path.insert(0, str(Path(__file__).parent))  # children import lm_children by name
 
 PROGRAMS = {"train": lm.train.main, "evaluate": lm.evaluate.main, "generate": lm.generate.main}
 
@@ -117,18 +120,32 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def spawn() -> Callable[..., BaseProcess]:
-    """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
+def _forks() -> multiprocessing.context.ForkServerContext:
+    """Starts processes from one that has loaded torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lm.train", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["lm_children", "torch.utils.tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(scope="session")
+def spawn(_forks: multiprocessing.context.ForkServerContext) -> Callable[..., BaseProcess]:
+    """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
 
     def start(program: str, *arguments: object) -> BaseProcess:
         main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
-        process = context.Process(target=run_program, args=(main, DataError), daemon=True)
+        process = _forks.Process(target=run_program, args=(main, DataError), daemon=True)
         process.start()
         return process
 
     return start
+
+
+@pytest.fixture
+def together(
+    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> Callable[..., list[BaseProcess]]:
+    """`together(function, …)` starts it, of `lm_children`, in two processes: see `worlds`."""
+    return functools.partial(worlds.together, _forks, tmp_path)

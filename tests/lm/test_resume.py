@@ -18,7 +18,7 @@ import torch
 
 import lm.train
 from symrnn import open_packed
-from symrnn.training import load_checkpoint
+from symrnn.training import Tracker, load_checkpoint, loop
 
 FULL = "--dropout 0.5 --save-every 3 --log-every 2 --epochs 3 --recipe annealed"
 
@@ -108,9 +108,9 @@ def test_killed_between_any_two_writes(
 ) -> None:
     """Every line, figure and checkpoint of a run in turn is the last that a killed run wrote."""
     run, kills = tmp_path / "run", 0
-    owner = lm.train if moment.startswith("save") else lm.train.Tracker
+    owner = {"save_best": lm.train, "save_checkpoint": loop}.get(moment, Tracker)
     original = getattr(owner, moment)
-    monkeypatch.setattr(lm.train.Tracker, "hparams", lambda *_: None)
+    monkeypatch.setattr(Tracker, "hparams", lambda *_: None)
     for _ in range(200):
         calls, fatal = 0, 1 + kills % 5  # sometimes late, so that it gets on
 
@@ -145,7 +145,7 @@ def test_interrupted_once_and_resumed(
     call: int,
 ) -> None:
     """In the first epoch, and in a later one; the epoch loop ends and the best model is tested."""
-    run, calls, original = tmp_path / "run", 0, lm.train.Tracker.scalars
+    run, calls, original = tmp_path / "run", 0, Tracker.scalars
 
     def interrupting(*values: object) -> None:
         nonlocal calls
@@ -155,7 +155,7 @@ def test_interrupted_once_and_resumed(
             os.kill(os.getpid(), signal_number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lm.train.Tracker, "scalars", interrupting)
+        patch.setattr(Tracker, "scalars", interrupting)
         assert lm.train.main(arguments(corpus, run)) == 0
     output = capfd.readouterr()
     assert "once more to leave at once" in output.err
@@ -181,7 +181,7 @@ def test_other_cells_and_forms_go_on_exactly_too(
     )
     assert lm.train.main(straight) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(lm.train, "save_checkpoint", dying_after(2, lm.train.save_checkpoint))
+        patch.setattr(loop, "save_checkpoint", dying_after(2, loop.save_checkpoint))
         with pytest.raises(KilledError):
             lm.train.main(run)
     kept = load_checkpoint(tmp_path / "run" / "last.safetensors")
@@ -212,7 +212,7 @@ def test_interrupted_in_the_last_validation_is_finished(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    calls, original = 0, lm.train.Tracker.figure
+    calls, original = 0, Tracker.figure
 
     def interrupting(*values: object) -> None:
         nonlocal calls
@@ -221,7 +221,7 @@ def test_interrupted_in_the_last_validation_is_finished(
         if calls == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(lm.train.Tracker, "figure", interrupting)
+    monkeypatch.setattr(Tracker, "figure", interrupting)
     assert lm.train.main(arguments(corpus, tmp_path / "run")) == 0
     assert "interrupted in epoch" not in capfd.readouterr().out
     assert_same_run(straight, tmp_path / "run")
@@ -276,7 +276,7 @@ def test_time_adds_up_over_resumes(
         clock += 1.0
         return clock
 
-    monkeypatch.setattr("lm.train.time.monotonic", tick)
+    monkeypatch.setattr("symrnn.training.loop.time.monotonic", tick)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(lm.train, "save_best", dying_after(1, lm.train.save_best))

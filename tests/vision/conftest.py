@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -17,6 +16,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
+import worlds
 from PIL import Image
 
 import symrnn.vision.train
@@ -162,30 +162,5 @@ def spawn(
 def together(
     _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
-    """`together(function, …)` starts it in two processes, with what torchrun puts around them.
-
-    The function, of `vision_children`, gets the arguments, the environment and a file for stdout
-    and stderr: `output0.txt`, `output1.txt` in the test's folder.
-    """
-
-    def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        processes = []
-        for rank in range(2):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            values = ([str(a) for a in arguments], environment)
-            output = str(tmp_path / f"output{rank}.txt")
-            process = _forks.Process(target=function, args=(*values, output), daemon=True)
-            process.start()
-            processes.append(process)
-        return processes
-
-    return start
+    """`together(function, …)` starts it, of `vision_children`, in two processes: see `worlds`."""
+    return functools.partial(worlds.together, _forks, tmp_path)

@@ -17,13 +17,13 @@ import torch
 import vision_children
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from worlds import ended
 
 import symrnn.vision.train
 from symrnn import open_packed
 from symrnn.files import UserError
-from symrnn.training import load_checkpoint
+from symrnn.training import RunFolder, World, load_checkpoint
 from symrnn.vision.datasets import open_dataset
-from symrnn.vision.distributed import World
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -35,14 +35,6 @@ WRN = f"{TINY} --model wrn-10-1-basic --epochs 2 --log-every 1 --save-every 2"
 
 def arguments(pictures: Path, out: Path, options: str) -> list[str]:
     return ["--data", str(pictures), *options.split(), "--out", str(out)]
-
-
-def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
-    """Their exit codes, at the end of both."""
-    end = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(end - time.monotonic(), 0))
-    return [process.exitcode for process in processes]
 
 
 def lines_of(folder: Path) -> list[dict[str, float]]:
@@ -183,7 +175,7 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
 
 @pytest.mark.parametrize(
     ("place", "rank"),
-    [("_scalars", 0), ("_step", 1), ("restore", 0), ("_validate", 1), ("asleep", 1)],
+    [("log", 0), ("step", 1), ("_restore", 0), ("measure", 1), ("asleep", 1)],
 )
 def test_an_error_of_one_process_ends_both(
     together: Together, pictures: Path, tmp_path: Path, place: str, rank: int
@@ -215,7 +207,7 @@ def test_only_the_first_process_speaks_of_a_diverging_run(
 
 
 def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
-    with symrnn.vision.train.RunFolder.open(whole):
+    with RunFolder.open(whole):
         processes = together(vision_children.program, "--resume", whole)
         assert ended(processes) == [2, 2]
     assert f"error: {whole}: is in use by process {os.getpid()}" in said(tmp_path, 0)

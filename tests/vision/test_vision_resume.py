@@ -18,7 +18,7 @@ import torch
 
 import symrnn.vision.train
 from symrnn import open_packed
-from symrnn.training import load_checkpoint
+from symrnn.training import Tracker, load_checkpoint, loop
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -113,9 +113,9 @@ def test_killed_between_any_two_writes(
     """Every line, figure and checkpoint of a run in turn is the last that a killed run wrote."""
     run, kills = tmp_path / "run", 0
     program = symrnn.vision.train
-    owner = program if moment.startswith("save") else program.Tracker
+    owner = {"save_best": program, "save_checkpoint": loop}.get(moment, Tracker)
     original = getattr(owner, moment)
-    monkeypatch.setattr(program.Tracker, "hparams", lambda *_: None)
+    monkeypatch.setattr(Tracker, "hparams", lambda *_: None)
     for _ in range(200):
         calls, fatal = 0, 1 + kills % 5  # sometimes late, so that it gets on
 
@@ -150,7 +150,7 @@ def test_interrupted_once_and_resumed(
     call: int,
 ) -> None:
     """In the first epoch, and in later ones; also as the scalars of a validation are written."""
-    run, calls, original = tmp_path / "run", 0, symrnn.vision.train.Tracker.scalars
+    run, calls, original = tmp_path / "run", 0, Tracker.scalars
 
     def interrupting(*values: object) -> None:
         nonlocal calls
@@ -160,7 +160,7 @@ def test_interrupted_once_and_resumed(
             os.kill(os.getpid(), signal_number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(symrnn.vision.train.Tracker, "scalars", interrupting)
+        patch.setattr(Tracker, "scalars", interrupting)
         assert symrnn.vision.train.main(arguments(pictures, run)) == 0
     output = capfd.readouterr()
     assert "once more to leave at once" in output.err
@@ -187,8 +187,7 @@ def test_other_models_and_precisions_go_on_exactly_too(
     straight, run = (arguments(pictures, tmp_path / name, options) for name in ("straight", "run"))
     assert symrnn.vision.train.main(straight) == 0
     with monkeypatch.context() as patch:
-        saving = symrnn.vision.train.save_checkpoint
-        patch.setattr(symrnn.vision.train, "save_checkpoint", dying_after(1, saving))
+        patch.setattr(loop, "save_checkpoint", dying_after(1, loop.save_checkpoint))
         with pytest.raises(KilledError):
             symrnn.vision.train.main(run)
     assert symrnn.vision.train.main(["--resume", str(tmp_path / "run")]) == 0
@@ -260,7 +259,7 @@ def test_time_adds_up_over_resumes(
         clock += 1.0
         return clock
 
-    monkeypatch.setattr("symrnn.vision.train.time.monotonic", tick)
+    monkeypatch.setattr("symrnn.training.loop.time.monotonic", tick)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         saving = symrnn.vision.train.save_best

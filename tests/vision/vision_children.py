@@ -12,20 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from worlds import begin
 
 import symrnn.vision.train
 from symrnn.files import UserError, run_program
-from symrnn.vision import distributed
-from symrnn.vision.distributed import World, running_statistics, synchronize_batch_norm
-
-
-def begin(environment: dict[str, str], output: str) -> None:
-    """Be a process that was started with that environment, stdout and stderr in a file."""
-    os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
+from symrnn.training import World, world
+from symrnn.training.loop import Run
+from symrnn.vision.batch_norm import running_statistics, synchronize_batch_norm
+from symrnn.vision.learner import ImageLearner
 
 
 def program(arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -37,7 +31,7 @@ def program(arguments: list[str], environment: dict[str, str], output: str) -> N
 
 def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """The program, of which the second process alone gets a SIGINT, in the fourth step."""
-    step, calls = symrnn.vision.train.Training._step, 0
+    step, calls = ImageLearner.step, 0
 
     def interrupting(*values: object) -> torch.Tensor:
         nonlocal calls
@@ -46,7 +40,7 @@ def interrupted(arguments: list[str], environment: dict[str, str], output: str) 
             os.kill(os.getpid(), signal.SIGINT)
         return step(*values)  # type: ignore[arg-type]
 
-    symrnn.vision.train.Training._step = interrupting  # type: ignore[method-assign]
+    ImageLearner.step = interrupting  # type: ignore[method-assign]
     program(arguments, environment, output)
 
 
@@ -56,15 +50,16 @@ def failing(arguments: list[str], environment: dict[str, str], output: str) -> N
     "asleep": in a step, where the other is in something that takes forever.
     """
     *arguments, place, rank = arguments
-    distributed.POLL = distributed.GRACE = 0.2
+    world.POLL = world.GRACE = 0.2
 
     def fail(*_: object, **__: object) -> None:
         raise UserError("the disk is full")
 
+    owners = {"log": Run, "_restore": Run, "measure": symrnn.vision.train}
     if environment["RANK"] == rank:
-        setattr(symrnn.vision.train.Training, "_step" if place == "asleep" else place, fail)
+        setattr(owners.get(place, ImageLearner), "step" if place == "asleep" else place, fail)
     elif place == "asleep":
-        symrnn.vision.train.Training._step = lambda *_: time.sleep(1000)  # type: ignore[assignment]
+        ImageLearner.step = lambda *_: time.sleep(1000)  # type: ignore[assignment]
     program(arguments, environment, output)
 
 
@@ -75,25 +70,25 @@ def joint_batch_norm(arguments: list[str], environment: dict[str, str], output: 
     """
     begin(environment, output)
     path, kind = arguments
-    with World() as world:
+    with World() as processes:
         model, pictures, labels = small_model()
         if kind == "joint":
             synchronize_batch_norm(model)
-        called = world.parallel(model)
+        called = processes.parallel(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        half = slice(4 * world.rank, 4 * world.rank + 4)
+        half = slice(4 * processes.rank, 4 * processes.rank + 4)
         losses = []
         for _ in range(3):
             optimizer.zero_grad()
             loss = F.cross_entropy(called(pictures[half]), labels[half])
             loss.backward()
             optimizer.step()
-            world.average_(running_statistics(model))
-            losses.append(world.sum([loss.item() / 2])[0])
+            processes.average_(running_statistics(model))
+            losses.append(processes.sum([loss.item() / 2])[0])
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        means = world.gather(running_statistics(model)[0].tolist())
+        means = processes.gather(running_statistics(model)[0].tolist())
         assert means[0] == means[1]
-        if world.first:
+        if processes.first:
             save_file({"losses": torch.tensor(losses).double(), **state}, path)
 
 
