@@ -18,6 +18,7 @@ from symrnn.rnn.gates import check_gates
 from symrnn.training.command_line import (
     RUN_DEFAULTS,
     SOFT_DEFAULTS,
+    add_machine_options,
     add_run_options,
     add_symmetry_options,
     check_soft_symmetry,
@@ -124,14 +125,31 @@ def add_model_options(add: Callable[..., Any]) -> None:
     add("--precision", choices=PRECISIONS, help="bf16 is autocast (fp32, or as in training)")
 
 
-def add_weights_option(add: Callable[..., Any]) -> None:
-    """The option that those have that only run a model. ``add``: an ``add_argument``."""
+def model_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The options of a program that runs a trained model: which, and what it runs on."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
+    )
+    add_machine_options(add)
+    add_model_options(add)
     add(
         "--weights",
         choices=WEIGHTS,
         help="the type of the recurrent weights; bfloat16 rounds them and halves what a step "
         "reads, on the native kernels for CPUs (float32)",
     )
+    add("--dry-run", action="store_true", help="print configuration and counts, run nothing")
+    return parser
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ for its meta; a checkpoint, from which a run goes on, holds as much and more, an
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.storage import Packed, is_packed
-from symrnn.training import CheckpointError, load_checkpoint, restore_model
+from symrnn.training import (
+    CheckpointError,
+    load_checkpoint,
+    resolve_device,
+    restore_model,
+    set_threads,
+)
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
@@ -36,6 +43,7 @@ class Saved:
     """
 
     path: Path
+    device: torch.device
     model: LanguageModel
     codec: Codec
     config: dict[str, Any]
@@ -109,7 +117,19 @@ def load_saved(
         restore_model(model, stored)
     if config.get("weights") == "bfloat16":
         model.rnn.inference_dtype = torch.bfloat16
-    return Saved(file, model.to(device).eval(), codec, config, stored.meta)
+    return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
+
+
+def load_by_options(options: argparse.Namespace) -> Saved:
+    """The model that the options of ``model_parser`` ask for; this process is made ready for it."""
+    set_threads(options.threads)
+    return load_saved(
+        options.checkpoint,
+        resolve_device(options.device or "auto"),
+        backend=options.backend or "auto",
+        precision=options.precision,
+        weights=options.weights,
+    )
 
 
 def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
@@ -150,12 +170,12 @@ def _checkpoint_file(path: str | Path | None) -> Path:
     return best
 
 
-def saved_configuration(saved: Saved, device: torch.device) -> dict[str, object]:
+def saved_configuration(saved: Saved) -> dict[str, object]:
     """What --dry-run of evaluate and generate says."""
     of_training = ("threads", "save_every", "log_every")
     config = {name: value for name, value in saved.config.items() if name not in of_training}
     counts = counts_of(saved.model, saved.codec)
-    return {"checkpoint": saved.path, **config, "device": str(device), **counts}
+    return {"checkpoint": saved.path, **config, "device": str(saved.device), **counts}
 
 
 def counts_of(model: LanguageModel, codec: Codec) -> dict[str, str]:
