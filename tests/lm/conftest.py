@@ -24,8 +24,6 @@ import lm.train
 from data import DataError
 from symrnn.files import run_program
 
-sys.path.insert(0, str(Path(__file__).parent))  # children import lm_children by name
-
 PROGRAMS = {"train": lm.train.main, "evaluate": lm.evaluate.main, "generate": lm.generate.main}
 
 TINY = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 2 --threads 1"
@@ -123,7 +121,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def _forks() -> multiprocessing.context.ForkServerContext:
     """Starts processes from one that has loaded torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lm_children", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["lm.train", "worlds", "torch.utils.tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()
@@ -147,5 +145,9 @@ def spawn(_forks: multiprocessing.context.ForkServerContext) -> Callable[..., Ba
 def together(
     _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
-    """`together(function, …)` starts it, of `lm_children`, in two processes: see `worlds`."""
-    return functools.partial(worlds.together, _forks, tmp_path)
+    """`together(function, …)` starts it, of `worlds`, in two processes of lm.train."""
+
+    def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+        return worlds.together(_forks, tmp_path, function, "lm.train", *arguments)
+
+    return start

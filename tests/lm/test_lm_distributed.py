@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,13 +11,12 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import lm_children
 import pytest
 import torch
-from worlds import ended
+from resumed import assert_same_run, lines_of
+from worlds import ended, failing, interrupted, program
 
 import lm.train
-from symrnn import open_packed
 from symrnn.training import RunFolder, load_checkpoint
 
 Together = Callable[..., list[BaseProcess]]
@@ -29,13 +27,6 @@ WHOLE = f"{TINY} --epochs 2 --dropout 0.4 --save-every 2 --recipe annealed"
 
 def arguments(corpus: Path, out: Path, options: str) -> list[str]:
     return ["--data", str(corpus), *options.split(), "--out", str(out)]
-
-
-def lines_of(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what says when or how fast."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    apart = ("time", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in apart} for line in lines]
 
 
 def said(tmp_path: Path, rank: int) -> str:
@@ -59,7 +50,7 @@ def test_two_processes_are_one_with_the_whole_batch(
 ) -> None:
     """In the logs and the weights; the clipping acts."""
     options = f"{TINY} {options} --epochs 2 --clip 0.1 --save-every 7"
-    processes = together(lm_children.program, *arguments(corpus, tmp_path / "two", options))
+    processes = together(program, *arguments(corpus, tmp_path / "two", options))
     assert ended(processes) == [0, 0]
     assert said(tmp_path, 1) == ""
     lm.train.main(arguments(corpus, tmp_path / "one", options))
@@ -89,24 +80,14 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(straight: Path, together: Together, corpus: Path) -> Path:
     """The folder of the run of two processes, with dropout, that nothing stopped."""
     if not straight.exists():
-        processes = together(lm_children.program, *arguments(corpus, straight, WHOLE))
+        processes = together(program, *arguments(corpus, straight, WHOLE))
         assert ended(processes) == [0, 0]
     return straight
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """Equal to the bit, but for the times."""
-    for read, file in ((load_checkpoint, "last.safetensors"), (open_packed, "best.safetensors")):
-        first, second = (read(folder / file).tensors for folder in (one, other))
-        assert first.keys() == second.keys()
-        for name, tensor in first.items():
-            assert torch.equal(tensor, second[name]), name
-    assert lines_of(one) == lines_of(other)
-
-
 def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    processes = together(lm_children.program, *arguments(corpus, run, WHOLE))
+    processes = together(program, *arguments(corpus, run, WHOLE))
     end = time.monotonic() + 60
     while not (run / "last.safetensors").exists():
         assert time.monotonic() < end
@@ -114,7 +95,7 @@ def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_p
     for process in processes:
         process.kill()
     assert ended(processes) == [-9, -9]
-    assert ended(together(lm_children.program, "--resume", run)) == [0, 0]
+    assert ended(together(program, "--resume", run)) == [0, 0]
     assert_same_run(whole, run)
 
 
@@ -122,7 +103,7 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
     whole: Path, together: Together, corpus: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert ended(together(lm_children.interrupted, *arguments(corpus, run, WHOLE))) == [0, 0]
+    assert ended(together(interrupted, *arguments(corpus, run, WHOLE))) == [0, 0]
     assert lines_of(run)[-1]["step"] == 4
     assert f"to go on:\n  python -m lm.train --resume {run}" in said(tmp_path, 0)
     assert "test perplexity" in said(tmp_path, 0)
@@ -132,18 +113,16 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
     # One process alone may go on as well, though with other dropout.
     alone = shutil.copytree(run, tmp_path / "alone")
     assert lm.train.main(["--resume", str(alone)]) == 0
-    assert ended(together(lm_children.program, "--resume", run)) == [0, 0]
+    assert ended(together(program, "--resume", run)) == [0, 0]
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize(
-    ("place", "rank"), [("log", 0), ("step", 1), ("_restore", 0), ("measure", 0), ("asleep", 1)]
-)
+@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0), ("asleep", 1)])
 def test_an_error_of_one_process_ends_both(
     together: Together, corpus: Path, tmp_path: Path, place: str, rank: int
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
-    processes = together(lm_children.failing, *options, place, rank)
+    processes = together(failing, *options, place, rank)
     assert ended(processes, 30) == [2, 2]
     assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
     assert "error:" not in said(tmp_path, 1 - rank)
@@ -154,7 +133,7 @@ def test_a_killed_process_ends_the_other(
     together: Together, corpus: Path, tmp_path: Path, rank: int
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
-    codes = ended(together(lm_children.killed, *options, rank), 30)
+    codes = ended(together(failing, *options, "killed", rank), 30)
     assert codes == ([-9, 2] if rank == 0 else [2, -9])
     assert said(tmp_path, rank).count("error:") == 0
 
@@ -172,7 +151,7 @@ def test_only_the_first_process_speaks_of_a_mistake(
     together: Together, corpus: Path, tmp_path: Path, option: str, error: str
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
-    assert ended(together(lm_children.program, *options, *option.split())) == [2, 2]
+    assert ended(together(program, *options, *option.split())) == [2, 2]
     assert said(tmp_path, 0).count("error: ") == 1
     assert f"error: {error}" in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""
@@ -181,7 +160,7 @@ def test_only_the_first_process_speaks_of_a_mistake(
 
 def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
     with RunFolder.open(whole):
-        assert ended(together(lm_children.program, "--resume", whole)) == [2, 2]
+        assert ended(together(program, "--resume", whole)) == [2, 2]
     assert f"error: {whole}: is in use by process {os.getpid()}" in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""
 

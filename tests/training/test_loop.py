@@ -2,90 +2,54 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from killed_programs import BATCHES, Toy, configured, started
+from resumed import lines_of
 
 from symrnn.files import UserError
 from symrnn.training import RunFolder, World, load_checkpoint
-from symrnn.training.command_line import RUN_DEFAULTS, add_run_options
-from symrnn.training.loop import Learner, Progress, Run
+from symrnn.training.loop import Run
 
-DEFAULTS = {**RUN_DEFAULTS, "save_every": 2, "log_every": 3, "epochs": 3}
-
-
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_run_options(parser.add_argument)
-    return parser.parse_args([str(argument) for argument in arguments])
-
-
-def configured(run: Run, *arguments: object) -> dict[str, Any]:
-    def resume(config: dict[str, Any], given: dict[str, Any], _: Path) -> dict[str, Any]:
-        return {**config, **given}
-
-    return run.configure(options(*arguments), lambda given: {**DEFAULTS, **given}, resume)
-
-
-def started(run: Run, *arguments: object, lowest_is_best: bool = True) -> None:
-    config = configured(run, *arguments)
-    torch.manual_seed(1)
-    model = nn.Linear(2, 1)
-    groups = [{"params": list(model.parameters()), "lr_scale": 0.5}]
-    best = math.inf if lowest_is_best else -math.inf
-    learner = Learner(model, torch.optim.SGD(groups, lr=1.0), Progress(best=best))
-    about = {"name": "toy", "batches": 5, "batch_size": 4, "unit": "row"}
-    run.start(learner, config, lowest_is_best=lowest_is_best, **about)  # type: ignore[arg-type]
-
-
-def rows(start: int) -> Iterator[torch.Tensor]:
-    for number in range(start, 5):
-        yield torch.full((4, 2), number / 5)
+EVERY = {"save_every": 2, "log_every": 3}
 
 
 def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
     """Epoch, batch and step of each step that was done."""
     done = []
-    learner, progress = run.learner, run.progress
+    toy, progress = run.learner, run.progress
+    assert isinstance(toy, Toy)
     for epoch in run.epochs(run.config["epochs"]):
-        learner.set_lr(0.1 / epoch)
-        for batch in run.steps(rows(progress.batch)):
-            assert learner.model.training
-            loss = learner.model(batch).square().mean()
-            learner.optimizer.zero_grad()
-            loss.backward()
-            learner.optimizer.step()
-            progress.nats += loss.item()
+        for _ in run.steps(range(progress.batch, BATCHES)):
+            assert toy.model.training
+            loss = toy.step()
             done.append((epoch, progress.batch, progress.step))
             if run.due:
-                run.log({"loss": loss.item(), "nats": progress.nats, "lr": progress.lr})
+                run.log({"loss": loss, "nats": progress.nats})
             if progress.step == interrupt_at:
                 os.kill(os.getpid(), signal.SIGINT)
         if run.stopped:
             break
-        learner.model.eval()
+        toy.model.eval()
         run.log({"valid": progress.nats})
     return done
 
 
 def test_a_run_that_was_interrupted_anywhere_ends_the_same(tmp_path: Path) -> None:
     with World() as world, Run("toy", world) as run:
-        started(run, "--out", tmp_path / "whole")
+        started(run, "--out", tmp_path / "whole", **EVERY)
         done = train(run)
     assert done == [(1 + step // 5, 1 + step % 5, 1 + step) for step in range(15)]
     whole = load_checkpoint(tmp_path / "whole" / "last.safetensors")
     for step in range(1, 15):
         out = tmp_path / f"{step}"
         with World() as world, Run("toy", world) as run:
-            started(run, "--out", out)
+            started(run, "--out", out, **EVERY)
             first = train(run, interrupt_at=step)
             assert run.stopped == (step % 5 != 0)
         with World() as world, Run("toy", world) as run:
@@ -95,11 +59,7 @@ def test_a_run_that_was_interrupted_anywhere_ends_the_same(tmp_path: Path) -> No
         assert last.tensors.keys() == whole.tensors.keys()
         for name, tensor in whole.tensors.items():
             assert torch.equal(last.tensors[name], tensor)
-        lines = [
-            [line.partition(', "time"')[0] for line in file.read_text().splitlines()]
-            for file in (out / "metrics.jsonl", tmp_path / "whole" / "metrics.jsonl")
-        ]
-        assert lines[0] == lines[1]
+        assert lines_of(out) == lines_of(tmp_path / "whole")
 
 
 def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(
@@ -107,7 +67,7 @@ def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(
 ) -> None:
     saved = []
     with World() as world, Run("toy", world) as run:
-        started(run, "--out", tmp_path / "run")
+        started(run, "--out", tmp_path / "run", **EVERY)
         save = run._save
         monkeypatch.setattr(run, "_save", lambda: (saved.append(run.progress.step), save()))
         train(run)
@@ -156,7 +116,7 @@ def test_an_error_in_a_step_gives_signals_and_folder_back(tmp_path: Path) -> Non
         with World() as world, Run("toy", world) as run:
             started(run, "--out", tmp_path / "run")
             for _ in run.epochs(3):
-                for _ in run.steps(rows(0)):
+                for _ in run.steps(range(BATCHES)):
                     assert signal.getsignal(signal.SIGINT) != before
                     raise UserError("the disk is full")
 
