@@ -80,7 +80,7 @@ def _with_orbits(symmetry: Symmetry | str, side: int) -> LinearSymmetry:
 
 def _draw(panel: Axes, form: LinearSymmetry) -> None:
     side, count = form.side, form.deployed
-    orbit = form.orbit.cpu().view(side, side).numpy()
+    orbit = form.orbits.orbit.array.reshape(side, side)
     colours = _colours(count)
     panel.imshow(colours[orbit])
     panel.set_title(f"{form.name}, {count} of {side**2} numbers", fontsize=11)

@@ -68,20 +68,16 @@ class LDL(Symmetry):
     too coarse for random symmetric matrices of some hundred rows. Its gradient is not defined.
     """
 
-    below: Tensor  # flat positions of the entries below the diagonal; read by TorchScript
-
     def __init__(self, name: str, side: int) -> None:
         numel = side * (side + 1) // 2
         super().__init__(name, side, numel, numel)
-        self._place(torch.get_default_device())
 
     def expand(self, v: Tensor) -> Tensor:
         self._check_free(v)
-        if not torch.jit.is_scripting():
-            self._follow(v)
         shape = list(v.shape[:-1])
         d, entries = v[..., : self.side], v[..., self.side :]
-        below = self.below.expand(shape + [self.below.size(0)])  # noqa: RUF005
+        at = torch.tril_indices(self.side, self.side, -1, device=v.device)
+        below = (at[0] * self.side + at[1]).expand(shape + [at.size(1)])  # noqa: RUF005
         lower = v.new_zeros(shape + [self.side * self.side])  # noqa: RUF005
         lower = lower.scatter(-1, below, entries).unflatten(-1, (self.side, self.side))
         lower = lower + torch.eye(self.side, dtype=v.dtype, device=v.device)
@@ -89,11 +85,11 @@ class LDL(Symmetry):
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
-        self._follow(w)
         w = w.detach()
         smallest = torch.finfo(w.dtype).eps ** 0.5
         lower, d = _ldl(_symmetric(w).to(torch.float64), smallest)
-        return torch.cat([d, lower.flatten(-2)[..., self.below]], -1).to(w.dtype)
+        at = torch.tril_indices(self.side, self.side, -1, device=w.device)
+        return torch.cat([d, lower[..., at[0], at[1]]], -1).to(w.dtype)
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """Each entry of d and L is drawn as a plain layer draws an entry.
@@ -103,35 +99,6 @@ class LDL(Symmetry):
         """
         with torch.no_grad():
             draw(v)
-
-    # The positions follow from the side: neither a state_dict nor a pickle holds them, and they are
-    # set anew after `to_empty`.
-
-    @torch.inference_mode(False)
-    def _place(self, device: torch.device) -> None:
-        row, column = torch.tril_indices(self.side, self.side, -1, device=device)
-        self.register_buffer("below", row * self.side + column, persistent=False)
-
-    @torch.jit.unused
-    def _follow(self, tensor: Tensor) -> None:
-        if self.below.device != tensor.device:
-            self._place(tensor.device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LDL":
-        if self.below.is_meta:
-            self._place(torch.device("cpu"))
-        super()._apply(fn, recurse)
-        self._place(self.below.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        buffers = {name: b for name, b in self._buffers.items() if name != "below"}
-        return {**self.__dict__, "_buffers": buffers, "_place_of": self.below.new_empty(0)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        device = state.pop("_place_of").device
-        super().__setstate__(state)
-        self._place(device)
 
 
 def _symmetric(w: Tensor) -> Tensor:

@@ -9,14 +9,19 @@ symmetry does follows from the orbit map computed here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.sides import Classes
 
 Indices = NDArray[np.int32]
@@ -63,34 +68,93 @@ def _next_of_class(classes: NDArray[np.int32]) -> Indices:
     return target
 
 
-@dataclass(frozen=True)
-class OrbitMap:
+class Constant:
+    """An integer array that never changes, as a tensor on every device that it is asked for on.
+
+    No module holds these tensors, as a buffer or otherwise: what walks a module (averages of its
+    state, broadcasts, ``to_empty``) must not find them. All modules of one form and side read them.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def on(self, device: torch.device, *, wide: bool = False) -> Tensor:
+        """The array there, int32 or (wide) int64, made at the first call; do not write to it."""
+        # An attribute each: torch.compile looks into a dict once, and would miss what is added.
+        name = f"{'int64' if wide else 'int32'}_{device.type}_{device.index}"
+        self._make(name, device, wide)
+        tensor: Tensor = getattr(self, name)
+        return tensor
+
+    @torch.compiler.assume_constant_result  # run where the rest is traced
+    def _make(self, name: str, device: torch.device, wide: bool) -> None:
+        if name in vars(self):
+            return
+        dtype = torch.int64 if wide else torch.int32
+        # A thread of its own has none of the modes that the caller may be in: no inference mode,
+        # whose tensors cannot train, no transform, fake tensors or default device.
+        make = lambda: torch.from_numpy(self.array).to(device, dtype, copy=True)  # noqa: E731
+        with ThreadPoolExecutor(1) as thread:
+            vars(self).setdefault(name, thread.submit(make).result())
+
+
+@dataclass(frozen=True, eq=False)
+class Orbits:
     """The orbits of the positions of a ``side`` × ``side`` matrix.
 
     Orbits are numbered by their first position in row-major order.
 
     generators: of the group.
     side: N.
-    orbit: int64 (N²,), the orbit of every position, row-major.
-    sizes: int32 (number of orbits,), how many positions each orbit has.
+    orbit: (N²,), the orbit of every position, row-major.
+    sizes: (number of orbits,), how many positions each orbit has.
     own_transpose: whether (i, j) and (j, i) are always of one orbit.
     """
 
     generators: tuple[Generator, ...]
     side: int
-    orbit: Tensor
-    sizes: Tensor
+    orbit: Constant
+    sizes: Constant
     own_transpose: bool
+    _parts: dict[Folding, Constant] = field(default_factory=dict, repr=False)
+
+    def part(self, folding: Folding) -> Constant:
+        """(r, c), the orbits of the positions that a folding makes its small matrices of."""
+        if folding not in self._parts:
+            rows, columns = folding.part(self.side)
+            part = self.orbit.array.reshape(self.side, self.side)[rows[:, None], columns]
+            self._parts[folding] = Constant(part)
+        return self._parts[folding]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies hold what the map follows from."""
+        return find_orbits, (self.generators, self.side)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is shared must serve those who train, whoever comes first
-def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
-    """Compute the orbits of the group that ``generators`` generate, on a side × side matrix.
+_in_use: WeakValueDictionary[tuple[Any, ...], Orbits] = WeakValueDictionary()
+_making = Lock()
 
-    Every position takes the smallest label among itself and where each generator sends it, until
-    nothing changes. As a generator's powers return to where they began, no inverse is needed. Time
-    and memory O(N²). The result is shared between callers: do not write to it.
+
+@lru_cache(
+    maxsize=16
+)  # the latest few live on, so that a form made anew at every step finds its own
+def find_orbits(generators: tuple[Generator, ...], side: int) -> Orbits:
+    """The orbits of the group that ``generators`` generate, on a side × side matrix.
+
+    Shared between all who ask, for as long as one of them lives.
+    """
+    with _making:
+        found = _in_use.get((generators, side))
+        if found is None:
+            found = _in_use[generators, side] = _compute(generators, side)
+        return found
+
+
+def _compute(generators: tuple[Generator, ...], side: int) -> Orbits:
+    """Every position takes the smallest label among itself and where each generator sends it.
+
+    Until nothing changes. As a generator's powers return to where they began, no inverse is needed.
+    Time and memory O(N²).
     """
     rows, columns = np.divmod(np.arange(side * side, dtype=np.int32), np.int32(side))
     images = [_flat(generator(rows, columns, side), side) for generator in generators]
@@ -103,14 +167,12 @@ def orbit_map(generators: tuple[Generator, ...], side: int) -> OrbitMap:
         label = label[label]  # a label names a position of the orbit: leaps along long cycles
         changed = not np.array_equal(label, before)
     # An orbit's first position is the one that its label names.
-    number = np.cumsum(label == np.arange(side * side), dtype=np.int64) - 1
+    number = np.cumsum(label == np.arange(side * side), dtype=np.int32) - np.int32(1)
     orbit = number[label]
     sizes = np.bincount(orbit).astype(np.int32)
     square = orbit.reshape(side, side)
     own_transpose = np.array_equal(square, square.T)
-    return OrbitMap(
-        generators, side, torch.from_numpy(orbit), torch.from_numpy(sizes), own_transpose
-    )
+    return Orbits(generators, side, Constant(orbit), Constant(sizes), own_transpose)
 
 
 def _flat(position: tuple[Indices, Indices], side: int) -> Indices:

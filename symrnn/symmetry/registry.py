@@ -9,8 +9,8 @@ from functools import partial
 from symrnn.symmetry.factored import LDL, Eigen
 from symrnn.symmetry.folding import BySides, EvenOdd, Folding
 from symrnn.symmetry.form import Symmetry
-from symrnn.symmetry.linear import FullMatrix, OrthonormalOrbits, RawOrbits
-from symrnn.symmetry.orbits import Along, Generator, antitranspose, orbit_map, transpose
+from symrnn.symmetry.linear import FullMatrix, OrbitCoordinates
+from symrnn.symmetry.orbits import Along, Generator, antitranspose, find_orbits, transpose
 from symrnn.symmetry.sides import Mirrored, Translated
 
 _MIRROR = Along(Mirrored(), "columns")
@@ -19,6 +19,8 @@ _MIRROR = Along(Mirrored(), "columns")
 _2WAY: tuple[Generator, ...] = (transpose,)
 _4WAY: tuple[Generator, ...] = (transpose, antitranspose)
 _8WAY: tuple[Generator, ...] = (transpose, antitranspose, _MIRROR)
+_RAW = partial(OrbitCoordinates, orthonormal=False)
+_ORTHONORMAL = partial(OrbitCoordinates, orthonormal=True)
 _BOTH_SIDES = BySides(Mirrored(), Mirrored())
 
 
@@ -27,28 +29,28 @@ def _orbits(
 ) -> Callable[[str, int], Symmetry]:
     """Makes the linear form of a name and a side."""
     options = {"folding": folding} if folding else {}
-    return lambda name, side: form(name, orbit_map(generators, side), **options)
+    return lambda name, side: form(name, find_orbits(generators, side), **options)
 
 
 def _block(times: int) -> Callable[[str, int], Symmetry]:
     side = Mirrored(times)
     generators = (Along(side, "rows"), Along(side, "columns"))
-    return _orbits(RawOrbits, generators, BySides(side, side))
+    return _orbits(_RAW, generators, BySides(side, side))
 
 
 def _chunk(pieces: int, axis: str) -> Callable[[str, int], Symmetry]:
     side = Translated(pieces)
-    return _orbits(RawOrbits, (Along(side, axis),), BySides(**{axis: side}))
+    return _orbits(_RAW, (Along(side, axis),), BySides(**{axis: side}))
 
 
 _FORMS: dict[str, Callable[[str, int], Symmetry]] = {
-    "tri": _orbits(RawOrbits, _2WAY),
-    "avg": _orbits(OrthonormalOrbits, _2WAY),
+    "tri": _orbits(_RAW, _2WAY),
+    "avg": _orbits(_ORTHONORMAL, _2WAY),
     "avg:full": _orbits(FullMatrix, _2WAY),
-    "tri4": _orbits(RawOrbits, _4WAY, EvenOdd()),
-    "avg4": _orbits(OrthonormalOrbits, _4WAY, EvenOdd()),
-    "tri8": _orbits(RawOrbits, _8WAY, _BOTH_SIDES),
-    "avg8": _orbits(OrthonormalOrbits, _8WAY, _BOTH_SIDES),
+    "tri4": _orbits(_RAW, _4WAY, EvenOdd()),
+    "avg4": _orbits(_ORTHONORMAL, _4WAY, EvenOdd()),
+    "tri8": _orbits(_RAW, _8WAY, _BOTH_SIDES),
+    "avg8": _orbits(_ORTHONORMAL, _8WAY, _BOTH_SIDES),
     "block4": _block(1),
     "block16": _block(2),
     **{f"chunk{k}": _chunk(k, "columns") for k in (2, 4, 8, 16, 32, 64)},

@@ -125,7 +125,7 @@ def _free(form: Symmetry, numbers: NDArray[Any], values: NDArray[Any]) -> NDArra
     side = form.side
     if isinstance(form, LinearSymmetry):
         free = np.full(side * side, np.nan)
-        first = np.unique(form.orbit.cpu().numpy(), return_index=True)[1]
+        first = np.unique(form.orbits.orbit.array, return_index=True)[1]
         free[first] = values.flatten()[first]
     else:
         rows = -(-numbers.size // side)

@@ -40,11 +40,14 @@ def test_every_orbit_has_one_colour_and_its_number(name: str, side: int) -> None
     (panel,) = draw_symmetry(name, side).axes
     drawn = colours(panel)
     assert drawn.shape == (side, side, 3)
-    cells = {(k, tuple(c)) for k, c in zip(s.orbit.tolist(), drawn.reshape(-1, 3), strict=True)}
+    cells = {
+        (k, tuple(c))
+        for k, c in zip(s.orbits.orbit.array.tolist(), drawn.reshape(-1, 3), strict=True)
+    }
     assert len(cells) == s.deployed
     assert len({colour for _, colour in cells}) == s.deployed
     assert numbers(panel, side) == [
-        [str(k) for k in row] for row in s.orbit.view(side, side).tolist()
+        [str(k) for k in row] for row in s.orbits.orbit.array.reshape(side, side).tolist()
     ]
     assert panel.get_title() == f"{name}, {s.deployed} of {side**2} numbers"
 
