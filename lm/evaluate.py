@@ -15,13 +15,14 @@ from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_
 from data.corpus import SPLITS
 from data.encoded import encode_blocks
 from data.text import blocks_of_lines
-from lm.options import add_machine_options, add_weights_option
+from lm.options import model_parser
 from lm.perplexity import measure
-from lm.saved import Saved, load_saved, precision_of, print_configuration
+from lm.saved import Saved, load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
 from symrnn.files.atomic import replacing
 from symrnn.files.errors import describe_os_error
-from symrnn.training import resolve_device, set_threads
+from symrnn.training import autocast
+from symrnn.training.command_line import print_table
 
 EXAMPLE = """\
 examples:
@@ -37,19 +38,11 @@ the checkpoint.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    device = resolve_device(options.device or "auto")
-    set_threads(options.threads)
-    saved = load_saved(
-        options.checkpoint,
-        device,
-        backend=options.backend or "auto",
-        precision=options.precision,
-        weights=options.weights,
-    )
+    saved = load_by_options(options)
     name, text, bound = open_text(saved, options.data, options.split)
     if options.dry_run:
         print(f"text                  {name}, {text.tokens:,} tokens")
-        print_configuration(saved, device)
+        print_table(saved_configuration(saved))
         return 0
 
     with per_token_table(options.per_token, saved.codec) as each:
@@ -58,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             saved.model.deployed(autocast=saved.config["precision"] == "bf16"),
             text,
             saved.codec.eos_id,
-            precision=precision_of(saved.config, device),
+            precision=autocast(saved.config["precision"], saved.device),
             each=each,
         )
         seconds = time.perf_counter() - started
@@ -83,19 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of ``python -m lm.evaluate``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.evaluate",
-        description="The perplexity of a trained model on a text, per token and per word.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "The perplexity of a trained model on a text, per token and per word."
+    parser = model_parser("lm.evaluate", description, EXAMPLE)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        metavar="CHECKPOINT",
-        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
-    )
     corpora = ", ".join(list_corpora())
     add("--data", help=f"a text file, a corpus folder, or {corpora} (what the model trained on)")
     add("--split", choices=SPLITS, help="which text of a corpus (test)")
@@ -107,9 +90,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="write each token and its negative log-probability in nats, tab separated, to a new "
         "file (stdout, with the summary on stderr)",
     )
-    add_machine_options(add)
-    add_weights_option(add)
-    add("--dry-run", action="store_true", help="print configuration and counts, evaluate nothing")
     return parser
 
 

@@ -12,12 +12,12 @@ import torch
 
 from data import Codec, DataError
 from lm.model import LanguageModel, State
-from lm.options import add_machine_options, add_weights_option
+from lm.options import model_parser
 from lm.sampling import draw
-from lm.saved import load_saved, precision_of, print_configuration
+from lm.saved import load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
-from symrnn.training import resolve_device, set_threads
-from symrnn.training.command_line import number
+from symrnn.training import autocast
+from symrnn.training.command_line import number, print_table
 
 EXAMPLE = """\
 examples:
@@ -32,20 +32,12 @@ same text.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    device = resolve_device(options.device or "auto")
-    set_threads(options.threads)
-    saved = load_saved(
-        options.checkpoint,
-        device,
-        backend=options.backend or "auto",
-        precision=options.precision,
-        weights=options.weights,
-    )
+    saved = load_by_options(options)
     prompt = encode_prompt(options.prompt, saved.codec)
     if options.dry_run:
         for name in ("temperature", "top_k", "top_p", "seed", "prompt", "tokens"):
             print(f"{name:21} {getattr(options, name)}")
-        print_configuration(saved, device)
+        print_table(saved_configuration(saved))
         return 0
 
     print(f"{saved.path}, seed {options.seed}", file=sys.stderr)
@@ -65,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_k=options.top_k,
             top_p=options.top_p,
         ),
-        precision=precision_of(saved.config, device),
+        precision=autocast(saved.config["precision"], saved.device),
     ):
         _show(text.push(id))
     seconds = time.perf_counter() - started
@@ -77,19 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of ``python -m lm.generate``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.generate",
-        description="Text from a trained model, streamed to stdout word by word.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Text from a trained model, streamed to stdout word by word."
+    parser = model_parser("lm.generate", description, EXAMPLE)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        metavar="CHECKPOINT",
-        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
-    )
     add("--prompt", default="", metavar="TEXT", help="what comes before (the start of a line)")
     add("--tokens", type=number(int, 1), default=200, help="how many, line ends included (200)")
     add(
@@ -106,9 +88,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="only the fewest tokens whose probabilities sum to P, of those of --top-k (all)",
     )
     add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="(1)")
-    add_machine_options(add)
-    add_weights_option(add)
-    add("--dry-run", action="store_true", help="print configuration and counts, generate nothing")
     return parser
 
 

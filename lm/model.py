@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
     def hardened(self) -> LanguageModel:
         """A copy whose hidden weights have symmetric matrices, with the upper triangles of ours.
 
-        They are kept in the form "tri".
+        They are in the form "tri".
         """
         made = copy.deepcopy(self)
         harden(made.rnn)

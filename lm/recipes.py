@@ -41,9 +41,10 @@ class Recipe:
     clip: float
     loss: str
 
-    def lr_in(self, epoch: int) -> float:
-        """The learning rate in ``epoch``, counted from 1, under the schedule "epochs"."""
-        return self.lr / self.lr_divide ** max(epoch - self.lr_after, 0)
+
+def lr_in(epoch: int, lr: float, lr_divide: float, lr_after: int) -> float:
+    """The learning rate in ``epoch``, counted from 1, under the schedule "epochs"."""
+    return lr / lr_divide ** max(epoch - lr_after, 0)
 
 
 def _zaremba(

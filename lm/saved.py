@@ -6,24 +6,26 @@ for its meta; a checkpoint, from which a run goes on, holds as much and more, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data import Codec, DataError, codec_from_state
 from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.storage import Packed, is_packed
-from symrnn.training import Checkpoint, CheckpointError, load_checkpoint
-
-MODEL = "model/"
-"""What the names of the model's tensors begin with in a checkpoint."""
+from symrnn.training import (
+    CheckpointError,
+    load_checkpoint,
+    resolve_device,
+    restore_model,
+    set_threads,
+)
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
@@ -37,10 +39,11 @@ class Saved:
     """A model read from a file, in evaluation mode, with all that belongs to it.
 
     config: that of its training, with the backend and precision that it is to run with.
-    meta: as kept; of a best model its epoch and valid_perplexity.
+    meta: as stored; of a best model its epoch and valid_perplexity.
     """
 
     path: Path
+    device: torch.device
     model: LanguageModel
     codec: Codec
     config: dict[str, Any]
@@ -71,36 +74,6 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
     return model.double() if config["precision"] == "fp64" else model
 
 
-def precision_of(
-    config: Mapping[str, Any], device: torch.device
-) -> Callable[[], AbstractContextManager[object]]:
-    """Makes the context in which the model of ``config`` runs on ``device``."""
-    if config["precision"] != "bf16":
-        return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
-
-
-def model_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """The model's tensors by the names they have in a checkpoint."""
-    return {MODEL + name: tensor for name, tensor in model.state_dict().items()}
-
-
-def restore_model(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Fill ``model`` from a checkpoint; CheckpointError if it holds another model."""
-    tensors = {
-        name.removeprefix(MODEL): tensor
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(MODEL)
-    }
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        what = " ".join(str(error).partition(":")[2].split())  # one line, without the heading
-        raise CheckpointError(
-            f"{checkpoint.path}: not the checkpoint of this model: {what}"
-        ) from error
-
-
 def save_best(
     path: Path, model: LanguageModel, config: Mapping[str, Any], codec: Codec, **meta: Any
 ) -> None:
@@ -125,26 +98,38 @@ def load_saved(
     so.
     """
     file = _checkpoint_file(path)
-    kept = open_packed(file) if is_packed(file) else load_checkpoint(file)
+    stored = open_packed(file) if is_packed(file) else load_checkpoint(file)
     try:
-        config = {**kept.meta["config"], "backend": backend}
+        config = {**stored.meta["config"], "backend": backend}
         config["precision"] = precision or config["precision"]
         if weights is not None:
             config["weights"] = weights
         check_machine(config, device)
-        codec = codec_from_state(kept.meta["codec"])
+        codec = codec_from_state(stored.meta["codec"])
         model = build_model(config, len(codec))
     except KeyError as error:
         raise CheckpointError(f"{file}: not a language model: its meta lacks {error}") from error
     except (TypeError, DataError) as error:
         raise CheckpointError(f"{file}: not a language model: {error}") from error
-    if isinstance(kept, Packed):
-        kept.load_into(model)
+    if isinstance(stored, Packed):
+        stored.load_into(model)
     else:
-        restore_model(model, kept)
+        restore_model(model, stored)
     if config.get("weights") == "bfloat16":
         model.rnn.inference_dtype = torch.bfloat16
-    return Saved(file, model.to(device).eval(), codec, config, kept.meta)
+    return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
+
+
+def load_by_options(options: argparse.Namespace) -> Saved:
+    """The model that the options of ``model_parser`` ask for; this process is made ready for it."""
+    set_threads(options.threads)
+    return load_saved(
+        options.checkpoint,
+        resolve_device(options.device or "auto"),
+        backend=options.backend or "auto",
+        precision=options.precision,
+        weights=options.weights,
+    )
 
 
 def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
@@ -185,19 +170,20 @@ def _checkpoint_file(path: str | Path | None) -> Path:
     return best
 
 
-def print_configuration(saved: Saved, device: torch.device) -> None:
-    """Print what --dry-run of evaluate and generate says."""
-    print(f"checkpoint            {saved.path}")
-    for name, value in {**saved.config, "device": str(device)}.items():
-        if name not in ("threads", "save_every", "log_every"):  # of the training
-            print(f"{name:21} {value}")
-    print_counts(saved.model, saved.codec)
+def saved_configuration(saved: Saved) -> dict[str, object]:
+    """What --dry-run of evaluate and generate says."""
+    of_training = ("threads", "save_every", "log_every")
+    config = {name: value for name, value in saved.config.items() if name not in of_training}
+    counts = counts_of(saved.model, saved.codec)
+    return {"checkpoint": saved.path, **config, "device": str(saved.device), **counts}
 
 
-def print_counts(model: LanguageModel, codec: Codec) -> None:
-    """Print how many parameters the model has."""
+def counts_of(model: LanguageModel, codec: Codec) -> dict[str, str]:
+    """How many parameters the model has."""
     count = count_parameters(model)
-    print(f"vocabulary size       {len(codec):,}")
-    print(f"parameters, training  {count.training:,}")
-    print(f"parameters, deployed  {count.deployed:,}")
-    print(f"parameters, recurrent {count.recurrent:,}")
+    return {
+        "vocabulary size": f"{len(codec):,}",
+        "parameters, training": f"{count.training:,}",
+        "parameters, deployed": f"{count.deployed:,}",
+        "parameters, recurrent": f"{count.recurrent:,}",
+    }

@@ -95,7 +95,7 @@ class RecurrentCell(GatedModule):
             or not inference.is_ready(packed, input, hx, state_shape)
         ):
             return None
-        _, state = packed.run(input, rows, 1, batch, 0, hx, state_shape, self._attributes())
+        _, state = packed.run(input, rows, 1, batch, 0, hx, state_shape, 0.0)
         return self._whole(state)
 
     def _step(self, input: Tensor, state: State) -> State:
@@ -109,7 +109,7 @@ class RecurrentCell(GatedModule):
             shape = (input.size(0),)
             return self._packed([weights], attributes).run(
                 input.contiguous(), shape, 1, *shape, 0, [part.contiguous() for part in state],
-                state[0].shape, attributes,
+                state[0].shape, 0.0,
             )[1]  # fmt: skip
         return dispatch.BACKENDS[backend].cell(input, state, weights, attributes)
 

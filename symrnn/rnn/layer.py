@@ -144,9 +144,8 @@ class RecurrentLayer(GatedModule):
             or not inference.is_ready(packed, input, hx, state_shape)
         ):
             return None
-        output, state = packed.run(
-            input, rows, steps, batch, 0, hx, state_shape, self._attributes()
-        )
+        dropout = self.dropout if self.training else 0.0
+        output, state = packed.run(input, rows, steps, batch, 0, hx, state_shape, dropout)
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
@@ -183,7 +182,7 @@ class RecurrentLayer(GatedModule):
             0 if lengths is None else lengths.data_ptr(),
             [part.contiguous() for part in state],
             state[0].shape,
-            attributes,
+            attributes.dropout,
         )
 
     def _attributes(self) -> Attributes:

@@ -1,34 +1,32 @@
-"""What the training programs share: run folder, checkpoints, exact resume, trackers, processes.
+"""What the training programs share: the loop, run folder, exact resume, trackers, processes.
 
-A run, from its first step or from where it was killed::
-
-    run = RunFolder.open(path) if resume else RunFolder.create(path, config)
-    checkpoint = load_checkpoint(run.last) if run.last.exists() else None
-    tracker = Tracker(run, resume_step=checkpoint.meta["step"] if checkpoint else None)
-    with Interrupt() as interrupt:
-        ...                              # steps, until done or interrupt.requested
-        tracker.flush()                  # first the lines, then the checkpoint that relies on them
-        save_checkpoint(run.last, tensors, {"step": step, ...})
+The loop, which shows how the rest is used, is ``symrnn.training.loop``; unlike what is named here
+it needs the packages of the extra "train".
 """
 
 from symrnn.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
+    model_tensors,
+    restore_model,
     save_checkpoint,
 )
 from symrnn.training.interrupt import Interrupt
 from symrnn.training.process import (
+    autocast,
     environment,
     keep_freed_memory,
     peak_memory,
     resolve_device,
     seed_everything,
+    seed_step,
     set_threads,
 )
 from symrnn.training.run_folder import RunFolder
 from symrnn.training.state import pack_state, rng_state, set_rng_state, unpack_state
 from symrnn.training.tracker import Tracker
+from symrnn.training.world import World
 
 __all__ = [
     "Checkpoint",
@@ -36,15 +34,20 @@ __all__ = [
     "Interrupt",
     "RunFolder",
     "Tracker",
+    "World",
+    "autocast",
     "environment",
     "keep_freed_memory",
     "load_checkpoint",
+    "model_tensors",
     "pack_state",
     "peak_memory",
     "resolve_device",
+    "restore_model",
     "rng_state",
     "save_checkpoint",
     "seed_everything",
+    "seed_step",
     "set_rng_state",
     "set_threads",
     "unpack_state",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from symrnn.files.errors import UserError
 from symrnn.files.verified import FileKind
@@ -25,6 +26,9 @@ _KIND = FileKind(
     title="training checkpoint",
     error=CheckpointError,
 )
+
+
+_MODEL = "model/"  # what the names of a model's tensors begin with
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,30 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     return Checkpoint(path, *_KIND.read(path))
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by the names that they have in a checkpoint; shared ones once."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[_MODEL + name] = tensor
+    return tensors
+
+
+def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fills `model` from a checkpoint; CheckpointError if it holds another model."""
+    tensors = model_tensors(model)
+    shapes = {_MODEL + name: tensor.shape for name, tensor in model.state_dict().items()}
+    saved = {n: tensor for n, tensor in checkpoint.tensors.items() if n.startswith(_MODEL)}
+    # Shared tensors may be there under each of their names.
+    wrong = sorted((tensors.keys() - saved.keys()) | (saved.keys() - shapes.keys()))
+    wrong += sorted(n for n in saved.keys() & shapes.keys() if saved[n].shape != shapes[n])
+    if wrong:
+        named = ", ".join(name.removeprefix(_MODEL) for name in wrong[:3])
+        raise CheckpointError(f"{checkpoint.path}: not the checkpoint of this model: {named}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])

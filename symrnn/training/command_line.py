@@ -1,17 +1,39 @@
-"""What the command lines of the training programs share."""
+"""What the command lines of the training programs share: options, and configurations from them.
+
+A configuration is a flat dict, JSON as it stands, from the options' names to their values: what the
+run's folder holds, what ``--dry-run`` prints, and what the programs read.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from symrnn.files.errors import UserError
+from symrnn.symmetry import check_symmetry_name, list_symmetries
+
+SOFT_DEFAULTS: dict[str, Any] = {"soft_symmetry": 0.0, "soft_norm": 2}
+
+RUN_DEFAULTS: dict[str, Any] = {
+    "compile": False,
+    "seed": 1,
+    "device": "auto",
+    "threads": None,
+    "save_every": 500,
+    "log_every": 50,
+}
+"""What an option of a run that isn't given stands for."""
+
+MACHINE = ("data", "device", "threads", "save_every", "log_every")
+"""Options that say where a run happens, not what it is: a resumed run may change them."""
+
+# ---- types of arguments ------------------------------------------------------------------------
 
 
 def number(
@@ -36,6 +58,128 @@ def number(
         return value
 
     return parse
+
+
+def symmetry(text: str) -> str:
+    """An argparse type: the name of a symmetric form, or "none"."""
+    try:
+        check_symmetry_name("it", text, "none")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def known_or_path(known: Collection[str]) -> Callable[[str], str]:
+    """An argparse type: one of the ``known`` names, or the absolute path of anything else."""
+    return lambda text: text if text in known else str(Path(text).resolve())
+
+
+# ---- options -----------------------------------------------------------------------------------
+
+
+def add_symmetry_options(add: Callable[..., Any], default: str, weights: str) -> None:
+    """The options on forms. ``add``: an ``add_argument``; ``weights``: which a penalty is of."""
+    forms = ", ".join(list_symmetries())
+    add("--symm", type=symmetry, metavar="FORM", help=f"none, {forms} ({default})")
+    add(
+        "--soft-symmetry",
+        type=number(float, 0, open_low=True),
+        metavar="RHO",
+        help=f"full {weights} W, with RHO·‖W − Wᵀ‖ added to the loss; the model that is "
+        "measured and saved has their upper triangles (implies --symm none)",
+    )
+    add("--soft-norm", type=int, choices=[1, 2], help="which norm that is (2)")
+
+
+def add_machine_options(add: Callable[..., Any]) -> None:
+    """The options of every program. ``add``: an ``add_argument``."""
+    add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
+    add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
+
+
+def add_run_options(add: Callable[..., Any]) -> None:
+    """The options of a training run. ``add``: an ``add_argument``."""
+    add("--out", type=Path, metavar="FOLDER", help="where the run is stored (a new one in runs/)")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="continue the run stored there (without FOLDER: in --out) exactly where it stopped",
+    )
+    add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
+    add_machine_options(add)
+    add("--compile", action="store_true", default=None, help="run the model by torch.compile")
+    add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
+    add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
+    add("--dry-run", action="store_true", help="print configuration and counts, train nothing")
+
+
+# ---- configurations ----------------------------------------------------------------------------
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that stand on the command line, without those about the run's folder."""
+    apart = ("out", "resume", "dry_run")
+    return {k: v for k, v in vars(options).items() if v is not None and k not in apart}
+
+
+def check_soft_symmetry(given: Mapping[str, Any]) -> None:
+    """Raise UserError for options that contradict --soft-symmetry, or lack it."""
+    if "soft_symmetry" in given:
+        if given.get("symm", "none") != "none":
+            raise UserError(
+                "--soft-symmetry wants --symm none, for it draws full matrices towards symmetric "
+                f"ones; got: --symm {given['symm']}"
+            )
+    elif "soft_norm" in given:
+        raise UserError(f"--soft-norm {given['soft_norm']} is that of --soft-symmetry: give both")
+
+
+def continued(
+    config: dict[str, Any],
+    given: Mapping[str, Any],
+    folder: Path,
+    *,
+    program: str,
+    names: Collection[str],
+    machine: Collection[str] = MACHINE,
+) -> dict[str, Any]:
+    """The configuration of the run in ``folder``, with the options of ``machine`` that are given.
+
+    program, names: whose run it should be, and what the configuration of such a run holds.
+
+    Raises UserError for a run of another program, and for any other option that is given and
+    contradicts the run.
+    """
+    lacking = set(names) - config.keys()
+    if lacking:
+        raise UserError(
+            f"{folder}: is no run of {program}: its configuration lacks "
+            f"{', '.join(sorted(lacking))}"
+        )
+    for name, value in given.items():
+        if name not in machine and config.get(name) != value:
+            option = "--" + name.removeprefix("num_").replace("_", "-")
+            raise UserError(
+                f"{option} {_shown(value)} contradicts the run in {folder}, which has "
+                f"{_shown(config.get(name))}: leave the option out to continue that run, or start "
+                "another with --out"
+            )
+    return {**config, **{name: given[name] for name in machine if name in given}}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def print_table(values: Mapping[str, object], width: int = 21) -> None:
+    """Print a line for each value, its name first."""
+    for name, value in values.items():
+        print(f"{name:{width}} {value}")
+
+
+# ---- folders and machine -----------------------------------------------------------------------
 
 
 def folder_to_resume(resume: str | bool | None, out: Path | None) -> Path | None:

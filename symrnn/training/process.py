@@ -10,6 +10,8 @@ import platform
 import random
 import re
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds torch's generators for one step of one process: dropout then needs no state of its own.
+
+    The numbers have nothing to do with those of another seed, step or rank (all of 0 or more).
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 
 def set_threads(threads: int | None) -> None:
@@ -62,6 +72,18 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_max = -1, -4
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Makes the context for a forward pass in a precision: a half is autocast, another is none.
+
+    precision: "bf16" and "fp16" are autocast over float32 parameters; in any other the parameters
+        have that type themselves.
+    """
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in halves:
+        return nullcontext
+    return lambda: torch.autocast(device.type, halves[precision])
 
 
 def resolve_device(name: str | torch.device) -> torch.device:

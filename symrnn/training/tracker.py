@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-_RESERVED = ("step", "time")
-
 
 class Tracker:
     """Writes scalars, figures, texts and hyper-parameters of the run in `folder`.
@@ -41,7 +39,7 @@ class Tracker:
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None) -> None:
-        keep = -1 if resume_step is None else _checked_step(resume_step, "resume_step")
+        keep = -1 if resume_step is None else resume_step
         self._folder = folder
         self._step = max(keep, 0)
         self._hparams_written = False
@@ -62,17 +60,9 @@ class Tracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records `values` (numbers, or tensors of one element) at `step` (0 or more).
 
-        Raises ValueError for a step that is not such an int, an empty `values`, the names "step"
-        and "time", and values of more than one element; TypeError for what is no number.
+        Their names are other than "step" and "time", which the line has already.
         """
-        step = _checked_step(step, "step")
-        if not values:
-            raise ValueError("values is empty; it must hold at least one number")
-        numbers: dict[str, float] = {}
-        for name, value in values.items():
-            if name in _RESERVED:
-                raise ValueError(f"values: the name {name!r} is taken by the line's own field")
-            numbers[name] = _number(value, f"values[{name!r}]")
+        numbers = {name: float(value) for name, value in values.items()}
         now = time.time()
         line: dict[str, int | float | str] = {"step": step, "time": round(now, 3)}
         line.update({name: _in_json(number) for name, number in numbers.items()})
@@ -90,7 +80,7 @@ class Tracker:
         if self._writer is None:
             return
         try:
-            self._writer.add_figure(tag, figure, _checked_step(step, "step"), close=True)
+            self._writer.add_figure(tag, figure, step, close=True)
         except OSError as error:
             raise self._error(error) from error
 
@@ -98,9 +88,8 @@ class Tracker:
         """Records a Markdown text in TensorBoard at `step`, by default the newest step."""
         if self._writer is None:
             return
-        at = self._step if step is None else _checked_step(step, "step")
         try:
-            self._writer.add_text(tag, text, at)
+            self._writer.add_text(tag, text, self._step if step is None else step)
         except OSError as error:
             raise self._error(error) from error
 
@@ -116,10 +105,7 @@ class Tracker:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        numbers = {
-            f"hparam/{name}": _number(value, f"metrics[{name!r}]")
-            for name, value in metrics.items()
-        }
+        numbers = {f"hparam/{name}": value for name, value in metrics.items()}
         # The first summary fixes the tab's columns from this one run; without it the tab reads
         # them off all runs that lie side by side.
         _, start, end = hparams(_flat(config), numbers)
@@ -169,24 +155,6 @@ class Tracker:
         return UserError(f"{self._folder.metrics}: metrics: {describe_os_error(error)}")
 
 
-def _checked_step(step: int, name: str) -> int:
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"{name} is {step!r}; it must be an int of 0 or more")
-    return step
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, str):  # which float() would take
-        raise TypeError(f"{name} is the str {value!r}; it must be a number")
-    try:
-        return float(value)
-    except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"{name} is {kind}; it must be a number") from None
-    except (ValueError, RuntimeError):
-        raise ValueError(f"{name} has more than one element; it must be a number") from None
-
-
 def _in_json(number: float) -> float | str:
     if math.isfinite(number):
         return number
@@ -233,9 +201,10 @@ def _step_of(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return _checked_step(json.loads(line)["step"], "step")
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
+    return step if type(step) is int and step >= 0 else None
 
 
 class _ReportedOnce:

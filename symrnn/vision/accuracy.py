@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from symrnn.training import World
 from symrnn.vision.datasets import Dataset
-from symrnn.vision.distributed import World
 
 
 class Score(NamedTuple):

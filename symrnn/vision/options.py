@@ -7,11 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from symrnn import list_symmetries
 from symrnn.files import UserError
-from symrnn.symmetry import check_symmetry_name
 from symrnn.symmetry.tensor import AXES
-from symrnn.training.command_line import number
+from symrnn.training import command_line
+from symrnn.training.command_line import (
+    RUN_DEFAULTS,
+    SOFT_DEFAULTS,
+    add_run_options,
+    add_symmetry_options,
+    check_soft_symmetry,
+    continued,
+    known_or_path,
+    number,
+)
 from symrnn.vision.datasets import list_datasets
 from symrnn.vision.recipes import RECIPES
 from symrnn.vision.saved import PRECISIONS
@@ -36,37 +44,22 @@ DEFAULTS: dict[str, Any] = {
     "axes": "channel",
     "where": None,
     "share": "none",
-    "soft_symmetry": 0.0,
-    "soft_norm": 2,
+    **SOFT_DEFAULTS,
     "dropout": None,
     "sync_bn": False,
     "precision": "fp32",
     "channels_last": False,
-    "compile": False,
-    "seed": 1,
-    "device": "auto",
-    "threads": None,
-    "save_every": 500,
-    "log_every": 50,
+    **RUN_DEFAULTS,
 }
 """What an option that isn't given stands for; the recipe's numbers and the model come from the
 recipe, and the recipe from the data.
 """
 
-MACHINE = ("data", "workers", "device", "threads", "save_every", "log_every")
+MACHINE = (*command_line.MACHINE, "workers")
 """Options that say where a run happens, not what it is: a resumed run may change them."""
 
 MARKS = ("num_classes", "pictures")
 """What else a configuration holds, of the data: how many classes, and the data's fingerprint."""
-
-
-def symmetry(text: str) -> str:
-    """An argparse type: the name of a symmetric form, or "none"."""
-    try:
-        check_symmetry_name("it", text, "none")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     names = list_datasets()
     add(
         "--data",
+        type=known_or_path(names),
         help=f"{', '.join(names)}, or a folder: of CIFAR's binary files, or with train/ and val/ "
         f"that hold a folder of pictures for each class ({names[0]})",
     )
@@ -103,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="such as wrn-16-1-bottleneck, resnet-50, mobilenet; an unknown name lists all (by the "
         f"recipe: {', '.join(recipe.model for recipe in RECIPES.values())})",
     )
-    add("--symm", type=symmetry, metavar="FORM", help=f"none, {', '.join(list_symmetries())} (tri)")
+    add_symmetry_options(add, "tri", "weights")
     add("--axes", choices=AXES, help="of the convolutions that are symmetric (channel)")
     add(
         "--where",
@@ -112,14 +106,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="which of them, by name, such as 'stages.2.*.conv2' (those of the papers)",
     )
     add("--share", choices=SHARE, help="which convolutions the blocks of a stage share (none)")
-    add(
-        "--soft-symmetry",
-        type=number(float, 0, open_low=True),
-        metavar="RHO",
-        help="full weights W, with RHO·‖W − Wᵀ‖ added to the loss; the model that is measured and "
-        "kept has their upper triangles (implies --symm none)",
-    )
-    add("--soft-norm", type=int, choices=[1, 2], help="which norm that is (2)")
     add("--dropout", type=number(float, 0, 1), help="of models that have it (as in their papers)")
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
@@ -153,17 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=number(float, 0))
 
     add = parser.add_argument_group("run").add_argument
-    add("--out", type=Path, metavar="FOLDER", help="where the run is kept (a new one in runs/)")
-    add(
-        "--resume",
-        nargs="?",
-        const=True,
-        metavar="FOLDER",
-        help="continue the run kept there (without FOLDER: in --out) exactly where it stopped",
-    )
-    add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
-    add("--device", help="auto, cpu, cuda, cuda:1, … (auto)")
-    add("--threads", type=number(int, 1, 1024), help="of one CPU operation (PyTorch's choice)")
+    add_run_options(add)
     add("--precision", choices=list(PRECISIONS), help="bf16 and fp16 are autocast (fp32)")
     add(
         "--channels-last",
@@ -171,41 +147,25 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="keep the channels of a pixel side by side in memory, which is often faster",
     )
-    add("--compile", action="store_true", default=None, help="run the model by torch.compile")
     add(
         "--sync-bn",
         action="store_true",
         default=None,
         help="batch norm over the joint batch of all processes, not over each one's part",
     )
-    add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
-    add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
-    add("--dry-run", action="store_true", help="print configuration and counts, train nothing")
     return parser
-
-
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that stand on the command line, without those about the run's folder."""
-    apart = ("out", "resume", "dry_run")
-    return {k: v for k, v in vars(options).items() if v is not None and k not in apart}
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The whole configuration of a new run: defaults, then the recipe, then what is given."""
     config = {**DEFAULTS, **given}
+    check_soft_symmetry(given)
     if config["soft_symmetry"]:
-        if given.get("symm", "none") != "none":
-            raise UserError(
-                f"--soft-symmetry wants --symm none, for it draws full weights towards symmetric "
-                f"ones; got: --symm {given['symm']}"
-            )
         if config["axes"] != "channel":
             raise UserError(
                 f"--soft-symmetry is over the channels: leave out --axes {config['axes']}"
             )
         config["symm"] = "none"
-    elif "soft_norm" in given:
-        raise UserError(f"--soft-norm {given['soft_norm']} is that of --soft-symmetry: give both")
     elif config["symm"] == "none" and config["where"] is not None:
         raise UserError(
             f"--where {' '.join(config['where'])} says where symmetry is, and there is none: "
@@ -221,8 +181,6 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     config = {**config, **numbers, **{name: given[name] for name in numbers if name in given}}
     if config["nesterov"] and not config["momentum"]:
         raise UserError("--nesterov wants a momentum above 0: give --no-nesterov --momentum 0")
-    if config["data"] not in list_datasets():
-        config["data"] = str(Path(config["data"]).resolve())
     return config
 
 
@@ -233,26 +191,8 @@ def _recipe_of(data: str) -> str:
     return "imagenet" if (Path(data) / "train").is_dir() else "cifar"
 
 
-def resume_config(kept: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
+def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
-    lacking = {*resolve({}), *MARKS} - kept.keys()
-    if lacking:
-        raise UserError(
-            f"{folder}: is no run of symrnn.vision.train: its configuration lacks "
-            f"{', '.join(sorted(lacking))}"
-        )
-    if "data" in given and given["data"] not in list_datasets():
-        given = {**given, "data": str(Path(given["data"]).resolve())}
-    for name, value in given.items():
-        if name not in MACHINE and kept.get(name) != value:
-            option = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{option} {_shown(value)} contradicts the run in {folder}, which has "
-                f"{_shown(kept.get(name))}: leave the option out to continue that run, or start "
-                "another with --out"
-            )
-    return {**kept, **{name: given[name] for name in MACHINE if name in given}}
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    names = {*resolve({}), *MARKS}
+    program = "symrnn.vision.train"
+    return continued(config, given, folder, program=program, names=names, machine=MACHINE)

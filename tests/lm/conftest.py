@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 import torch
+import worlds
 
 import lm.evaluate
 import lm.generate
@@ -117,18 +118,36 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def spawn() -> Callable[..., BaseProcess]:
-    """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
+def _forks() -> multiprocessing.context.ForkServerContext:
+    """Starts processes from one that has loaded torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lm.train", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["lm.train", "worlds", "torch.utils.tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(scope="session")
+def spawn(_forks: multiprocessing.context.ForkServerContext) -> Callable[..., BaseProcess]:
+    """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
 
     def start(program: str, *arguments: object) -> BaseProcess:
         main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
-        process = context.Process(target=run_program, args=(main, DataError), daemon=True)
+        process = _forks.Process(target=run_program, args=(main, DataError), daemon=True)
         process.start()
         return process
+
+    return start
+
+
+@pytest.fixture
+def together(
+    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> Callable[..., list[BaseProcess]]:
+    """`together(function, …)` starts it, of `worlds`, in two processes of lm.train."""
+
+    def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+        return worlds.together(_forks, tmp_path, function, "lm.train", *arguments)
 
     return start

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,7 +19,6 @@ from torch import nn
 import lm.evaluate
 import lm.train
 from lm.model import LanguageModel
-from lm.perplexity import Score
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
 from symrnn.files import UserError
@@ -506,13 +506,13 @@ def test_a_diverging_run_stops(
 def test_a_run_that_diverges_late_keeps_its_best(
     refused: Refused, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, original = tmp_path / "run", lm.train.Training._save_best
+    out, original = tmp_path / "run", lm.train.save_best
 
-    def then_diverge(self: lm.train.Training, model: LanguageModel, score: Score) -> None:
-        original(self, model, score)
-        nn.init.constant_(self.model.decoder.bias, math.nan)
+    def then_diverge(path: Path, model: LanguageModel, *more: Any, **meta: Any) -> None:
+        original(path, model, *more, **meta)
+        nn.init.constant_(model.decoder.bias, math.nan)
 
-    monkeypatch.setattr(lm.train.Training, "_save_best", then_diverge)
+    monkeypatch.setattr(lm.train, "save_best", then_diverge)
     message = refused("train", "--data", corpus, *SMALL.split(), "--epochs", 2, "--out", out)
     assert "the largest weight is nan in epoch " in message
     assert message.endswith(f"checkpoints from before: {out / 'best.safetensors'}")

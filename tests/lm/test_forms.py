@@ -30,7 +30,7 @@ def test_every_form_is_trained(
     symm: str,
 ) -> None:
     """By a few steps, from which a matrix of that form comes."""
-    monkeypatch.setattr("lm.train.Tracker", Silent)
+    monkeypatch.setattr("symrnn.training.loop.Tracker", Silent)
     start = LanguageModel(21, 8, 8, cell=cell, symm=symm)
     torch.manual_seed(1)
     start.initialize(0.1)

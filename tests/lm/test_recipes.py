@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from lm.options import given, make_parser, resolve
-from lm.recipes import SIZES, Recipe, recipe_of
+from lm.options import make_parser, resolve
+from lm.recipes import SIZES, Recipe, lr_in, recipe_of
+from symrnn.training.command_line import given
 
 # hidden, steps, dropout, init, divide, after, epochs, clip: Zaremba et al. 2014, section 4.1.
 ZAREMBA = {
@@ -61,9 +62,10 @@ def test_the_learning_rate_epoch_by_epoch(size: str) -> None:
             rate /= divide
         wanted.append(rate)
     recipe = SIZES[size]
-    assert [recipe.lr_in(epoch) for epoch in range(1, epochs + 1)] == pytest.approx(wanted)
-    assert recipe.lr_in(after) == 1.0
-    assert recipe.lr_in(after + 1) == pytest.approx(1 / divide)
+    found = [lr_in(n, recipe.lr, recipe.lr_divide, recipe.lr_after) for n in range(1, epochs + 1)]
+    assert found == pytest.approx(wanted)
+    assert found[after - 1] == 1.0
+    assert found[after] == pytest.approx(1 / divide)
 
 
 def test_without_options_small_avg_on_the_builtin_corpus() -> None:

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     options = f"--hidden-size 8 --batch-size 4 --epochs 1 --threads 1 --symm {request.param}"
     corpus: Path = request.getfixturevalue("corpus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm.train.Tracker.figure", lambda *_: None)
+        patch.setattr("symrnn.training.Tracker.figure", lambda *_: None)
         lm.train.main(["--data", str(corpus), "--out", str(folder), *options.split()])
     return folder
 

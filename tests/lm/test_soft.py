@@ -13,9 +13,9 @@ import lm.evaluate
 from data import TrainBatches, open_corpus
 from lm.model import CELLS, LanguageModel
 from lm.perplexity import measure
-from lm.saved import build_model, load_saved, precision_of
+from lm.saved import build_model, load_saved
 from symrnn import count_parameters, open_packed
-from symrnn.training import load_checkpoint
+from symrnn.training import autocast, load_checkpoint
 
 ONE_STEP = "--steps 100 --epochs 1 --precision fp64 --lr 0.3 --init-range 0.2"
 
@@ -118,7 +118,7 @@ def test_the_model_that_is_kept_has_the_upper_triangles(
 
     # What was measured is what was kept, not the model that is trained.
     corpus = open_corpus(kept.config["data"])
-    precision = precision_of(kept.config, torch.device("cpu"))
+    precision = autocast(kept.config["precision"], torch.device("cpu"))
     score = measure(kept.model, corpus.valid, corpus.codec.eos_id, precision=precision)
     assert score.perplexity == kept.meta["valid_perplexity"]
     trained = load_saved(run / "last.safetensors", torch.device("cpu")).model

@@ -2,74 +2,111 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from symrnn.training import (
     RunFolder,
-    Tracker,
-    load_checkpoint,
-    pack_state,
+    World,
     rng_state,
     save_checkpoint,
     seed_everything,
     set_rng_state,
     set_threads,
-    unpack_state,
 )
+from symrnn.training.command_line import RUN_DEFAULTS, add_run_options
+from symrnn.training.loop import Learner, Progress, Run
 
 with contextlib.suppress(ImportError):
     import torch.utils.tensorboard  # loaded once, before the children are forked
 
+BATCHES = 5
+
+
+class Toy(Learner):
+    """Data order from `random`, noise and dropout from torch, momentum, a schedule."""
+
+    def __init__(self, steps: int) -> None:
+        seed_everything(1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        groups = [{"params": list(model.parameters()), "lr_scale": 1.0}]
+        optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+        super().__init__(model, optimizer, Progress(best=math.inf))
+        milestones = [steps // 2, steps // 2, steps - 5]
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        self.examples = torch.randn(40, 6)
+
+    def step(self) -> float:
+        rows = self.examples[random.sample(range(40), 8)]
+        loss = (self.model(rows + 0.1 * torch.randn_like(rows)) - rows[:, :1]).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.progress.nats += loss.item()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "scheduler": self.scheduler.state_dict(), "rng": rng_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.scheduler.load_state_dict(state["scheduler"])
+        set_rng_state(state["rng"])
+
+
+def configured(run: Run, *arguments: object, **defaults: object) -> dict[str, Any]:
+    """The configuration of a toy run with those arguments; `defaults`: other than RUN_DEFAULTS."""
+    parser = argparse.ArgumentParser()
+    add_run_options(parser.add_argument)
+    options = parser.parse_args([str(argument) for argument in arguments])
+    return run.configure(
+        options,
+        lambda given: {**RUN_DEFAULTS, "epochs": 3, **defaults, **given},
+        lambda config, given, _: {**config, **given},
+    )
+
+
+def started(run: Run, *arguments: object, lowest_is_best: bool = True, **defaults: object) -> Toy:
+    config = configured(run, *arguments, **defaults)
+    toy = Toy(BATCHES * config["epochs"])
+    toy.progress.best = math.inf if lowest_is_best else -math.inf
+    run.start(
+        toy,
+        config,
+        name="toy",
+        batches=BATCHES,
+        batch_size=8,
+        unit="row",
+        lowest_is_best=lowest_is_best,
+    )
+    return toy
+
 
 def train(folder: Path, steps: int, every: int, stop_after: int | None = None) -> None:
-    """A toy run: data order from `random`, noise and dropout from torch, momentum, a schedule.
+    """A toy run; begins in an empty folder, and goes on in one that holds the run.
 
-    Begins in an empty folder, and goes on from `last` in one that holds the run; a checkpoint
-    `every` so many steps. `stop_after`: leave after this step, checkpoint or not.
+    every: steps between checkpoints.  stop_after: leave after this step, checkpoint or not.
     """
     set_threads(1)
-    seed_everything(1)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps // 2, steps - 5])
-    examples = torch.randn(40, 6)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     new = not (folder / "config.json").exists()
-    run = RunFolder.create(folder, {"steps": steps}) if new else RunFolder.open(folder)
-    done = None
-    if run.last.exists():
-        checkpoint = load_checkpoint(run.last)
-        for name, part in parts.items():
-            part.load_state_dict(unpack_state(checkpoint.tensors, checkpoint.meta[name]))
-        set_rng_state(unpack_state(checkpoint.tensors, checkpoint.meta["rng"]))
-        done = checkpoint.meta["step"]
-    with run, Tracker(run, resume_step=done) as tracker:
-        for step in range((done or 0) + 1, steps + 1):
-            rows = examples[random.sample(range(40), 8)]
-            loss = (model(rows + 0.1 * torch.randn_like(rows)) - rows[:, :1]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            tracker.scalars(step, {"loss": loss.item()})
-            if step % every == 0 or step == steps:
-                tracker.flush()
-                tensors: dict[str, Tensor] = {}
-                meta = {"step": step}
-                states = {name: part.state_dict() for name, part in parts.items()}
-                for name, state in {**states, "rng": rng_state()}.items():
-                    packed_tensors, meta[name] = pack_state(state, name)
-                    tensors.update(packed_tensors)
-                save_checkpoint(run.last, tensors, meta)
-            if step == stop_after:
-                return
+    defaults = {"epochs": steps // BATCHES, "save_every": every}
+    with World() as world, Run("toy", world) as run:
+        toy = started(run, "--out" if new else "--resume", folder, **defaults)
+        for _ in run.epochs(run.config["epochs"]):
+            for _ in run.steps(range(run.progress.batch, BATCHES)):
+                run.log({"loss": toy.step()})
+                if run.progress.step == stop_after:
+                    return
 
 
 def save_forever(path: Path) -> None:

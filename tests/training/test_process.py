@@ -1,15 +1,13 @@
-"""Seeds, threads, devices, memory, the description of the machine, and the programs' frame."""
+"""Seeds, threads, devices, memory, and the description of the machine."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.files import UserError, run_program
+from symrnn.files import UserError
 from symrnn.training import (
     environment,
-    errors,
     peak_memory,
     resolve_device,
     seed_everything,
@@ -94,76 +91,6 @@ def test_environment_is_json_and_names_no_host_or_path() -> None:
     assert described["date"].endswith("+00:00")
     assert socket.gethostname() not in text
     assert str(Path.cwd()) not in text
-
-
-class ForeignError(Exception):
-    pass
-
-
-def fail(error: BaseException) -> Callable[[], int]:
-    def main() -> int:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("main", "code", "message"),
-    [
-        (lambda: None, 0, ""),
-        (lambda: 3, 3, ""),
-        (fail(UserError("--lr: -1 is not above 0")), 2, "error: --lr: -1 is not above 0\n"),
-        (fail(ForeignError("no corpus")), 2, "error: no corpus\n"),
-        (fail(KeyboardInterrupt()), 130, ""),
-        (fail(BrokenPipeError()), 141, ""),
-        (fail(SystemExit(4)), 4, ""),
-    ],
-)
-def test_exit_codes(
-    main: Callable[[], int | None], code: int, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        run_program(main, ForeignError)
-    assert caught.value.code == code
-    assert capsys.readouterr().err == message
-
-
-def test_our_own_bugs_keep_their_traceback() -> None:
-    with pytest.raises(ForeignError):
-        run_program(fail(ForeignError()))
-    with pytest.raises(ZeroDivisionError):
-        run_program(lambda: 1 // 0)
-
-
-# The file alone, since importing its package loads torch.
-PRINTS = f"""
-import runpy
-run_program = runpy.run_path({errors.__file__!r})["run_program"]
-def main():
-    for line in range(100_000):
-        print("a line")
-run_program(main)
-"""
-
-
-def test_output_that_nobody_takes_ends_without_a_traceback() -> None:
-    program = [sys.executable, "-c", PRINTS]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 141)
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_to_a_full_disk_is_a_users_error(unbuffered: str) -> None:
-    program = [sys.executable, "-c", PRINTS.replace("100_000", "1")]
-    settings = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=settings)
-    assert done.stderr == b"error: output: the disk is full\n"
-    assert done.returncode == 2
 
 
 def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:

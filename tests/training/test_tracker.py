@@ -68,29 +68,6 @@ def test_non_finite_values_are_strings_in_json(run: RunFolder) -> None:
     assert points(run, "b") == [(1, math.inf)]
 
 
-@pytest.mark.parametrize(
-    ("step", "values", "error", "message"),
-    [
-        (-1, {"a": 1.0}, ValueError, "step is -1"),
-        (1.0, {"a": 1.0}, ValueError, r"step is 1\.0"),
-        (True, {"a": 1.0}, ValueError, "step is True"),
-        (1, {}, ValueError, "values is empty"),
-        (1, {"step": 1.0}, ValueError, "'step' is taken"),
-        (1, {"time": 1.0}, ValueError, "'time' is taken"),
-        (1, {"a": "1.0"}, TypeError, r"values\['a'\] is the str"),
-        (1, {"a": None}, TypeError, r"values\['a'\] is NoneType"),
-        (1, {"a": torch.ones(2)}, ValueError, r"values\['a'\] has more than one"),
-    ],
-)
-def test_bad_scalars_write_nothing(
-    run: RunFolder, step: Any, values: Any, error: type[Exception], message: str
-) -> None:
-    with Tracker(run, resume_step=None) as tracker:
-        with pytest.raises(error, match=message):
-            tracker.scalars(step, values)
-        assert lines(run) == []
-
-
 def test_resume_drops_what_came_after_the_checkpoint(run: RunFolder) -> None:
     with Tracker(run, resume_step=None) as tracker:
         for step in range(1, 8):

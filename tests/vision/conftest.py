@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -17,6 +16,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
+import worlds
 from PIL import Image
 
 import symrnn.vision.train
@@ -24,7 +24,7 @@ from symrnn.files import run_program
 
 sys.path.insert(0, str(Path(__file__).parent))  # children import vision_children by name
 
-import vision_children
+PROGRAM = "symrnn.vision.train"
 
 TINY = (
     "--image-size 8 --workers 0 --model wrn-10-1-bottleneck --recipe cifar --batch-size 8 "
@@ -136,7 +136,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def _forks() -> multiprocessing.context.ForkServerContext:
     """Starts processes from one that has loaded torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vision_children", "torch.utils.tensorboard"])
+    context.set_forkserver_preload([PROGRAM, "worlds", "torch.utils.tensorboard"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()
@@ -150,8 +150,8 @@ def spawn(
     """`spawn("--out", folder, …)` starts the program in a process of its own, unheard."""
 
     def start(*arguments: object) -> BaseProcess:
-        values = ([str(a) for a in arguments], {}, str(tmp_path / "spawned.txt"))
-        process = _forks.Process(target=vision_children.program, args=values, daemon=True)
+        values = [PROGRAM, *(str(a) for a in arguments)], {}, str(tmp_path / "spawned.txt")
+        process = _forks.Process(target=worlds.program, args=values, daemon=True)
         process.start()
         return process
 
@@ -162,30 +162,9 @@ def spawn(
 def together(
     _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
-    """`together(function, …)` starts it in two processes, with what torchrun puts around them.
-
-    The function, of `vision_children`, gets the arguments, the environment and a file for stdout
-    and stderr: `output0.txt`, `output1.txt` in the test's folder.
-    """
+    """`together(function, …)` starts it, of `worlds`, in two processes of the program."""
 
     def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        processes = []
-        for rank in range(2):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            values = ([str(a) for a in arguments], environment)
-            output = str(tmp_path / f"output{rank}.txt")
-            process = _forks.Process(target=function, args=(*values, output), daemon=True)
-            process.start()
-            processes.append(process)
-        return processes
+        return worlds.together(_forks, tmp_path, function, PROGRAM, *arguments)
 
     return start

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,9 +17,8 @@ from torch import nn
 import symrnn.vision.train
 from symrnn import list_symmetries, open_packed, save_packed
 from symrnn.files import UserError
-from symrnn.training import load_checkpoint, save_checkpoint
+from symrnn.training import World, load_checkpoint, save_checkpoint
 from symrnn.vision import create_model
-from symrnn.vision.distributed import World
 from symrnn.vision.saved import load_model
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -406,13 +406,13 @@ def test_a_diverging_run_stops(refused: Refused, pictures: Path, tmp_path: Path,
 def test_a_run_that_diverges_late_keeps_its_best(
     refused: Refused, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, original = tmp_path / "run", symrnn.vision.train.Training._save_best
+    out, original = tmp_path / "run", symrnn.vision.train.save_best
 
-    def then_diverge(self: symrnn.vision.train.Training, model: nn.Module) -> None:
-        original(self, model)
-        nn.init.constant_(self.model.classifier.bias, math.nan)  # type: ignore[arg-type]
+    def then_diverge(path: Path, model: nn.Module, *more: Any, **meta: Any) -> None:
+        original(path, model, *more, **meta)
+        nn.init.constant_(model.classifier.bias, math.nan)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(symrnn.vision.train.Training, "_save_best", then_diverge)
+    monkeypatch.setattr(symrnn.vision.train, "save_best", then_diverge)
     message = refused("--data", pictures, *SMALL.split(), "--epochs", 2, "--out", out)
     assert "the largest weight is nan in epoch " in message
     assert message.endswith(f"checkpoints from before: {out / 'best.safetensors'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import vision_children
+from resumed import assert_same_run, lines_of
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from worlds import ended, failing, interrupted, program
 
 import symrnn.vision.train
-from symrnn import open_packed
 from symrnn.files import UserError
-from symrnn.training import load_checkpoint
+from symrnn.training import RunFolder, World, load_checkpoint
 from symrnn.vision.datasets import open_dataset
-from symrnn.vision.distributed import World
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -35,21 +34,6 @@ WRN = f"{TINY} --model wrn-10-1-basic --epochs 2 --log-every 1 --save-every 2"
 
 def arguments(pictures: Path, out: Path, options: str) -> list[str]:
     return ["--data", str(pictures), *options.split(), "--out", str(out)]
-
-
-def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
-    """Their exit codes, at the end of both."""
-    end = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(end - time.monotonic(), 0))
-    return [process.exitcode for process in processes]
-
-
-def lines_of(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without what says when or how fast."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    apart = ("time", "images_per_second")
-    return [{k: v for k, v in line.items() if k not in apart} for line in lines]
 
 
 def said(tmp_path: Path, rank: int) -> str:
@@ -72,7 +56,7 @@ def test_two_processes_are_one_with_the_joint_batch(
     together: Together, pictures: Path, tmp_path: Path, model: str
 ) -> None:
     options = f"{TINY} {model} --log-every 1"
-    processes = together(vision_children.program, *arguments(pictures, tmp_path / "two", options))
+    processes = together(program, *arguments(pictures, tmp_path / "two", options))
     assert ended(processes) == [0, 0]
     assert said(tmp_path, 1) == ""
     symrnn.vision.train.main(arguments(pictures, tmp_path / "one", options))
@@ -134,26 +118,16 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(straight: Path, together: Together, pictures: Path) -> Path:
     """The folder of the run of two processes that nothing stopped."""
     if not straight.exists():
-        processes = together(vision_children.program, *arguments(pictures, straight, WRN))
+        processes = together(program, *arguments(pictures, straight, WRN))
         assert ended(processes) == [0, 0]
     return straight
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Equal to the bit, but for the times."""
-    for read, file in ((load_checkpoint, "last.safetensors"), (open_packed, "best.safetensors")):
-        first, second = (read(folder / file).tensors for folder in (one, other))
-        assert first.keys() == second.keys()
-        for name, tensor in first.items():
-            assert torch.equal(tensor, second[name]), name
-    assert lines_of(one) == lines_of(other)
 
 
 def test_killed_and_resumed(
     whole: Path, together: Together, pictures: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    processes = together(vision_children.program, *arguments(pictures, run, WRN))
+    processes = together(program, *arguments(pictures, run, WRN))
     end = time.monotonic() + 60
     while not (run / "last.safetensors").exists():
         assert time.monotonic() < end
@@ -161,7 +135,7 @@ def test_killed_and_resumed(
     for process in processes:
         process.kill()
     assert ended(processes) == [-9, -9]
-    assert ended(together(vision_children.program, "--resume", run)) == [0, 0]
+    assert ended(together(program, "--resume", run)) == [0, 0]
     assert_same_run(whole, run)
 
 
@@ -170,26 +144,26 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
 ) -> None:
     run = tmp_path / "run"
     options = arguments(pictures, run, WRN)
-    assert ended(together(vision_children.interrupted, *options)) == [0, 0]
+    assert ended(together(interrupted, *options)) == [0, 0]
     assert lines_of(run)[-1]["step"] == 4
     assert f"to go on:\n  python -m symrnn.vision.train --resume {run}" in said(tmp_path, 0)
     assert "interrupted in epoch" not in said(tmp_path, 1)
     # One process alone may go on as well: with the joint batch, though not to the bit.
     alone = shutil.copytree(run, tmp_path / "alone")
     assert symrnn.vision.train.main(["--resume", str(alone)]) == 0
-    assert ended(together(vision_children.program, "--resume", run)) == [0, 0]
+    assert ended(together(program, "--resume", run)) == [0, 0]
     assert_same_run(whole, run)
 
 
 @pytest.mark.parametrize(
     ("place", "rank"),
-    [("_scalars", 0), ("_step", 1), ("restore", 0), ("_validate", 1), ("asleep", 1)],
+    [("log", 0), ("step", 1), ("_restore", 0), ("measure", 1), ("asleep", 1)],
 )
 def test_an_error_of_one_process_ends_both(
     together: Together, pictures: Path, tmp_path: Path, place: str, rank: int
 ) -> None:
     options = arguments(pictures, tmp_path / "run", WRN)
-    processes = together(vision_children.failing, *options, place, rank)
+    processes = together(failing, *options, place, rank)
     assert ended(processes, 30) == [2, 2]
     assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
     assert "error:" not in said(tmp_path, 1 - rank)
@@ -199,7 +173,7 @@ def test_only_the_first_process_speaks_of_a_mistake(
     together: Together, pictures: Path, tmp_path: Path
 ) -> None:
     options = arguments(pictures, tmp_path / "run", WRN)
-    assert ended(together(vision_children.program, *options, "--batch-size", 7)) == [2, 2]
+    assert ended(together(program, *options, "--batch-size", 7)) == [2, 2]
     line = "error: --batch-size should be a multiple of the 2 processes, got: 7\n"
     assert (said(tmp_path, 0), said(tmp_path, 1)) == (line, "")
     assert not (tmp_path / "run").exists()
@@ -209,14 +183,14 @@ def test_only_the_first_process_speaks_of_a_diverging_run(
     together: Together, pictures: Path, tmp_path: Path
 ) -> None:
     options = arguments(pictures, tmp_path / "run", WRN)
-    assert ended(together(vision_children.program, *options, "--lr", 1e20)) == [2, 2]
+    assert ended(together(program, *options, "--lr", 1e20)) == [2, 2]
     assert said(tmp_path, 0).count("error: the ") == 1
     assert said(tmp_path, 1) == ""
 
 
 def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
-    with symrnn.vision.train.RunFolder.open(whole):
-        processes = together(vision_children.program, "--resume", whole)
+    with RunFolder.open(whole):
+        processes = together(program, "--resume", whole)
         assert ended(processes) == [2, 2]
     assert f"error: {whole}: is in use by process {os.getpid()}" in said(tmp_path, 0)
     assert said(tmp_path, 1) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -11,14 +10,12 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from resumed import KilledError, assert_same_run, changed, dying_after, seconds_in, wait_for_new
 
 import symrnn.vision.train
-from symrnn import open_packed
-from symrnn.training import load_checkpoint
+from symrnn.training import Tracker, load_checkpoint, loop
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -27,33 +24,6 @@ FULL = (
     "--image-size 8 --workers 0 --recipe cifar --batch-size 4 --lr 0.05 --epochs 3 --threads 1 "
     "--save-every 3 --log-every 2"
 )
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Equal to the bit, but for the times."""
-    for read, file in ((load_checkpoint, "last.safetensors"), (open_packed, "best.safetensors")):
-        first, second = (read(folder / file) for folder in (one, other))
-        assert first.tensors.keys() == second.tensors.keys()
-        for name, tensor in first.tensors.items():
-            assert torch.equal(tensor, second.tensors[name]), name
-        assert untimed(first.meta) == untimed(second.meta)
-    lines = [
-        [untimed(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (one, other)
-    ]
-    assert lines[0] == lines[1]
-
-
-def untimed(value: Any) -> Any:
-    """Without what says when, where or how fast, in a line, or packed in a checkpoint's state."""
-    apart = ("time", "images_per_second", "seconds", "began", "data")
-    if isinstance(value, dict):
-        return {name: untimed(item) for name, item in value.items() if name not in apart}
-    if isinstance(value, list):
-        # A packed dict is a list of pairs of a key and a value.
-        timed = [isinstance(item, list) and item[:1] in (["seconds"], ["began"]) for item in value]
-        return [untimed(item) for item, out in zip(value, timed, strict=True) if not out]
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +36,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 def arguments(pictures: Path, folder: Path, options: str = MODEL) -> list[str]:
     return ["--data", str(pictures), *FULL.split(), *options.split(), "--out", str(folder)]
-
-
-def wait_for_new(file: Path, before: int, process: BaseProcess) -> None:
-    end = time.monotonic() + 60
-    while changed(file) == before and process.is_alive():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def changed(file: Path) -> int:
-    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def test_killed_at_random_moments(
@@ -98,10 +57,6 @@ def test_killed_at_random_moments(
     assert_same_run(straight, run)
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL: nobody catches it, and nothing is done on the way out."""
-
-
 @pytest.mark.parametrize("moment", ["scalars", "figure", "save_best", "save_checkpoint"])
 def test_killed_between_any_two_writes(
     straight: Path,
@@ -113,20 +68,12 @@ def test_killed_between_any_two_writes(
     """Every line, figure and checkpoint of a run in turn is the last that a killed run wrote."""
     run, kills = tmp_path / "run", 0
     program = symrnn.vision.train
-    owner = program if moment.startswith("save") else program.Tracker
+    owner = {"save_best": program, "save_checkpoint": loop}.get(moment, Tracker)
     original = getattr(owner, moment)
-    monkeypatch.setattr(program.Tracker, "hparams", lambda *_: None)
+    monkeypatch.setattr(Tracker, "hparams", lambda *_: None)
     for _ in range(200):
-        calls, fatal = 0, 1 + kills % 5  # sometimes late, so that it gets on
-
-        def dying(*values: object, fatal: int = fatal, **named: object) -> None:
-            nonlocal calls
-            original(*values, **named)
-            calls += 1
-            if calls == fatal:
-                raise KilledError
-
-        monkeypatch.setattr(owner, moment, dying)
+        # Sometimes late, so that it gets on.
+        monkeypatch.setattr(owner, moment, dying_after(1 + kills % 5, original))
         begin = not (run / "config.json").exists()
         try:
             program.main(arguments(pictures, run) if begin else ["--resume", str(run)])
@@ -150,7 +97,7 @@ def test_interrupted_once_and_resumed(
     call: int,
 ) -> None:
     """In the first epoch, and in later ones; also as the scalars of a validation are written."""
-    run, calls, original = tmp_path / "run", 0, symrnn.vision.train.Tracker.scalars
+    run, calls, original = tmp_path / "run", 0, Tracker.scalars
 
     def interrupting(*values: object) -> None:
         nonlocal calls
@@ -160,7 +107,7 @@ def test_interrupted_once_and_resumed(
             os.kill(os.getpid(), signal_number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(symrnn.vision.train.Tracker, "scalars", interrupting)
+        patch.setattr(Tracker, "scalars", interrupting)
         assert symrnn.vision.train.main(arguments(pictures, run)) == 0
     output = capfd.readouterr()
     assert "once more to leave at once" in output.err
@@ -187,26 +134,11 @@ def test_other_models_and_precisions_go_on_exactly_too(
     straight, run = (arguments(pictures, tmp_path / name, options) for name in ("straight", "run"))
     assert symrnn.vision.train.main(straight) == 0
     with monkeypatch.context() as patch:
-        saving = symrnn.vision.train.save_checkpoint
-        patch.setattr(symrnn.vision.train, "save_checkpoint", dying_after(1, saving))
+        patch.setattr(loop, "save_checkpoint", dying_after(1, loop.save_checkpoint))
         with pytest.raises(KilledError):
             symrnn.vision.train.main(run)
     assert symrnn.vision.train.main(["--resume", str(tmp_path / "run")]) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "run")
-
-
-def dying_after(calls: int, function: Callable[..., None]) -> Callable[..., None]:
-    """``function``, at whose so-many-th call the run is killed."""
-    left = calls
-
-    def dying(*values: object, **named: object) -> None:
-        nonlocal left
-        function(*values, **named)
-        left -= 1
-        if left == 0:
-            raise KilledError
-
-    return dying
 
 
 def test_interrupted_twice_leaves_at_once(
@@ -260,7 +192,7 @@ def test_time_adds_up_over_resumes(
         clock += 1.0
         return clock
 
-    monkeypatch.setattr("symrnn.vision.train.time.monotonic", tick)
+    monkeypatch.setattr("symrnn.training.loop.time.monotonic", tick)
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         saving = symrnn.vision.train.save_best
@@ -271,9 +203,3 @@ def test_time_adds_up_over_resumes(
     clock += 1000.0  # nobody trains
     assert symrnn.vision.train.main(["--resume", str(run)]) == 0
     assert kept < seconds_in(run) < 1000
-
-
-def seconds_in(run: Path) -> float:
-    packed = load_checkpoint(run / "last.safetensors").meta["state"]
-    state = dict(packed["dict"])
-    return float(dict(state["progress"]["dict"])["seconds"])

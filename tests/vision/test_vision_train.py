@@ -19,14 +19,15 @@ import symrnn.vision.datasets
 import symrnn.vision.train
 from symrnn import count_parameters, open_packed, symmetrize
 from symrnn.training import load_checkpoint
+from symrnn.training.command_line import given
 from symrnn.vision import create_model
 from symrnn.vision.accuracy import measure
 from symrnn.vision.datasets import open_dataset
 from symrnn.vision.dirac import no_decay
-from symrnn.vision.options import given, make_parser, resolve
+from symrnn.vision.learner import make_optimizer
+from symrnn.vision.options import make_parser, resolve
 from symrnn.vision.recipes import RECIPES, Recipe, lr_in
 from symrnn.vision.saved import load_model
-from symrnn.vision.train import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

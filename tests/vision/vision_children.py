@@ -2,79 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import signal
-import time
-
-import matplotlib.figure
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from worlds import begin
 
-import symrnn.vision.train
-from symrnn.files import UserError, run_program
-from symrnn.vision import distributed
-from symrnn.vision.distributed import World, running_statistics, synchronize_batch_norm
-
-
-def begin(environment: dict[str, str], output: str) -> None:
-    """Be a process that was started with that environment, stdout and stderr in a file."""
-    os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-
-
-def program(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """The training program; its figures are empty, as drawing takes longer than training."""
-    begin(environment, output)
-    symrnn.vision.train.draw_filters = lambda _: matplotlib.figure.Figure((1, 1))
-    run_program(functools.partial(symrnn.vision.train.main, arguments))
-
-
-def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """The program, of which the second process alone gets a SIGINT, in the fourth step."""
-    step, calls = symrnn.vision.train.Training._step, 0
-
-    def interrupting(*values: object) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 4 and environment["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*values)  # type: ignore[arg-type]
-
-    symrnn.vision.train.Training._step = interrupting  # type: ignore[method-assign]
-    program(arguments, environment, output)
-
-
-def failing(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """The program, of which one process alone fails; the last arguments say where and which.
-
-    "asleep": in a step, where the other is in something that takes forever.
-    """
-    *arguments, place, rank = arguments
-    distributed.POLL = distributed.GRACE = 0.2
-
-    def fail(*_: object, **__: object) -> None:
-        raise UserError("the disk is full")
-
-    if environment["RANK"] == rank:
-        setattr(symrnn.vision.train.Training, "_step" if place == "asleep" else place, fail)
-    elif place == "asleep":
-        symrnn.vision.train.Training._step = lambda *_: time.sleep(1000)  # type: ignore[assignment]
-    program(arguments, environment, output)
+from symrnn.training import World
+from symrnn.vision.batch_norm import running_statistics, synchronize_batch_norm
 
 
 def joint_batch_norm(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """Three steps of a batch norm in a small model, in float64, on a half of each joint batch.
 
-    Saves to the file of the first argument what the first process has then.
+    Saves to the file of the second argument what the first process has then.
     """
     begin(environment, output)
-    path, kind = arguments
+    _, path, kind = arguments
     with World() as world:
         model, pictures, labels = small_model()
         if kind == "joint":

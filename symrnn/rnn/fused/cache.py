@@ -34,13 +34,21 @@ class _Source(NamedTuple):
     storage: held, so that nothing else comes to lie at that address.
     """
 
-    parameter: Tensor
+    parameter: Tensor | None
     place: Callable[[], int]
     address: int
     strides: Callable[[], tuple[int, ...]]
     steps: tuple[int, ...]
     version: int
     storage: Any
+
+    @staticmethod
+    def of(p: Tensor | None) -> _Source:
+        if p is None:
+            return _Source(None, int, 0, tuple, (), 0, None)
+        return _Source(
+            p, p.data_ptr, p.data_ptr(), p.stride, p.stride(), p._version, p.untyped_storage()
+        )
 
 
 class Sources:
@@ -50,20 +58,16 @@ class Sources:
     """
 
     def __init__(self, parameters: Collection[Tensor | None]) -> None:
-        self._sources = [
-            None
-            if p is None
-            else _Source(
-                p, p.data_ptr, p.data_ptr(), p.stride, p.stride(), p._version, p.untyped_storage()
-            )
-            for p in parameters
-        ]
+        self._sources = [_Source.of(p) for p in parameters]
         sampled = [p for p in parameters if p is not None]
-        self._count = len(sampled)
-        self._addresses = (ctypes.c_void_p * self._count)(*(p.data_ptr() for p in sampled))
-        self._bytes = (ctypes.c_int64 * self._count)(*(p.nbytes for p in sampled))
+        count = len(sampled)
+        arrays = (ctypes.c_void_p * count)(*(p.data_ptr() for p in sampled))
+        sizes = (ctypes.c_int64 * count)(*(p.nbytes for p in sampled))
+        self._arrays = arrays, sizes
+        # Addresses of both, which ctypes passes faster than the arrays themselves.
+        self._given = count, ctypes.addressof(arrays), ctypes.addressof(sizes)
         self._sample = library().symrnn_sample
-        self._sampled = self._sample(self._count, self._addresses, self._bytes)
+        self._sampled = self._sample(*self._given)
 
     @staticmethod
     def can_be_followed(parameters: Collection[Tensor]) -> bool:
@@ -77,21 +81,16 @@ class Sources:
         """The rule."""
         if len(parameters) != len(self._sources):
             return False
-        for now, source in zip(parameters, self._sources, strict=True):
-            if source is None:
-                if now is not None:
-                    return False
-                continue
-            was, place, address, strides, steps, version, _ = source
-            if (
-                now is not was
-                or place() != address
-                or strides() != steps
-                or was._version != version
+        for now, (was, place, address, strides, steps, version, _) in zip(
+            parameters, self._sources, strict=True
+        ):
+            if now is not was:
+                return False
+            if now is not None and (
+                place() != address or strides() != steps or now._version != version
             ):
                 return False
-        sampled = self._sample(self._count, self._addresses, self._bytes)
-        return bool(sampled == self._sampled)
+        return bool(self._sample(*self._given) == self._sampled)
 
 
 class Cache:

@@ -164,6 +164,7 @@ class PackedLayers:
             for k, w in enumerate(weights)
         ]
         self._has_cells = attributes.mode == "LSTM"
+        self._attributes = attributes._replace(dropout=0.0, training=True)
         # In bytes, what one sequence's state of one layer and direction takes.
         self._state_bytes = self.hidden_size * self.dtype.itemsize
 
@@ -176,7 +177,7 @@ class PackedLayers:
         lengths: int,
         hx: Sequence[Tensor] | None,
         state_shape: Sequence[int],
-        attributes: Attributes,
+        dropout: float,
     ) -> tuple[Tensor, list[Tensor]]:
         """Input x (*shape, I) and the state to the output (*shape, D·H) and the new state.
 
@@ -185,7 +186,7 @@ class PackedLayers:
         shape: of the rows, R in all.
         lengths: the address of B_t (T,), or 0 where all are B.
         state_shape: of each part of the new state, and of ``hx``, which is zeros if None.
-        attributes: those that the weights were packed with, but for dropout.
+        dropout: between the layers.
         """
         rows = steps * batch if lengths == 0 else shape[0]
         state = [x.new_empty(*state_shape)]
@@ -206,6 +207,9 @@ class PackedLayers:
             )  # fmt: skip
             return output
 
+        attributes = self._attributes
+        if dropout:
+            attributes = attributes._replace(dropout=dropout)
         return over_layers(x, attributes, one), state
 
 

@@ -1,4 +1,4 @@
-"""The processes of a data-parallel run, as ``torchrun`` starts them, and batch norm over them all.
+"""The processes of a data-parallel run, as ``torchrun`` starts them.
 
 A program that is started by itself is a world of one process: everything here works there too, and
 does nothing.
@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from symrnn.files import UserError
-from symrnn.training import resolve_device
+from symrnn.files.errors import UserError
+from symrnn.training.process import resolve_device
 
 T = TypeVar("T")
 
@@ -166,14 +166,26 @@ class World:
             raise SystemExit(UserError.exit_code)
         raise error or UserError(messages[0])
 
-    def share(self, value: T) -> T:
-        """What the first process gives, in all of them."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in all of them; the others wait for it."""
         if self.size == 1:
-            return value
-        values: list[Any] = [value if self.first else None]
+            return make()
+        values: list[Any] = [make() if self.first else None]
         dist.broadcast_object_list(values)
         shared: T = values[0]
         return shared
+
+    def one_first(self, make: Callable[[], T]) -> T:
+        """What each process makes; one of each machine before the others there: it may download.
+
+        Of a UserError all end, as in :meth:`agreeing`.
+        """
+        made: list[T] = []
+        for turn in (True, False):
+            with self.agreeing():
+                if turn == (self.local_rank == 0):
+                    made.append(make())
+        return made[0]
 
     def gather(self, value: T) -> list[T]:
         """What each process gives, in all of them, by rank."""
@@ -211,7 +223,16 @@ class World:
         """Wait until all processes are here."""
         self.sum([0.0])
 
-    # ---- devices and models --------------------------------------------------------------------
+    # ---- batches, devices and models -----------------------------------------------------------
+
+    def part_of(self, batch_size: int) -> slice:
+        """This process's part of a joint batch. Raises UserError if the parts are not equal."""
+        if batch_size % self.size:
+            raise UserError(
+                f"--batch-size should be a multiple of the {self.size} processes, got: {batch_size}"
+            )
+        each = batch_size // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
 
     def device(self, name: str) -> torch.device:
         """This process's device: of several processes each has a GPU of its own.
@@ -240,9 +261,8 @@ class World:
     def parallel(self, model: nn.Module) -> nn.Module:
         """``model``, to be called in training: its gradients are the mean over all processes.
 
-        All start with the numbers of the first. Buffers are not sent at each step, as the index
-        maps of symmetric weights are as large as these; for batch norm see :meth:`average_` and
-        :func:`synchronize_batch_norm`.
+        All start with the parameters of the first. Buffers are not sent at each step; for those of
+        batch norms see :mod:`symrnn.vision.batch_norm`.
         """
         if self.size == 1:
             return model
@@ -266,77 +286,3 @@ def _is_lost_connection(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed"))
     )
-
-
-# ---- batch norm --------------------------------------------------------------------------------
-
-
-class JointBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` with the mean and variance of the joint batch of all processes.
-
-    Each process is to have as many pictures as any other. Works on every device and, unlike
-    ``nn.SyncBatchNorm``, over gloo; the same arithmetic, in float32 at least, written plainly.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        world = dist.get_world_size()
-        x = input.to(torch.promote_types(input.dtype, torch.float32))
-        mean = _Sum.apply(x.mean((0, 2, 3))) / world
-        x = x - mean.view(1, -1, 1, 1)
-        variance = _Sum.apply(x.square().mean((0, 2, 3))) / world
-        count = world * x.numel() // x.size(1)
-        self._keep(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(self.bias.view(-1, 1, 1), x, scale.view(-1, 1, 1)).to(input.dtype)
-
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.momentum is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient too, as all losses hang on the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """``model`` with the batch norms of the joint batch, in place, its parameters and names kept.
-
-    On GPUs they are ``nn.SyncBatchNorm``, which is faster there; elsewhere
-    :class:`JointBatchNorm2d`.
-    """
-    if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for part in model.modules():
-        if type(part) is nn.BatchNorm2d:
-            part.__class__ = JointBatchNorm2d
-    return model
-
-
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The running means and variances of a model's batch norms."""
-    return [
-        tensor
-        for part in model.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        for tensor in (part.running_mean, part.running_var)
-        if tensor is not None
-    ]

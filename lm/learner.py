@@ -1,0 +1,85 @@
+"""What learns: a language model with its optimizer and carried state, one step at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm.model import LanguageModel, State
+from lm.perplexity import cross_entropy
+from symrnn import parameter_groups, soft_symmetry_penalty
+from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
+from symrnn.training.loop import Learner, Progress
+
+
+class LanguageLearner(Learner):
+    """A language model, its optimizer, and the hidden state of this process's streams.
+
+    The whole batch's gradient is the mean of those of the processes, which have equal parts.
+    """
+
+    model: LanguageModel
+
+    def __init__(self, model: LanguageModel, config: dict[str, Any], world: World) -> None:
+        optimizer = torch.optim.SGD(parameter_groups(model, config["lr"]), lr=config["lr"])
+        super().__init__(model, optimizer, Progress(best=math.inf, lr=config["lr"]))
+        self.config = config
+        self.world = world
+        self.hidden: State | None = None
+        self.device = next(model.parameters()).device
+        self.precision = autocast(config["precision"], self.device)
+        self.forward = world.parallel(model)
+        if config["compile"]:
+            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """One update; the loss per token in nats, and the gradient's norm before clipping.
+
+        inputs, targets int64 (T, B), of this process's streams.
+        """
+        config, world = self.config, self.world
+        if world.size > 1:  # dropout elsewhere than in the other processes
+            seed_step(config["seed"], self.progress.step, world.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision():
+            logits, hidden = self.forward(inputs, self.hidden)
+        self.hidden = tuple(part.detach() for part in hidden)
+        loss = cross_entropy(logits, targets).mean()
+        value = world.sum([loss.item() / world.size])[0]
+        self.progress.nats += value
+        if config["loss"] == "sum":  # the mean is over steps and batch; Zaremba's over the batch
+            loss = loss * config["steps"]
+        if config["soft_symmetry"]:
+            penalty = soft_symmetry_penalty(self.model.rnn, config["soft_norm"])
+            loss = loss + config["soft_symmetry"] * penalty
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config["clip"]).item()
+        self.optimizer.step()
+        return value, norm
+
+    def final(self) -> LanguageModel:
+        """The model as it is measured and saved: with soft symmetry, made symmetric."""
+        return self.model.hardened() if self.config["soft_symmetry"] else self.model
+
+    def end_epoch(self) -> None:
+        super().end_epoch()
+        self.hidden = None
+
+    def state(self) -> dict[str, Any]:
+        hidden = self.hidden
+        if hidden is not None and self.world.size > 1:  # that of the whole batch, (L, B, H)
+            parts = self.world.gather([part.cpu() for part in hidden])
+            hidden = tuple(torch.cat(streams, 1) for streams in zip(*parts, strict=True))
+        return {**super().state(), "hidden": hidden, "rng": rng_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if state["hidden"] is not None:
+            streams = self.world.part_of(self.config["batch_size"])
+            self.hidden = tuple(
+                part[:, streams].contiguous().to(self.device) for part in state["hidden"]
+            )
+        set_rng_state(state["rng"])

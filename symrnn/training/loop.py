@@ -1,0 +1,419 @@
+"""The loop of a training run: epochs and steps, logs, checkpoints, interrupts, exact resume.
+
+A training program, in one process or in many::
+
+    with World() as world, Run("lm.train", world) as run:
+        config = run.configure(make_parser().parse_args(), resolve, resume_config)
+        learner = ...                                   # the data, the model and its optimizer
+        run.start(learner, config, ...)
+        for epoch in run.epochs(config["epochs"]):
+            for inputs, targets in run.steps(batches):
+                loss = learner.step(inputs, targets)
+                if run.due:
+                    run.log({"train/loss": loss})
+            if run.stopped:
+                break
+            run.keep_best(validate(model), save)
+        run.report({...})
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from symrnn.files.errors import UserError
+from symrnn.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    model_tensors,
+    restore_model,
+    save_checkpoint,
+)
+from symrnn.training.command_line import (
+    folder_to_resume,
+    given,
+    print_table,
+    require_compiler,
+    unused_folder,
+)
+from symrnn.training.interrupt import Interrupt
+from symrnn.training.process import environment, keep_freed_memory, peak_memory, set_threads
+from symrnn.training.run_folder import RunFolder
+from symrnn.training.state import pack_state, unpack_state
+from symrnn.training.tracker import Tracker
+from symrnn.training.world import World
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = TypeVar("Batch")
+Config = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors in a checkpoint, all it needs to go on exactly.
+
+    A program may add fields of its own, with defaults.
+    """
+
+    best: float  # the best validation so far; at first, what any is better than
+    epoch: int = 1  # the epoch under way, from 1
+    batch: int = 0  # how many of its batches were begun
+    step: int = 0  # how many steps were begun in all
+    lr: float = 0.0
+    nats: float = 0.0  # sum of the training losses of this epoch
+    seconds: float = 0.0  # spent so far, over all resumes
+    began: float = 0.0  # ``seconds`` as the epoch under way began
+
+
+class Learner:
+    """What is trained, in one of the processes: a model, its optimizer, and where they stand.
+
+    A program adds its step, and to :meth:`state` whatever else the step depends on.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.progress = progress
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate from the next step on; symmetric weights have theirs in proportion."""
+        self.progress.lr = lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def end_epoch(self) -> None:
+        """Forget what belongs to one epoch."""
+        self.progress.nats = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the model and the progress; called in all processes."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` gave, after model and progress."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Run:
+    """One training run, seen from one of its processes: configure, start, epochs, report.
+
+    The first process holds the run's folder and alone writes: nothing here differs in the others,
+    whose lines and files go nowhere. A checkpoint follows all lines of its step and no other line
+    of that step follows it, so that a run killed anywhere and resumed has every line once.
+
+    program: its module, as ``python -m`` takes it.
+    plan: what the first interrupt leads to, for the line that it prints.
+
+    device: of this process; known from :meth:`configure` on.
+    resumed: the folder of the run that is continued; None for a new run.
+    stopped: whether an interrupt ended the steps within an epoch.
+    """
+
+    device: torch.device
+    learner: Learner
+
+    def __init__(self, program: str, world: World, plan: str = "ending after this step") -> None:
+        self.program = program
+        self.world = world
+        self.resumed: Path | None = None
+        self.stopped = False
+        self._out: Path | None = None
+        self._folder: RunFolder | None = None
+        self._tracker: Tracker | None = None
+        self._interrupt = Interrupt(plan)
+        self._bar: Any = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # A generator that an error left would end its blocks only when it is collected.
+        self._interrupt.__exit__(*error)
+        if self._bar is not None:
+            self._bar.close()
+        self._open.__exit__(*error)
+
+    # ---- begin ---------------------------------------------------------------------------------
+
+    def configure(
+        self,
+        options: argparse.Namespace,
+        resolve: Callable[[Config], Config],
+        resume: Callable[[Config, Config, Path], Config],
+    ) -> Config:
+        """The run's configuration, the same in all processes; and this process is made ready.
+
+        A run that is continued has its folder opened here, once, and locked from here on.
+
+        options: of the command line, with those of ``add_run_options``.
+        resolve: the configuration of a new run from the options that were given.
+        resume: that of a continued one, from its own, the options that were given, and its folder.
+        """
+        world = self.world
+        with world.agreeing():
+            self._out = options.out
+            self.resumed = folder_to_resume(options.resume, options.out)
+            config: Config = {}
+            if self.resumed is None:
+                config = resolve(given(options))
+            elif world.first:
+                self._folder = self._open.enter_context(RunFolder.open(self.resumed))
+                config = resume(self._folder.config, given(options), self.resumed)
+        config = world.share(lambda: config)
+        with world.agreeing():
+            self.device = world.device(config["device"])
+            set_threads(config["threads"])
+            if self.device.type == "cpu":
+                keep_freed_memory()
+            if config["compile"]:
+                require_compiler(self.device)
+        return config
+
+    def start(
+        self,
+        learner: Learner,
+        config: Config,
+        *,
+        name: str,
+        batches: int,
+        batch_size: int,
+        unit: str,
+        lowest_is_best: bool,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the folder of a new run; take up the last checkpoint of another; open the logs.
+
+        name: of a new run's folder in runs/, where --out names none.
+        batches, batch_size, unit: how many batches are in an epoch, how much is in each, and of
+            what.
+        lowest_is_best: of what :meth:`keep_best` compares.
+        meta: what a checkpoint's meta holds beside configuration and state.
+        """
+        self.learner = learner
+        self.config = config
+        self.batches = batches
+        self._batch_size = batch_size
+        self._unit = unit
+        self._lowest_is_best = lowest_is_best
+        self._meta = meta or {}
+        self._clock = time.monotonic()
+        with self.world.agreeing():
+            if self.resumed is None and self.world.first:
+                path = self._out or unused_folder(Path("runs") / name)
+                self._folder = self._open.enter_context(RunFolder.create(path, config))
+        if self._folder is not None:
+            print(f"the run is kept in {self._folder.path}", flush=True)
+        begun = self._restore()
+        if self._folder is None:
+            return
+        step = self.progress.step if begun else None
+        self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
+        if not begun:
+            self._tracker.hparams(config, {})
+            facts = {**environment(), "processes": self.world.size}
+            lines = [f"    {name}: {value}" for name, value in facts.items()]
+            self._tracker.text("environment", "\n".join(lines))
+
+    def _restore(self) -> bool:
+        """Take up the run's last checkpoint, in all processes; whether there is one."""
+        checkpoint: Checkpoint | None = None
+        with self.world.agreeing():
+            if self._folder is not None and self._folder.last.exists():
+                checkpoint = load_checkpoint(self._folder.last)
+        checkpoint = self.world.share(lambda: checkpoint)
+        if checkpoint is None:
+            return False
+        learner = self.learner
+        with self.world.agreeing():
+            restore_model(learner.model, checkpoint)
+            try:
+                state = unpack_state(checkpoint.tensors, checkpoint.meta["state"])
+                progress = dict(state["progress"])
+                if "window" in progress:  # the language model's name for it, formerly
+                    progress["batch"] = progress.pop("window")
+                learner.progress = type(learner.progress)(**progress)
+                learner.load_state(state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
+                ) from error
+        where = f"step {self.progress.step}, in epoch {self.progress.epoch}"
+        print(f"continuing after {where}", flush=True)
+        return True
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.learner.progress
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs that are left, from 1 to ``count``, with a checkpoint after each.
+
+        It ends early at an interrupt of any process.
+        """
+        progress = self.progress
+        with self._interrupt:
+            # Asked here too, as an interrupt may come during a validation.
+            while progress.epoch <= count and not self.world.any(self._interrupt.requested):
+                yield progress.epoch
+                progress.epoch += 1
+                progress.batch = 0
+                self.learner.end_epoch()
+                progress.began = self._seconds()
+                self._save()
+
+    def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches that are left of this epoch, with a checkpoint after every --save-every.
+
+        It ends early at an interrupt of any process, with a checkpoint, and sets ``stopped``.
+
+        batches: from ``progress.batch`` on, this process's part of each.
+        """
+        progress = self.progress
+        self._since = (time.perf_counter(), progress.batch)
+        self.learner.model.train()
+        self._bar = tqdm(
+            total=self.batches * self._batch_size,
+            initial=progress.batch * self._batch_size,
+            desc=f"epoch {progress.epoch}/{self.config['epochs']}",
+            unit=self._unit,
+            unit_scale=True,
+            leave=False,
+            dynamic_ncols=True,
+            disable=None,  # where nobody watches, the line at the end of each epoch is enough
+        )
+        with self._bar:
+            for batch in batches:
+                progress.batch += 1
+                progress.step += 1
+                yield batch
+                self._bar.update(self._batch_size)
+                if progress.batch == self.batches:
+                    return  # the checkpoint comes after the validation
+                self.stopped = self.world.any(self._interrupt.requested)
+                if self.stopped or progress.step % self.config["save_every"] == 0:
+                    self._save()
+                if self.stopped:
+                    return
+
+    @property
+    def due(self) -> bool:
+        """Whether the step under way is one to be logged, by --log-every."""
+        return self.progress.step % self.config["log_every"] == 0
+
+    def log(self, values: Mapping[str, float], note: str | None = None) -> None:
+        """Log numbers at the present step; ``note`` stands beside the progress bar."""
+        if self._tracker is not None:
+            self._tracker.scalars(self.progress.step, values)
+        if note is not None:
+            self._bar.set_postfix_str(note)
+
+    def speed(self) -> float:
+        """Units (tokens, pictures) a second, of all processes, since it was last asked."""
+        (since, first), self._since = self._since, (time.perf_counter(), self.progress.batch)
+        return (self.progress.batch - first) * self._batch_size / (self._since[0] - since)
+
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """Log a picture at the present step."""
+        if self._tracker is not None:
+            self._tracker.figure(self.progress.step, name, draw())
+
+    def outcome(self, metrics: Mapping[str, float]) -> None:
+        """Log what the run came to, beside its configuration."""
+        if self._tracker is not None:
+            self._tracker.hparams(self.config, metrics)
+
+    def epoch_seconds(self) -> float:
+        """How long the epoch under way has taken so far, over all resumes."""
+        return self._seconds() - self.progress.began
+
+    def require_finite(self, what: str, value: float) -> None:
+        """Raise UserError, which ends the run, for a number that all processes see is none."""
+        if math.isfinite(value):
+            return
+        if self._folder is None:  # the first process, which sees the same, says so
+            raise SystemExit(UserError.exit_code)
+        progress = self.progress
+        files = [str(file) for file in (self._folder.best, self._folder.last) if file.exists()]
+        raise UserError(
+            f"the {what} is {value} in epoch {progress.epoch}, after {progress.batch} of its "
+            f"{self.batches} batches (step {progress.step}), at learning rate {progress.lr:g}: "
+            f"stopped; checkpoints from before: {', '.join(files) or 'none yet'}"
+        )
+
+    def keep_best(self, value: float, save: Callable[[Path], None]) -> bool:
+        """Save the model if its validation is the best so far; whether it is."""
+        best = self.progress.best
+        if not (value < best if self._lowest_is_best else value > best):
+            return False
+        self.progress.best = value
+        if self._folder is not None:
+            save(self._folder.best)
+        return True
+
+    def _save(self) -> None:
+        """Write the checkpoint from which the run would go on exactly."""
+        model = self.learner.model
+        weights = [parameter.detach().abs().max() for parameter in model.parameters()]
+        self.require_finite("largest weight", torch.stack(weights).max().item())
+        self._seconds()
+        state = {**self.learner.state(), "progress": asdict(self.progress)}
+        if self._folder is None or self._tracker is None:
+            return
+        self._tracker.flush()  # first the lines, then the checkpoint that relies on them
+        tensors, packed = pack_state(state, "state")
+        save_checkpoint(
+            self._folder.last,
+            {**model_tensors(model), **tensors},
+            {"config": self.config, **self._meta, "state": packed},
+        )
+
+    def _seconds(self) -> float:
+        """The seconds spent on the run so far, over all resumes."""
+        now = time.monotonic()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        return self.progress.seconds
+
+    # ---- end -----------------------------------------------------------------------------------
+
+    @property
+    def best(self) -> Path:
+        """The file of the best model; in the first process."""
+        assert self._folder is not None
+        return self._folder.best
+
+    def report(self, values: Mapping[str, str]) -> None:
+        """Say what came of the run: the program's lines, its time and memory."""
+        if self._folder is None:
+            return
+        print()
+        if self.progress.epoch <= self.config["epochs"]:
+            print(f"interrupted in epoch {self.progress.epoch}; to go on:")
+            print(f"  python -m {self.program} --resume {shlex.quote(str(self._folder.path))}")
+        time_and_memory = {
+            "time": f"{self.progress.seconds:.1f} s",
+            "peak memory": f"{peak_memory(self.device) / 2**20:.0f} MiB",
+        }
+        print_table({**values, **time_and_memory})

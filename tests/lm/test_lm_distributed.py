@@ -1,0 +1,180 @@
+"""Two processes train as one with the whole batch; what ends one of them ends the other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from resumed import assert_same_run, lines_of
+from worlds import ended, failing, interrupted, program
+
+import lm.train
+from symrnn.training import RunFolder, load_checkpoint
+
+Together = Callable[..., list[BaseProcess]]
+
+TINY = "--hidden-size 8 --batch-size 4 --steps 5 --threads 1 --log-every 1"
+WHOLE = f"{TINY} --epochs 2 --dropout 0.4 --save-every 2 --recipe annealed"
+
+
+def arguments(corpus: Path, out: Path, options: str) -> list[str]:
+    return ["--data", str(corpus), *options.split(), "--out", str(out)]
+
+
+def said(tmp_path: Path, rank: int) -> str:
+    return (tmp_path / f"output{rank}.txt").read_text()
+
+
+# ---- the same numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--symm avg --size small",
+        "--recipe annealed --tied --symm tri8 --lr 5",
+        "--cell gru --symm block4 --symm-ih rzn --lr 0.3 --precision fp64",
+        "--cell rnn --lr 0.3 --soft-symmetry 0.05",
+    ],
+)
+def test_two_processes_are_one_with_the_whole_batch(
+    together: Together, corpus: Path, tmp_path: Path, options: str
+) -> None:
+    """In the logs and the weights; the clipping acts."""
+    options = f"{TINY} {options} --epochs 2 --clip 0.1 --save-every 7"
+    processes = together(program, *arguments(corpus, tmp_path / "two", options))
+    assert ended(processes) == [0, 0]
+    assert said(tmp_path, 1) == ""
+    lm.train.main(arguments(corpus, tmp_path / "one", options))
+    one, two = (lines_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) > 20
+    assert any(line.get("gradient_norm", 0) > 0.1 for line in one)
+    for line, other in zip(one, two, strict=True):
+        assert other == pytest.approx(line, rel=1e-5)
+    first, second = (
+        load_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        if not name.startswith("state/rng"):  # nothing was drawn from it
+            torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+# ---- checkpoints, folders, ends ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("straight") / "run"
+
+
+@pytest.fixture
+def whole(straight: Path, together: Together, corpus: Path) -> Path:
+    """The folder of the run of two processes, with dropout, that nothing stopped."""
+    if not straight.exists():
+        processes = together(program, *arguments(corpus, straight, WHOLE))
+        assert ended(processes) == [0, 0]
+    return straight
+
+
+def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    processes = together(program, *arguments(corpus, run, WHOLE))
+    end = time.monotonic() + 60
+    while not (run / "last.safetensors").exists():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    for process in processes:
+        process.kill()
+    assert ended(processes) == [-9, -9]
+    assert ended(together(program, "--resume", run)) == [0, 0]
+    assert_same_run(whole, run)
+
+
+def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
+    whole: Path, together: Together, corpus: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert ended(together(interrupted, *arguments(corpus, run, WHOLE))) == [0, 0]
+    assert lines_of(run)[-1]["step"] == 4
+    assert f"to go on:\n  python -m lm.train --resume {run}" in said(tmp_path, 0)
+    assert "test perplexity" in said(tmp_path, 0)
+    assert "test perplexity" not in said(tmp_path, 1)
+    carried = load_checkpoint(run / "last.safetensors").tensors["state/hidden/0"]
+    assert carried.shape == (2, 4, 8)  # of all streams
+    # One process alone may go on as well, though with other dropout.
+    alone = shutil.copytree(run, tmp_path / "alone")
+    assert lm.train.main(["--resume", str(alone)]) == 0
+    assert ended(together(program, "--resume", run)) == [0, 0]
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0), ("asleep", 1)])
+def test_an_error_of_one_process_ends_both(
+    together: Together, corpus: Path, tmp_path: Path, place: str, rank: int
+) -> None:
+    options = arguments(corpus, tmp_path / "run", WHOLE)
+    processes = together(failing, *options, place, rank)
+    assert ended(processes, 30) == [2, 2]
+    assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
+    assert "error:" not in said(tmp_path, 1 - rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_other(
+    together: Together, corpus: Path, tmp_path: Path, rank: int
+) -> None:
+    options = arguments(corpus, tmp_path / "run", WHOLE)
+    codes = ended(together(failing, *options, "killed", rank), 30)
+    assert codes == ([-9, 2] if rank == 0 else [2, -9])
+    assert said(tmp_path, rank).count("error:") == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("--batch-size 3", "--batch-size should be a multiple of the 2 processes, got: 3"),
+        ("--steps 5000", "the text is too short: "),
+        ("--symm-hh x", "--symm-hh should name gates of 'ifgo', each at most once"),
+        ("--lr 1e38", "the "),
+    ],
+)
+def test_only_the_first_process_speaks_of_a_mistake(
+    together: Together, corpus: Path, tmp_path: Path, option: str, error: str
+) -> None:
+    options = arguments(corpus, tmp_path / "run", WHOLE)
+    assert ended(together(program, *options, *option.split())) == [2, 2]
+    assert said(tmp_path, 0).count("error: ") == 1
+    assert f"error: {error}" in said(tmp_path, 0)
+    assert said(tmp_path, 1) == ""
+    assert (tmp_path / "run").exists() == (option == "--lr 1e38")
+
+
+def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Path) -> None:
+    with RunFolder.open(whole):
+        assert ended(together(program, "--resume", whole)) == [2, 2]
+    assert f"error: {whole}: is in use by process {os.getpid()}" in said(tmp_path, 0)
+    assert said(tmp_path, 1) == ""
+
+
+def test_torchrun(corpus: Path, tmp_path: Path, repository: Path) -> None:
+    out = tmp_path / "run"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    made = subprocess.run(
+        [sys.executable, *command, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("test perplexity") == 1
+    assert (out / "best.safetensors").exists()

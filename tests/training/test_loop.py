@@ -1,0 +1,164 @@
+"""The loop by itself, around a model of one layer: order, checkpoints, interrupts, the lock."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from killed_programs import BATCHES, Toy, configured, started
+from resumed import lines_of
+
+from symrnn.files import UserError
+from symrnn.training import RunFolder, World, load_checkpoint
+from symrnn.training.loop import Run
+
+EVERY = {"save_every": 2, "log_every": 3}
+
+
+def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
+    """Epoch, batch and step of each step that was done."""
+    done = []
+    toy, progress = run.learner, run.progress
+    assert isinstance(toy, Toy)
+    for epoch in run.epochs(run.config["epochs"]):
+        for _ in run.steps(range(progress.batch, BATCHES)):
+            assert toy.model.training
+            loss = toy.step()
+            done.append((epoch, progress.batch, progress.step))
+            if run.due:
+                run.log({"loss": loss, "nats": progress.nats})
+            if progress.step == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+        if run.stopped:
+            break
+        toy.model.eval()
+        run.log({"valid": progress.nats})
+    return done
+
+
+def test_a_run_that_was_interrupted_anywhere_ends_the_same(tmp_path: Path) -> None:
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "whole", **EVERY)
+        done = train(run)
+    assert done == [(1 + step // 5, 1 + step % 5, 1 + step) for step in range(15)]
+    whole = load_checkpoint(tmp_path / "whole" / "last.safetensors")
+    for step in range(1, 15):
+        out = tmp_path / f"{step}"
+        with World() as world, Run("toy", world) as run:
+            started(run, "--out", out, **EVERY)
+            first = train(run, interrupt_at=step)
+            assert run.stopped == (step % 5 != 0)
+        with World() as world, Run("toy", world) as run:
+            started(run, "--resume", out)
+            assert first + train(run) == done
+        last = load_checkpoint(out / "last.safetensors")
+        assert last.tensors.keys() == whole.tensors.keys()
+        for name, tensor in whole.tensors.items():
+            assert torch.equal(last.tensors[name], tensor)
+        assert lines_of(out) == lines_of(tmp_path / "whole")
+
+
+def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "run", **EVERY)
+        save = run._save
+        monkeypatch.setattr(run, "_save", lambda: (saved.append(run.progress.step), save()))
+        train(run)
+    assert saved == [2, 4, 5, 6, 8, 10, 12, 14, 15]  # an epoch's last step waits for its end
+
+
+def test_a_resumed_run_is_opened_once_and_locked_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, opened, original = tmp_path / "run", [], RunFolder.open
+
+    def counting(path: Path) -> RunFolder:
+        opened.append(path)
+        return original(path)
+
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", out)
+    monkeypatch.setattr(RunFolder, "open", counting)
+    with World() as world, Run("toy", world) as run:
+        configured(run, "--resume", out)
+        with pytest.raises(UserError, match="in use"):
+            original(out)
+    opened.clear()
+    with World() as world, Run("toy", world) as run:
+        started(run, "--resume", out)
+        with pytest.raises(UserError, match="in use"):
+            original(out)
+        train(run)
+    assert opened == [out]
+    original(out).close()
+
+
+def test_a_refused_resume_lets_the_folder_go(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", out)
+    with pytest.raises(UserError, match="tpu"), World() as world, Run("toy", world) as run:
+        configured(run, "--resume", out, "--device", "tpu")
+    RunFolder.open(out).close()
+
+
+def test_an_error_in_a_step_gives_signals_and_folder_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def failing() -> None:
+        with World() as world, Run("toy", world) as run:
+            started(run, "--out", tmp_path / "run")
+            for _ in run.epochs(3):
+                for _ in run.steps(range(BATCHES)):
+                    assert signal.getsignal(signal.SIGINT) != before
+                    raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="full") as caught:
+        failing()
+    assert signal.getsignal(signal.SIGINT) == before  # while the traceback holds the generators
+    RunFolder.open(tmp_path / "run").close()
+    del caught
+
+
+@pytest.mark.parametrize(("lowest", "saved"), [(True, [3, 2, 1]), (False, [3, 4])])
+def test_the_best_is_saved(tmp_path: Path, lowest: bool, saved: list[int]) -> None:
+    files: list[Path] = []
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "run", lowest_is_best=lowest)
+        values = (3, 2, 4, 2, 1, math.nan)
+        assert [value for value in values if run.keep_best(value, files.append)] == saved
+        assert run.progress.best == saved[-1]
+    assert files == [tmp_path / "run" / "best.safetensors"] * len(saved)
+
+
+def test_numbers_that_are_none_end_a_run(tmp_path: Path) -> None:
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "run")
+        run.require_finite("loss", 1e300)
+        run.progress.lr = 0.25
+        message = "the loss is nan in epoch 1, after 0 of its 5 batches .step 0., at learning rate "
+        with pytest.raises(UserError, match=f"{message}0.25: stopped; .* from before: none yet"):
+            run.require_finite("loss", math.nan)
+
+
+def test_the_report_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "a run")
+        train(run, interrupt_at=7)
+        run.report({"best loss": "3"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"the run is kept in {tmp_path / 'a run'}"
+    assert lines[2] == "interrupted in epoch 2; to go on:"
+    assert lines[3] == f"  python -m toy --resume '{tmp_path / 'a run'}'"
+    assert [line[:22] for line in lines[4:]] == [
+        "best loss             ",
+        "time                  ",
+        "peak memory           ",
+    ]

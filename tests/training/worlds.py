@@ -1,0 +1,133 @@
+"""Two processes of a training program, with around them what torchrun puts there.
+
+What a child process does here has for its arguments the program's module, then the program's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.figure
+import torch
+
+from symrnn.files import UserError, run_program
+from symrnn.training import world
+from symrnn.training.loop import Learner, Run
+
+
+def together(
+    context: ForkServerContext, folder: Path, function: Callable[..., None], *arguments: object
+) -> list[BaseProcess]:
+    """Start `function` in two processes.
+
+    It gets the arguments as strings, the environment and a file for stdout and stderr, for which
+    see `begin`: `output0.txt`, `output1.txt` in the folder.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        values = ([str(a) for a in arguments], environment, str(folder / f"output{rank}.txt"))
+        process = context.Process(target=function, args=values, daemon=True)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def begin(environment: dict[str, str], output: str) -> None:
+    """Be a process that was started with that environment, stdout and stderr in a file."""
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+
+
+def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
+    """Their exit codes, at the end of all."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+    return [process.exitcode for process in processes]
+
+
+# ---- what the children do ------------------------------------------------------------------------
+
+
+def program(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """The training program; its figures are empty, as drawing takes longer than training."""
+    begin(environment, output)
+    module = importlib.import_module(arguments[0])
+    drawing = "spectrum_figure" if hasattr(module, "spectrum_figure") else "draw_filters"
+    setattr(module, drawing, lambda _: matplotlib.figure.Figure((1, 1)))
+    run_program(functools.partial(module.main, arguments[1:]))
+
+
+def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """The program, of which the second process alone gets a SIGINT, in the fourth step."""
+    _, learner = _parts(arguments)
+    step, calls = learner.step, 0  # type: ignore[attr-defined]
+
+    def interrupting(*values: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4 and environment["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*values)
+
+    learner.step = interrupting  # type: ignore[attr-defined]
+    program(arguments, environment, output)
+
+
+def failing(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """The program, of which one process alone fails; the last arguments say where and which.
+
+    "asleep": in a step, where the other is in something that takes forever.
+    "killed": in a step, by SIGKILL.
+    """
+    *arguments, place, rank = arguments
+    module, learner = _parts(arguments)
+    world.POLL = world.GRACE = 0.2
+
+    def fail(*_: object, **__: object) -> None:
+        if place == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("the disk is full")
+
+    owners: dict[str, object] = {"log": Run, "_restore": Run, "measure": module}
+    if environment["RANK"] == rank:
+        name = "step" if place in ("asleep", "killed") else place
+        setattr(owners.get(place, learner), name, fail)
+    elif place == "asleep":
+        learner.step = lambda *_: time.sleep(1000)  # type: ignore[attr-defined]
+    program(arguments, environment, output)
+
+
+def _parts(arguments: list[str]) -> tuple[ModuleType, type[Learner]]:
+    """The program's module, and what it calls its learner."""
+    module = importlib.import_module(arguments[0])
+    (learner,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Learner) and value is not Learner
+    )
+    return module, learner
