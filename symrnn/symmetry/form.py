@@ -82,6 +82,10 @@ class Symmetry(nn.Module):
         outputs = [x @ m.mT for x, m in zip(inputs, self.matrices(v), strict=True)]
         return self.folding.outputs(outputs, self.side, -1)
 
+    def spec(self) -> dict[str, Any]:
+        """What makes this form again, as JSON knows it: its kind and its arguments."""
+        return {"kind": "matrix", "symm": self.name, "side": self.side}
+
     def forward(self, v: Tensor) -> Tensor:
         return self.expand(v)
 

@@ -141,8 +141,9 @@ class SymmetricTensor(nn.Module):
         return count
 
     def spec(self) -> dict[str, Any]:
-        """The arguments that make this form again, as JSON knows them."""
+        """What makes this form again, as JSON knows it: its kind and its arguments."""
         return {
+            "kind": "tensor",
             "symm": self.symm,
             "shape": list(self.shape),
             "axes": self.axes,
