@@ -39,9 +39,11 @@ class build_kernels(build_ext):
 
 
 class any_python_wheel(bdist_wheel):
-    """A wheel for one platform, and for any Python on it."""
+    """A wheel for any Python: with kernels on the platform they are for, without on any."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        # Asked for when the build is done; this also sets Root-Is-Purelib in the wheel.
+        self.root_is_pure = not Path(self.bdist_dir, NATIVE, building["LIBRARY"]).exists()
         return "py3", "none", super().get_tag()[2]
 
 

@@ -9,8 +9,9 @@
 
 Programs: `python -m data.download`, `python -m data.encode`, `python -m data.grammar`.
 
-This package needs numpy; torch for batches only; sentencepiece for that tokenizer only. It runs on
-torch 2.3 beside torchtext, and takes what torchtext gives (`encode_corpus`).
+This package needs numpy; torch for batches only; sentencepiece for that tokenizer only; symrnn and
+pooch for downloads only. It runs on torch 2.3 beside torchtext, and takes what torchtext gives
+(`encode_corpus`).
 """
 
 from data.batching import TrainBatches, stream_windows

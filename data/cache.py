@@ -1,4 +1,4 @@
-"""Where corpora are kept, and folders that appear there whole or not at all."""
+"""Where corpora are cached, and folders that appear there whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from data.errors import DataError
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where corpora are kept: `cache_dir`, else $SYMRNN_DATA, else ~/.cache/symrnn."""
+    """Where corpora are cached: `cache_dir`, else $SYMRNN_DATA, else ~/.cache/symrnn."""
     if cache_dir is not None:
         return Path(cache_dir)
     return Path(os.environ.get("SYMRNN_DATA") or Path.home() / ".cache" / "symrnn")
 
 
 @contextmanager
-def folder_aside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, removed at the end unless it was renamed."""
+def new_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Gives an empty folder beside `target` to fill, which then gets that name.
+
+    If the block raises, the folder is removed and nothing has happened.
+
+    shared: another process may make a `target` of the same contents meanwhile, which then stays.
+
+    Raises DataError if the folder cannot be made or cannot get its name.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -33,16 +40,13 @@ def folder_aside(target: Path) -> Iterator[Path]:
         ) from error
     try:
         yield aside
+        try:
+            os.rename(aside, target)
+        except OSError as error:
+            if not (shared and target.is_dir()):
+                raise DataError(f"{str(target)!r} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def named(aside: Path, target: Path) -> None:
-    """Give the folder `aside` the name `target`; DataError if that cannot be."""
-    try:
-        os.rename(aside, target)
-    except OSError as error:
-        raise DataError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+        shutil.rmtree(aside, ignore_errors=True)  # it is gone if it was renamed
 
 
 def umask() -> int:

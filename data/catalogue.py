@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SPLITS = ("train", "valid", "test")
+"""The parts of a corpus, each a text."""
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -66,7 +69,7 @@ def _wikitext(name: str, sha256: str, size: int) -> RemoteFile:
         tuple(f"{place}/{name}-v1.zip" for place in places),
         sha256,
         size,
-        {f"{name}/wiki.{split}.tokens": f"{split}.txt" for split in ("train", "valid", "test")},
+        {f"{name}/wiki.{split}.tokens": f"{split}.txt" for split in SPLITS},
     )
 
 

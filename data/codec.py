@@ -16,6 +16,7 @@ import abc
 import base64
 import binascii
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -245,8 +246,7 @@ class SentencePieceCodec(Codec):
         except (RuntimeError, OSError) as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
         self.eos_id = self._processor.eos_id()
-        unk_id = self._processor.unk_id()
-        self.unk_id = unk_id
+        self.unk_id = self._processor.unk_id()
         if self.eos_id < 0 or self._processor.IdToPiece(self.eos_id) != EOS:
             raise DataError("the sentencepiece model has no end piece '<eos>'")
 
@@ -262,7 +262,7 @@ class SentencePieceCodec(Codec):
         """
         size = require_integer("vocab_size", vocab_size, least=3)
         module = _sentencepiece()
-        proto = _ProtoBuffer()
+        model = io.BytesIO()
         stretches = _stretches(blocks)
         failures: list[Exception] = []
 
@@ -276,7 +276,7 @@ class SentencePieceCodec(Codec):
         try:
             module.SentencePieceTrainer.Train(
                 sentence_iterator=guarded(),
-                model_writer=proto,
+                model_writer=model,
                 model_type="unigram",
                 vocab_size=size,
                 character_coverage=1.0,
@@ -300,7 +300,7 @@ class SentencePieceCodec(Codec):
             raise DataError(_why_not_trained(size, str(error))) from error
         if failures:
             raise failures[0]
-        return cls(proto.value)
+        return cls(model.getvalue())
 
     def __len__(self) -> int:
         return int(self._processor.GetPieceSize())
@@ -424,8 +424,8 @@ def _refuse_eos(block: Block, split: Callable[[str], Sequence[str]]) -> None:
     for number, line in enumerate(block.text.split("\n"), block.line):
         if EOS in line and EOS in split(line):
             raise DataError(
-                f"{block.source}, line {number}: the text has the word '<eos>', which is kept for "
-                "line ends and added at each of them: take it out of the text"
+                f"{block.source}, line {number}: the text has the word '<eos>', which is reserved "
+                "for line ends and added at each of them: take it out of the text"
             )
 
 
@@ -448,15 +448,6 @@ def _stretches(blocks: Iterable[Block]) -> Iterator[str]:
             for run in _runs_without_unk(line.split()):
                 for start in range(0, len(run), 50):
                     yield " ".join(run[start : start + 50])
-
-
-class _ProtoBuffer:
-    """The file sentencepiece writes its model to, in memory."""
-
-    value = b""
-
-    def write(self, part: bytes) -> None:
-        self.value += part
 
 
 def _why_not_trained(size: int, message: str) -> str:

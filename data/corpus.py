@@ -1,7 +1,7 @@
 """A corpus: a codec and three encoded texts, train, valid and test.
 
-`open_corpus` takes a name or a folder. Encoding is done once and kept in a cache folder; what is
-kept there is a folder like any that `encode_corpus` writes, and either opens as a source itself:
+`open_corpus` takes a name or a folder. Encoding is done once and cached; what lies in the
+cache is a folder like any that `encode_corpus` writes, and either opens as a source itself:
 
     codec.json  train.ids  valid.ids  test.ids
 """
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.cache import cache_folder, folder_aside, named
+from data.cache import cache_folder, new_folder
+from data.catalogue import CATALOGUE, SPLITS
 from data.codec import (
     Codec,
     SentencePieceCodec,
@@ -31,7 +32,6 @@ from data.errors import DataError, require_integer
 from data.text import Block, blocks_of_lines, open_binary, progress_bar, read_blocks
 from data.vocabulary import Vocabulary
 
-SPLITS = ("train", "valid", "test")
 FILE_NAMES = ("{split}.txt", "ptb.{split}.txt", "wiki.{split}.tokens")
 """What the text of a split may be called in a folder."""
 
@@ -96,8 +96,6 @@ class Corpus:
 
 def list_corpora() -> list[str]:
     """The names `open_corpus` knows: "builtin" and those that it downloads."""
-    from data.catalogue import CATALOGUE
-
     return ["builtin", *CATALOGUE]
 
 
@@ -122,7 +120,7 @@ def open_corpus(
         the others become; None keeps all. For sentencepiece, the number of pieces: required.
     vocab_file: for words, a file with the vocabulary, one token per line, in place of that of the
         train text.
-    cache_dir: where downloads and encoded texts are kept (`cache_folder`). Encoded texts are found
+    cache_dir: the cache of downloads and encoded texts (`cache_folder`). Encoded texts are found
         again by the contents of the texts and by the settings above, and a folder there has its
         name only when complete, so that processes may share it.
     progress: show bars on a terminal.
@@ -134,20 +132,15 @@ def open_corpus(
     if os.fspath(source) not in list_corpora() and (folder / _CODEC_FILE).is_file():
         return _open_given(folder, settings)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
-    kept = cache_folder(cache_dir) / "encoded" / settings.key(plan.contents)
-    if not kept.is_dir():
-        with folder_aside(kept) as aside:
-            plan.build(aside)
-            try:
-                named(aside, kept)
-            except DataError:
-                if not kept.is_dir():  # else another process was first, with the same contents
-                    raise
+    cached = cache_folder(cache_dir) / "encoded" / settings.key(plan.contents)
+    if not cached.is_dir():
+        with new_folder(cached, shared=True) as folder:
+            plan.build(folder)
     try:
-        return _open_encoded(kept, plan.name)
+        return _open_encoded(cached, plan.name)
     except DataError as error:
         raise DataError(
-            f"{error}. Delete the folder {str(kept)!r} to have it made again"
+            f"{error}. Delete the folder {str(cached)!r} to have it made again"
         ) from error
 
 
@@ -167,9 +160,8 @@ def encode_source(
         raise DataError(f"{os.fspath(source)!r} is already encoded: copy the folder")
     target = _new_folder(out)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
-    with folder_aside(target) as aside:
-        plan.build(aside)
-        named(aside, target)
+    with new_folder(target) as folder:
+        plan.build(folder)
     return _open_encoded(target)
 
 
@@ -204,9 +196,8 @@ def encode_corpus(
     target = _new_folder(out)
     texts = {"train": train, "valid": valid, "test": test}
     target_name = name if name is not None else target.resolve().name
-    with folder_aside(target) as aside:
-        _encode_splits(aside, target_name, texts, settings, progress=progress)
-        named(aside, target)
+    with new_folder(target) as folder:
+        _encode_splits(folder, target_name, texts, settings, progress=progress)
     return _open_encoded(target, tokenizer=tokenizer)
 
 
@@ -283,8 +274,6 @@ def _plan(
     source: str | os.PathLike[str], settings: _Settings, cache: Path, progress: bool
 ) -> _Plan:
     """The plan for a named corpus or a folder of texts."""
-    from data.catalogue import CATALOGUE
-
     if callable(settings.tokenizer):
         raise DataError(
             "a tokenizer function is for a folder already encoded with it: encode with "

@@ -1,38 +1,20 @@
-"""Fetching the corpora of the catalogue.
+"""Fetching the corpora of the catalogue, each file verified by its SHA-256.
 
-A file is written aside as NAME.part and gets its name once its SHA-256 is right. What a cut
-connection left in NAME.part is taken up again, by the next address or the next run (HTTP Range);
-what has a wrong checksum is deleted. Two processes may ask for the same file: one waits.
+A file is written aside and gets its name when it is whole. Two processes may ask for the same
+corpus: one waits. What is there already needs no network and neither pooch nor symrnn.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import http.client
 import os
-import re
-import shutil
 import sys
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from data.cache import cache_folder
-from data.catalogue import CATALOGUE, CatalogueEntry, RemoteFile
+from data.catalogue import CATALOGUE, SPLITS, CatalogueEntry
 from data.errors import DataError
-from data.text import progress_bar
-
-SPLIT_FILES = ("train.txt", "valid.txt", "test.txt")
-TIMEOUT = 30
-"""Seconds without a byte after which an address is given up."""
-
-_CHUNK = 1 << 16
-_HEADERS = {"User-Agent": "symrnn", "Accept-Encoding": "identity"}
 
 
 def download(
@@ -55,186 +37,34 @@ def download_entry(
 ) -> dict[str, Path]:
     """The same for an entry that need not stand in the catalogue."""
     target = Path(folder)
+    texts = {split: target / f"{split}.txt" for split in SPLITS}
+    if not all(path.is_file() for path in texts.values()):
+        _complete(target, entry, progress)
+    return texts
+
+
+def _complete(target: Path, entry: CatalogueEntry, progress: bool) -> None:
+    """Downloads what is missing in a folder."""
+    # Only now: symrnn imports torch, which nothing else here needs.
+    from symrnn.files import UserError, describe_os_error
+    from symrnn.files.download import fetch, fetching_into, unpack
+
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for remote in entry.files:
-            wanted = [target / here for here in remote.members.values()] or [target / remote.name]
-            if not all(path.is_file() for path in wanted):
-                fetch(remote, target / remote.name, progress=progress)
+        with fetching_into(target) as aside:
+            for remote in entry.files:
+                wanted = tuple(remote.members.values()) or (remote.name,)
+                if all((target / name).is_file() for name in wanted):
+                    continue
+                packed = aside / remote.name
+                fetch(remote.addresses, remote.sha256, packed, progress=progress)
                 if remote.members:
-                    _extract(target / remote.name, remote, target)
-                    (target / remote.name).unlink(missing_ok=True)
+                    unpack(packed, remote.members, aside)
+                for name in wanted:
+                    os.replace(aside / name, target / name)
+    except UserError as error:
+        raise DataError(f"{error}. It can be put by hand into {str(target)!r}") from error
     except OSError as error:
-        raise DataError(
-            f"{os.fspath(folder)!r} cannot be written: {error.strerror or error}"
-        ) from error
-    return {name.removesuffix(".txt"): target / name for name in SPLIT_FILES}
-
-
-def fetch(remote: RemoteFile, path: Path, *, progress: bool = True) -> None:
-    """One file, from the first of its addresses that gives it whole.
-
-    Does nothing if the file is there. Raises DataError as `download` does.
-    """
-    with _locked_part(path) as part:
-        if part is None:
-            return
-        failures = []
-        for address in remote.addresses:
-            resumed = part.seek(0, os.SEEK_END) > 0
-            why = _try(address, remote, part, progress)
-            if why == _WRONG and resumed:  # perhaps what was there before was wrong
-                why = _try(address, remote, part, progress)
-            if why is None:
-                part.flush()
-                os.fsync(part.fileno())
-                os.replace(part.name, path)
-                return
-            failures.append(f"{address}: {why}")
-    raise DataError(
-        f"{remote.name} cannot be downloaded; "
-        + "; ".join(failures)
-        + f". It can be put by hand at {str(path)!r}"
-    )
-
-
-_WRONG = "wrong contents (SHA-256), not kept"
-
-
-def _try(address: str, remote: RemoteFile, part: BinaryIO, progress: bool) -> str | None:
-    """Complete `part` from one address; None if it is right then, else what is wrong."""
-    why = None
-    try:
-        _fetch_rest(address, remote, part, progress)
-    except _Unusable as error:
-        return str(error)
-    except (http.client.HTTPException, OSError) as error:
-        why = _reason(error)
-    size = part.seek(0, os.SEEK_END)
-    if size < remote.size:
-        return why or f"cut short, {size} of {remote.size} bytes"
-    if _sha256(part) == remote.sha256:
-        return None
-    part.truncate(0)
-    return _WRONG
-
-
-class _Unusable(Exception):
-    """An address answers, but not with the file."""
-
-
-def _fetch_rest(address: str, remote: RemoteFile, part: BinaryIO, progress: bool) -> None:
-    """Append to `part` what it lacks; what comes is not checked beyond its size."""
-    if not address.startswith(("https://", "http://")):
-        raise _Unusable("want an http or https address")
-    have = part.seek(0, os.SEEK_END)
-    if have > remote.size:
-        part.truncate(0)
-        have = part.seek(0)
-    if have == remote.size:
-        return
-    headers = dict(_HEADERS)
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(address, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        if have and not (answer.status == 206 and _starts_at(answer, have)):
-            if answer.status == 206:
-                raise _Unusable(f"answers with bytes from elsewhere than {have}")
-            part.truncate(0)  # the server sends the file from its start
-            have = part.seek(0)
-        with progress_bar(remote.size, f"downloading {remote.name}", progress) as bar:
-            bar.update(have)
-            while chunk := answer.read(_CHUNK):
-                have += len(chunk)
-                if have > remote.size:
-                    part.truncate(0)
-                    raise _Unusable(f"sends more than the {remote.size} bytes of the file")
-                part.write(chunk)
-                bar.update(len(chunk))
-
-
-def _starts_at(answer: http.client.HTTPResponse, place: int) -> bool:
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return found is not None and int(found[1]) == place
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError):
-        return f"no connection ({error.reason})"
-    if isinstance(error, http.client.IncompleteRead):
-        return "cut short"
-    return str(error) or type(error).__name__
-
-
-@contextmanager
-def _locked_part(path: Path) -> Iterator[BinaryIO | None]:
-    """NAME.part, open for us alone; None if the file itself is there by then.
-
-    An empty NAME.part is removed at the end, any other stays to be taken up again.
-    """
-    aside = path.with_name(path.name + ".part")
-    while True:
-        with open(aside, "a+b") as part:
-            _lock(part)
-            if path.is_file():
-                if _same_file(part, aside) and part.seek(0, os.SEEK_END) == 0:
-                    aside.unlink()
-                yield None
-                return
-            if not _same_file(part, aside):
-                continue  # whom we waited for renamed or removed it
-            try:
-                yield part
-            finally:
-                if _same_file(part, aside) and part.seek(0, os.SEEK_END) == 0:
-                    aside.unlink()
-            return
-
-
-def _lock(file: BinaryIO) -> None:
-    """Wait until no other process holds this file. Where there is no flock, do not."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _same_file(file: BinaryIO, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _extract(archive: Path, remote: RemoteFile, folder: Path) -> None:
-    """The named members of a zip archive, nothing else, under names of our own."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            for member, here in remote.members.items():
-                aside = folder / f"{here}.{os.getpid()}.part"
-                try:
-                    with zipped.open(member) as source, open(aside, "wb") as target:
-                        shutil.copyfileobj(source, target, 1 << 20)
-                        target.flush()
-                        os.fsync(target.fileno())
-                    os.replace(aside, folder / here)
-                finally:
-                    aside.unlink(missing_ok=True)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{str(archive)!r} is not the archive it should be: {error}") from error
-    except FileNotFoundError:
-        # Another process extracted and removed the archive: then all is there.
-        if not all((folder / here).is_file() for here in remote.members.values()):
-            raise
+        raise DataError(f"{str(target)!r} cannot be written: {describe_os_error(error)}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m data.encode",
         description="Encode a corpus ahead of training, and show its counts. With --out, the "
         "encoded corpus is a folder that every program takes as a corpus, on any machine; "
-        "without, it is kept in the cache, where programs find it.",
+        "without, it is cached where programs find it.",
         epilog="example: python -m data.encode my_texts --vocab-size 20000 --out my_corpus",
     )
     parser.add_argument(

@@ -26,25 +26,25 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.cache import umask
-from data.codec import CallableCodec, Codec, Tokenizer, WordCodec, is_whitespace
+from data.codec import Codec, Tokenizer, WordCodec, make_codec
 from data.errors import DataError, require_integer
 from data.text import Block, open_binary
-from data.vocabulary import EOS, UNK, Vocabulary
+from data.vocabulary import EOS, UNK
 
 VERSION = 1
 _MAGIC = b"SYMRNNID"
 _HEADER = struct.Struct("<8sHHIQQQ32s32sI")
 _HEADER_BYTES = 128
-_CHUNK = 1 << 20  # ids
+_CHUNK = 1 << 20  # bytes to verify, ids to read back; whole ids in any case
 
 
 class EncodedText:
@@ -111,22 +111,32 @@ class EncodedText:
         name = repr(os.fspath(path))
         with open_binary(path) as file:
             text = cls(file, name, Path(path))
-        if codec is not None and text.codec_fingerprint != codec.fingerprint():
+        if codec is not None and (text.codec_fingerprint, text.vocabulary_size) != (
+            codec.fingerprint(),
+            len(codec),
+        ):
             raise DataError(f"{name} was made with another codec than the one beside it")
         if verify:
             text.verify()
         return text
 
     def verify(self) -> None:
-        """DataError if the ids do not have the checksum that the header promises."""
+        """DataError if the ids do not have the checksum or the range that the header promises."""
         assert self.path is not None, "a temporary text was just written"
         digest = hashlib.sha256()
+        largest = 0
         with open_binary(self.path) as file:  # reading the map would count as memory in use
             file.seek(_HEADER_BYTES)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                largest = max(largest, int(np.frombuffer(chunk, self.ids.dtype).max()))
         if digest.hexdigest() != self.ids_sha256:
             raise DataError(f"{self.name} is damaged: its ids do not match their checksum")
+        if largest >= self.vocabulary_size:
+            raise DataError(
+                f"{self.name} is damaged: it has the id {largest}, of a vocabulary of "
+                f"{self.vocabulary_size}"
+            )
 
 
 class _Writer:
@@ -137,12 +147,13 @@ class _Writer:
 
     def __init__(self, path: str | os.PathLike[str] | None, width: int) -> None:
         self.path = Path(path) if path is not None else None
+        self._where = str(path) if path is not None else tempfile.gettempdir()
         self.tokens = self.words = self.lines = 0
         self._dtype = np.dtype(f"<u{width}")
         self._width = width
         self._digest = hashlib.sha256()
         self._aside: str | None = None
-        with self._explained():
+        with _explained(self._where):
             if self.path is None:
                 self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
             else:
@@ -174,7 +185,7 @@ class _Writer:
             _MAGIC, VERSION, self._width, len(codec), self.tokens, self.words, self.lines,
             bytes.fromhex(codec.fingerprint()), self._digest.digest(), 0,
         )[:-4]  # fmt: skip
-        with self._explained():
+        with _explained(self._where):
             self._file.seek(0)
             self._write(header + struct.pack("<I", zlib.crc32(header)))
             self._file.flush()
@@ -190,41 +201,31 @@ class _Writer:
 
     def read_back(self) -> Iterable[NDArray[Any]]:
         """The ids written so far, in chunks."""
-        with self._explained():
+        with _explained(self._where):
             self._file.flush()
             self._file.seek(_HEADER_BYTES)
         left = self.tokens
         while left:
             count = min(left, _CHUNK)
-            with self._explained():
+            with _explained(self._where):
                 data = self._file.read(count * self._width)
             yield np.frombuffer(data, dtype=self._dtype)
             left -= count
 
     def _write(self, data: Any) -> None:
-        with self._explained():
+        with _explained(self._where):
             self._file.write(data)
 
-    def _explained(self) -> _Explained:
-        return _Explained(self.path)
 
-
-class _Explained:
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
     """Turns an OSError while writing into a DataError that names the file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.where = repr(str(path)) if path is not None else f"{tempfile.gettempdir()!r}"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "the disk is full" if full else error.strerror or str(error)
-            raise DataError(f"{self.where} cannot be written: {why}") from error
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else error.strerror or str(error)
+        raise DataError(f"{where!r} cannot be written: {why}") from error
 
 
 def encode_blocks(
@@ -254,36 +255,27 @@ def encode_first(
         most so many: `<eos>`, `<unk>` (added if the text lacks it) and the most frequent others,
         of equally frequent ones the first to appear; the rest of the text becomes `<unk>`.
 
-    Ids are first given in order of appearance in 32 bits; a second pass, over the ids, drops and
-    narrows them.
+    Ids are first given in order of appearance in 32 bits; further passes, over the ids, count,
+    drop and narrow them.
     """
     if vocab_size is not None:
         vocab_size = require_integer("vocab_size", vocab_size, least=2)
     seen = _FirstAppearance()
-    everything = Vocabulary([EOS])  # stands in until the tokens are known
-    probe = (
-        WordCodec(everything)
-        if is_whitespace(tokenizer)
-        else CallableCodec(everything, cast(Tokenizer, tokenizer))
-    )
-    counts: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+    probe = make_codec(tokenizer, [EOS])  # stands in until the tokens are known
     with _Writer(out, 4) as provisional:
         for block in blocks:
             tokens = probe.tokens_of(block)
             ids = np.fromiter(map(seen.__getitem__, tokens), dtype=np.uint32, count=len(tokens))
-            if vocab_size is not None:
-                counts = _added(counts, np.bincount(ids, minlength=len(seen)))
             provisional.append(ids, probe.words_of(block, tokens), block.text.count("\n"))
-        kept = list(seen)
+        vocabulary = list(seen)
         if vocab_size is not None:
-            kept = _most_frequent(kept, counts, vocab_size)
-        codec = (
-            WordCodec(Vocabulary(kept))
-            if is_whitespace(tokenizer)
-            else CallableCodec(Vocabulary(kept), cast(Tokenizer, tokenizer))
-        )
+            counts: NDArray[np.int64] = np.zeros(len(seen), dtype=np.int64)
+            for ids in provisional.read_back():
+                counts += np.bincount(ids, minlength=len(seen))
+            vocabulary = _most_frequent(vocabulary, counts, vocab_size)
+        codec = make_codec(tokenizer, vocabulary)
         width = id_width(len(codec))
-        if width == 4 and kept == list(seen):
+        if width == 4 and vocabulary == list(seen):
             return codec, provisional.finish(codec)
         places = codec.vocabulary.ids
         unk = codec.unk_id
@@ -308,20 +300,13 @@ class _FirstAppearance(dict[str, int]):
         return id
 
 
-def _added(counts: NDArray[np.int64], more: NDArray[np.int64]) -> NDArray[np.int64]:
-    if len(more) > len(counts):
-        counts = np.concatenate([counts, np.zeros(len(more) - len(counts), dtype=np.int64)])
-    counts[: len(more)] += more
-    return counts
-
-
 def _most_frequent(tokens: list[str], counts: NDArray[np.int64], size: int) -> list[str]:
-    """The tokens to keep, in order of first appearance, `<unk>` last if the text lacks it."""
-    kept: set[str] = set()
+    """The most frequent tokens, in order of first appearance, `<unk>` last if the text lacks it."""
+    chosen: set[str] = set()
     for place in np.argsort(-counts, kind="stable"):
-        if len(kept) == size - 2:
+        if len(chosen) == size - 2:
             break
         if tokens[place] not in (EOS, UNK):
-            kept.add(tokens[place])
-    kept |= {EOS, UNK}
-    return [token for token in tokens if token in kept] + ([] if UNK in tokens else [UNK])
+            chosen.add(tokens[place])
+    chosen |= {EOS, UNK}
+    return [token for token in tokens if token in chosen] + ([] if UNK in tokens else [UNK])

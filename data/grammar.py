@@ -85,8 +85,8 @@ class Grammar:
     classes: the word classes.
     start: the symbol of a sentence. `<eos>` follows each sentence and is none of the symbols.
 
-    Left recursion is not allowed, and the expected length must be finite: else DataError. Whether
-    derivations are unique is the author's care; `entropy` is exact for the text only then.
+    The expected length must be finite: else DataError. Whether derivations are unique is the
+    author's care; `entropy` is exact for the text only then.
     """
 
     def __init__(self, rules: Rules, classes: Mapping[str, WordClass], start: str = "S") -> None:
@@ -94,11 +94,6 @@ class Grammar:
         self.classes = dict(classes)
         self.start = start
         _check(self.rules, self.classes, start)
-        self._class_of = {
-            word: (name, math.log(p))
-            for name, of in self.classes.items()
-            for word, p in zip(of.words, of.probabilities, strict=True)
-        }
         self.entropy, self.length = self._solve()
 
     @property
@@ -136,55 +131,6 @@ class Grammar:
         both = np.linalg.solve(np.eye(len(names)) - inside, np.stack([own, written], axis=1))
         entropy, length = both[place[self.start]]
         return float(entropy), float(length) + 1
-
-    def log_probability(self, words: Sequence[str]) -> float:
-        """The log of the probability, in nats, that the grammar writes this sentence.
-
-        words: without `<eos>`. -inf for what is no sentence of the language. All derivations are
-        summed, each weighed with its probability.
-        """
-        known = [self._class_of.get(word) for word in words]
-        if None in known:
-            return -math.inf
-        # No known is None from here on; the parser works on (class, log p) pairs.
-        pairs = [pair for pair in known if pair is not None]
-        table: dict[tuple[str, int], dict[int, float]] = {}
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, 10_000 + 40 * len(words)))
-        try:
-            ends = self._ends(self.start, 0, pairs, table)
-        finally:
-            sys.setrecursionlimit(limit)
-        return ends.get(len(words), -math.inf)
-
-    def _ends(
-        self,
-        symbol: str,
-        start: int,
-        words: list[tuple[str, float]],
-        table: dict[tuple[str, int], dict[int, float]],
-    ) -> dict[int, float]:
-        """Where a symbol that begins at word `start` can end, with the log probability of that."""
-        if symbol in self.classes:
-            if start < len(words) and words[start][0] == symbol:
-                return {start + 1: words[start][1]}
-            return {}
-        if (symbol, start) not in table:
-            sums: dict[int, float] = {}
-            for p, right in self.rules[symbol]:
-                ends = {start: math.log(p)}
-                for part in right:
-                    after: dict[int, float] = {}
-                    for middle, before in ends.items():
-                        for end, log_p in self._ends(part, middle, words, table).items():
-                            after[end] = _log_add(after.get(end), before + log_p)
-                    ends = after
-                    if not ends:
-                        break
-                for end, log_p in ends.items():
-                    sums[end] = _log_add(sums.get(end), log_p)
-            table[symbol, start] = sums
-        return table[symbol, start]
 
     def sentences(self, seed: int) -> Iterator[Sample]:
         """Sentences without end, some thousand at a time, the same for the same seed."""
@@ -269,11 +215,6 @@ def _endless(drawer: _Drawer, random: np.random.Generator) -> Iterator[tuple[Any
         yield from zip(items.tolist(), nats.tolist(), strict=True)
 
 
-def _log_add(a: float | None, b: float) -> float:
-    """log(exp a + exp b), `None` for the log of 0."""
-    return b if a is None else float(np.logaddexp(a, b))
-
-
 def _check(rules: Mapping[str, Any], classes: Mapping[str, WordClass], start: str) -> None:
     """DataError unless the parts make a grammar."""
     if start not in rules:
@@ -287,36 +228,12 @@ def _check(rules: Mapping[str, Any], classes: Mapping[str, WordClass], start: st
             if word.split() != [word] or word in words:
                 raise DataError(f"word class {name!r}: {word!r} is no word, or there already")
             words.add(word)
-    firsts: dict[str, set[str]] = {}
     for name, expansions in rules.items():
         _check_probabilities(f"symbol {name!r}", [p for p, _ in expansions])
         for _, right in expansions:
             for symbol in right:
                 if symbol not in rules and symbol not in classes:
                     raise DataError(f"symbol {name!r}: {symbol!r} has no rules and no words")
-    # Which symbols can stand first: those before which all parts can vanish.
-    vanishing: set[str] = set()
-    while more := {
-        name
-        for name, expansions in rules.items()
-        if name not in vanishing and any(set(right) <= vanishing for _, right in expansions)
-    }:
-        vanishing |= more
-    for name, expansions in rules.items():
-        firsts[name] = set()
-        for _, right in expansions:
-            for symbol in right:
-                firsts[name].add(symbol)
-                if symbol not in vanishing:
-                    break
-    for name in rules:
-        reached = set(firsts[name])
-        while more := {
-            first for symbol in reached for first in firsts.get(symbol, ()) if first not in reached
-        }:
-            reached |= more
-        if name in reached:
-            raise DataError(f"symbol {name!r} can begin with itself: left recursion")
 
 
 def _check_probabilities(what: str, probabilities: Sequence[float]) -> None:

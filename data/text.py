@@ -69,15 +69,12 @@ def read_blocks(
     name = repr(os.fspath(path))
     with (
         open_binary(path) as file,
-        progress_bar(file_size(file), f"reading {name}", progress) as bar,
+        progress_bar(os.fstat(file.fileno()).st_size, f"reading {name}", progress) as bar,
     ):
-        offset, line, rest = 0, 1, b""
+        rest = file.read(len(codecs.BOM_UTF8))
+        start = len(rest) if rest == codecs.BOM_UTF8 else 0
+        offset, line, rest = start, 1, rest[start:]
         ended = True
-        first = file.read(len(codecs.BOM_UTF8))
-        if first == codecs.BOM_UTF8:
-            offset = len(first)
-        else:
-            rest = first
         while True:
             try:
                 chunk = file.read(BLOCK_BYTES)
@@ -105,7 +102,7 @@ def read_blocks(
                 break
         if not ended:
             yield Block("\n", line, name)
-        if line == 1 and ended and offset == _start(first):
+        if line == 1 and ended and offset == start:
             raise DataError(f"{name} is empty: it has no line of text")
 
 
@@ -149,11 +146,6 @@ def strip_line_end(line: str) -> str:
     return line[:-1] if line.endswith("\r") else line
 
 
-def file_size(file: BinaryIO) -> int:
-    """The size in bytes of an open file."""
-    return os.fstat(file.fileno()).st_size
-
-
 def progress_bar(total: int | None, what: str, show: bool) -> Any:
     """A tqdm bar over bytes on a terminal; one that draws nothing if not asked for or no tqdm."""
     if show and sys.stderr is not None and sys.stderr.isatty():
@@ -174,10 +166,6 @@ class _NoBar:
 
     def update(self, _: int) -> None:
         pass
-
-
-def _start(first: bytes) -> int:
-    return len(first) if first == codecs.BOM_UTF8 else 0
 
 
 def _last_end(data: bytes, whole_lines: bool) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +33,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from symrnn.files.atomic import to_json
 from symrnn.files.errors import UserError
 from symrnn.files.verified import FileKind
-from symrnn.rnn.gates import GateMatrix, check_gates
-from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.gates import GateLayout, check_gates
+from symrnn.rnn.module import GatedModule
+from symrnn.rnn.weights import GateMatrix
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.tensor import check_axes
 
@@ -425,21 +426,21 @@ class _Gates(_Form):
     @property
     def keys(self) -> list[str]:
         owner, dot, _ = self.name.rpartition(".")
-        stored = (self._matrix.free_name, self._matrix.rest_name)
-        return [f"{owner}{dot}{name}" for name in stored if name]
+        return [f"{owner}{dot}{name}" for name in self._layout.parameter_names]
 
     @property
     def full_shape(self) -> tuple[int, ...]:
         return len(self.gates) * self.side, self.side
 
     def build(self, numbers: list[Tensor]) -> Tensor:
+        symmetry = get_symmetry(self.symm, self.side)
         rest = numbers[1] if numbers[1:] else None
-        return self._matrix.build(numbers[0], rest, get_symmetry(self.symm, self.side))
+        return GateMatrix(self._layout, symmetry, numbers[0], rest).dense()
 
     @property
-    def _matrix(self) -> GateMatrix:
+    def _layout(self) -> GateLayout:
         name = self.name.rpartition(".")[2]
-        return GateMatrix(name, self.gates, self.symmetric, self.side, self.side, self.symm)
+        return GateLayout(name, self.gates, self.symmetric, self.side, self.side, self.symm)
 
     def __str__(self) -> str:
         return f"{self.symm} of side {self.side} for the gates {self.symmetric} of {self.gates}"
@@ -485,32 +486,27 @@ def _forms_of(model: nn.Module) -> dict[str, _Form]:
     for path, part in model.named_modules(remove_duplicate=False):
         if isinstance(part, GatedModule):
             prefix = f"{path}." if path else ""
-            specs |= {prefix + name: spec for name, spec in _gate_specs(part)}
+            symmetric = [layout for layout in part.gate_layouts() if layout.symmetric]
+            specs |= {prefix + layout.name: _gate_spec(layout) for layout in symmetric}
         elif isinstance(part, ParametrizationList):
             # The path of a weight's parametrizations, and the weight's own name.
             owner, _, tensor = path.rpartition("parametrizations.")
-            symmetric = [form for form in part if isinstance(form, Symmetry | SymmetricTensor)]
-            if symmetric and len(part) > 1:
+            own = [form for form in part if isinstance(form, Symmetry | SymmetricTensor)]
+            if own and len(part) > 1:
                 raise ValueError(
                     f"{owner}{tensor} has other parametrizations beside its symmetry; "
                     "pack it without"
                 )
-            specs.update((owner + tensor, form.spec()) for form in symmetric)
+            specs.update((owner + tensor, form.spec()) for form in own)
     return {name: _read_form(name, spec) for name, spec in specs.items()}
 
 
-def _gate_specs(module: GatedModule) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each stacked matrix of a recurrent module with symmetric gates: its name, and its form."""
-    for matrix in module.gate_matrices():
-        if matrix.symmetric:
-            assert module.symmetry is not None
-            yield (
-                matrix.name,
-                {
-                    "kind": "gates",
-                    "symm": module.symmetry.name,
-                    "side": matrix.rows,
-                    "gates": matrix.gates,
-                    "symmetric": matrix.symmetric,
-                },
-            )
+def _gate_spec(layout: GateLayout) -> dict[str, Any]:
+    """What makes the form of a stacked matrix with symmetric gates again."""
+    return {
+        "kind": "gates",
+        "symm": layout.form,
+        "side": layout.rows,
+        "gates": layout.gates,
+        "symmetric": layout.symmetric,
+    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import http.server
 import ipaddress
 import os
 import random
 import socket
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
@@ -109,6 +111,54 @@ def _offline() -> Iterator[None]:
         for variable in ("no_proxy", "NO_PROXY"):
             patch.setenv(variable, "localhost,127.0.0.1,::1")
         yield
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """A web server on this machine.
+
+    answers: for a path the bytes to serve, or what answers in its own way.
+    asked: the paths that were asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _WebHandler)
+        self.answers: dict[str, bytes | Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
+        self.asked: list[str] = []
+
+    def address(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{path}"
+
+
+class _WebHandler(http.server.BaseHTTPRequestHandler):
+    server: Web
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.removeprefix("/")
+        self.server.asked.append(path)
+        answer = self.server.answers.get(path)
+        if answer is None:
+            self.send_error(404)
+        elif isinstance(answer, bytes):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+        else:
+            answer(self)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

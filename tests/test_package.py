@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,8 +70,8 @@ def loaded_by(statement: str, repository: Path) -> set[str]:
 def test_library_needs_neither_programs_nor_extras(repository: Path) -> None:
     """The library knows nothing of lm and data, and imports where the `train` extra is missing."""
     loaded = loaded_by("import symrnn", repository) - loaded_by("import torch", repository)
-    unwanted = {"lm", "data", "tensorboard", "tqdm", "matplotlib", "sentencepiece", "torchtext"}
-    assert loaded & unwanted == set()
+    extras = {"tensorboard", "tqdm", "matplotlib", "pooch", "PIL", "sentencepiece", "torchtext"}
+    assert loaded & {"lm", "data", *extras} == set()
 
 
 def test_corpora_know_no_models(repository: Path) -> None:
@@ -88,3 +91,80 @@ def test_every_direct_dependency_is_pinned(repository: Path) -> None:
     required = {name_of(found) for found in re.findall(r'"([A-Za-z][\w.-]*>=[^"]*)"', text)}
     assert {"torch", "numpy", "pytest", "setuptools"} <= required
     assert required - pinned == set()
+
+
+@pytest.fixture(scope="module")
+def tree(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of all that a build might take up, as it writes beside its sources."""
+    tree = tmp_path_factory.mktemp("tree")
+    unwanted = shutil.ignore_patterns("__pycache__", "_kernels.*")
+    for name in ("symrnn", "lm", "data", "tests"):
+        shutil.copytree(repository / name, tree / name, ignore=unwanted)
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(repository / name, tree)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel without the kernels."""
+    return build(tree, tmp_path_factory.mktemp("wheel"), "wheel")
+
+
+def build(tree: Path, out: Path, kind: str, **environment: str) -> Path:
+    """What setuptools builds of the tree, without a network; kind: wheel, sdist or editable."""
+    code = f"import setuptools.build_meta as m; m.build_{kind}({str(out)!r})"
+    variables = {**os.environ, "SYMRNN_NATIVE": "0", **environment}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=variables, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (made,) = out.iterdir()
+    return made
+
+
+def test_a_wheel_holds_the_library_alone(wheel: Path) -> None:
+    """Names such as lm and data would stand in the way of everybody's own."""
+    names = zipfile.ZipFile(wheel).namelist()
+    dist_info = f"symrnn-{symrnn.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"symrnn", dist_info}
+    assert {"symrnn/py.typed", "symrnn/native/symrnn.h"} <= set(names)
+
+
+def test_without_kernels_a_wheel_is_for_any_platform(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    described = zipfile.ZipFile(wheel).read(f"symrnn-{symrnn.__version__}.dist-info/WHEEL")
+    assert b"Root-Is-Purelib: true" in described
+    assert b"Tag: py3-none-any" in described
+    assert "symrnn/native/_kernels.txt" in zipfile.ZipFile(wheel).namelist()  # says why
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no native build for this platform")
+def test_with_kernels_a_wheel_is_for_this_platform(tree: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"  # leaves an empty file for whatever it is to make
+    compiler.write_text('#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" != -o ] || : >"$2"; shift; done')
+    compiler.chmod(0o755)
+    out = tmp_path / "out"
+    wheel = build(tree, out, "wheel", SYMRNN_NATIVE="1", CXX=str(compiler))
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    assert "symrnn/native/_kernels.so" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_an_sdist_holds_what_the_wheel_is_built_of(tree: Path, wheel: Path, tmp_path: Path) -> None:
+    sdist = build(tree, tmp_path / "sdist", "sdist")
+    shutil.unpack_archive(sdist, tmp_path)
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert {path.name for path in unpacked.iterdir()} == {
+        *("LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("pyproject.toml", "setup.cfg", "setup.py", "symrnn", "symrnn.egg-info"),
+    }
+    again = build(unpacked, tmp_path / "wheel", "wheel")
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
+
+
+def test_an_editable_install_puts_the_clone_on_the_path(tree: Path, tmp_path: Path) -> None:
+    """So that lm and data run from any folder, of a clone alone."""
+    wheel = zipfile.ZipFile(build(tree, tmp_path, "editable"))
+    (path,) = [name for name in wheel.namelist() if name.endswith(".pth")]
+    assert Path(wheel.read(path).decode().strip()).samefile(tree)

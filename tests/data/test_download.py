@@ -1,9 +1,7 @@
-"""Downloads, against a server on this machine that misbehaves in every way it can."""
+"""The corpora of the catalogue, from a server on this machine; tests/files has what goes wrong."""
 
 import hashlib
-import http.server
 import io
-import random
 import re
 import subprocess
 import sys
@@ -15,217 +13,121 @@ import pytest
 import data.download
 from data import DataError
 from data.catalogue import CATALOGUE, CatalogueEntry, RemoteFile
-from data.download import download, download_entry, fetch
+from data.download import download, download_entry
 
-CONTENT = random.Random(0).randbytes(300_000)
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at /good, and otherwise at the other paths; keeps what it was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = []
-        self.files = {}
-
-    def address(self, path):
-        return f"http://127.0.0.1:{self.server_address[1]}/{path}"
+SPLITS = ("train", "valid", "test")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        way = self.path.strip("/")
-        wanted = self.headers.get("Range")
-        self.server.asked.append((way, wanted))
-        content = self.server.files.get(way, CONTENT)
-        start = 0
-        if way == "missing":
-            return self.send_error(404)
-        if way == "wrong":
-            content = b"x" * len(CONTENT)
-        if way == "long":
-            content = CONTENT + b"x"
-        if way == "elsewhere" and wanted:
-            start = 7
-        elif way != "no range" and wanted:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-        if wanted and way != "no%20range":
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            start = 0
-            self.send_response(200)
-        body = content[start:]
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if way == "cut":
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
+def remote(web, name, *paths, content, **options):
+    sha256 = hashlib.sha256(content).hexdigest()
+    addresses = tuple(web.address(path) for path in paths)
+    return RemoteFile(name, addresses, sha256, len(content), **options)
 
 
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def archive(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for split, content in members.items():
+            zipped.writestr(f"corpus/wiki.{split}.tokens", content)
+        zipped.writestr("corpus/extra", "not wanted")
+    return buffer.getvalue()
 
 
-def remote(server, *ways, content=CONTENT, **options):
-    return RemoteFile(
-        "file.bin",
-        tuple(server.address(way) for way in ways),
-        hashlib.sha256(content).hexdigest(),
-        len(content),
-        **options,
-    )
+PACKED = archive(train="of train", valid="of valid", test="of test")
 
 
-def test_a_file_is_fetched_once(server, tmp_path):
-    path = tmp_path / "file.bin"
-    fetch(remote(server, "good"), path)
-    fetch(remote(server, "good"), path)
-    assert path.read_bytes() == CONTENT
-    assert server.asked == [("good", None)]
-    assert list(tmp_path.iterdir()) == [path]
+def packed(web, content=PACKED):
+    """A corpus of one archive."""
+    web.answers["packed.zip"] = content
+    members = {f"corpus/wiki.{split}.tokens": f"{split}.txt" for split in SPLITS}
+    file = remote(web, "packed.zip", "gone.zip", "packed.zip", content=content, members=members)
+    return CatalogueEntry("a corpus", "free", (file,), {}, 0)
 
 
-def test_what_is_there_in_part_is_taken_up(server, tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
-    fetch(remote(server, "good"), tmp_path / "file.bin")
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
-    assert server.asked == [("good", "bytes=1000-")]
+def plain(web):
+    """A corpus of three files."""
+    web.answers.update({split: f"of {split}".encode() for split in SPLITS})
+    files = (remote(web, f"{s}.txt", s, content=web.answers[s]) for s in SPLITS)
+    return CatalogueEntry("a corpus", "free", tuple(files), {}, 0)
 
 
-def test_cut_short_keeps_the_part_for_the_next_time(server, tmp_path):
-    with pytest.raises(DataError, match=r"/cut: cut short"):
-        fetch(remote(server, "cut"), tmp_path / "file.bin")
-    assert [path.name for path in tmp_path.iterdir()] == ["file.bin.part"]
-    assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[:150_000]
-    fetch(remote(server, "good"), tmp_path / "file.bin")
-    assert server.asked[-1] == ("good", "bytes=150000-")
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+@pytest.mark.parametrize("entry", [packed, plain])
+def test_the_texts_of_a_corpus_are_fetched_once(web, tmp_path, entry):
+    texts = download_entry(entry(web), tmp_path / "here")
+    assert {split: path.read_text() for split, path in texts.items()} == {
+        split: f"of {split}" for split in SPLITS
+    }
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert names == ["test.txt", "train.txt", "valid.txt"]
+    asked = len(web.asked)
+    assert download_entry(entry(web), tmp_path / "here") == texts
+    assert len(web.asked) == asked
 
 
-def test_the_next_address_goes_on_where_one_was_cut(server, tmp_path):
-    fetch(remote(server, "missing", "cut", "good"), tmp_path / "file.bin")
-    assert server.asked == [("missing", None), ("cut", None), ("good", "bytes=150000-")]
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+def test_only_what_is_missing_is_fetched(web, tmp_path):
+    (tmp_path / "train.txt").write_text("my own")
+    download_entry(plain(web), tmp_path)
+    assert web.asked == ["valid", "test"]
+    assert (tmp_path / "train.txt").read_text() == "my own"
 
 
-def test_a_server_that_knows_no_range_sends_all_again(server, tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
-    fetch(remote(server, "no%20range"), tmp_path / "file.bin")
-    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+def test_what_was_fetched_before_a_failure_stays(web, tmp_path):
+    entry = plain(web)
+    del web.answers["test"]
+    with pytest.raises(DataError, match=r"^test\.txt cannot be downloaded: http\S+/test: HTTP 404"):
+        download_entry(entry, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "valid.txt"]
 
 
-def test_a_range_from_elsewhere_is_not_taken(server, tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
-    with pytest.raises(DataError, match="bytes from elsewhere than 1000"):
-        fetch(remote(server, "elsewhere"), tmp_path / "file.bin")
-
-
-def test_wrong_contents_are_deleted(server, tmp_path):
-    with pytest.raises(DataError, match=r"/wrong: wrong contents"):
-        fetch(remote(server, "wrong"), tmp_path / "file.bin")
+def test_a_failure_names_every_address_and_the_way_by_hand(web, tmp_path):
+    entry = packed(web)
+    web.answers["packed.zip"] = b"damaged"
+    with pytest.raises(
+        DataError,
+        match=r"^packed\.zip cannot be downloaded: http\S+/gone\.zip: HTTP 404 Not Found; "
+        r"http\S+/packed\.zip: wrong contents \(SHA-256\), not stored\. "
+        r"It can be put by hand into '.*'$",
+    ):
+        download_entry(entry, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_after_wrong_contents_the_next_address_begins_anew(server, tmp_path):
-    fetch(remote(server, "wrong", "good"), tmp_path / "file.bin")
-    assert server.asked == [("wrong", None), ("good", None)]
-
-
-def test_a_wrong_part_is_fetched_again_from_the_start(server, tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
-    fetch(remote(server, "good"), tmp_path / "file.bin")
-    assert server.asked == [("good", "bytes=1000-"), ("good", None)]
-
-
-def test_a_part_that_is_whole_already_needs_no_server(server, tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(CONTENT)
-    fetch(remote(server, "missing"), tmp_path / "file.bin")
-    assert server.asked == []
-
-
-def test_more_than_the_file_is_deleted(server, tmp_path):
-    with pytest.raises(DataError, match=r"/long: sends more than the 300000 bytes"):
-        fetch(remote(server, "long"), tmp_path / "file.bin")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_address_is_named_with_its_failure(server, tmp_path):
-    nowhere = RemoteFile("f", ("http://127.0.0.1:9/f", server.address("missing")), "", 1)
-    with pytest.raises(DataError, match=r"127.0.0.1:9/f: no connection .*missing: HTTP 404") as e:
-        fetch(nowhere, tmp_path / "f")
-    assert "put by hand" in str(e.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_sorts_of_address_are_refused(tmp_path):
-    with pytest.raises(DataError, match="want an http or https address"):
-        fetch(RemoteFile("f", ("file:///etc/hostname",), "", 1), tmp_path / "f")
-
-
-def test_two_at_once_fetch_once(server, tmp_path):
+def test_several_at_once_fetch_once(web, tmp_path):
     threads = [
-        threading.Thread(target=fetch, args=(remote(server, "good"), tmp_path / "file.bin"))
-        for _ in range(3)
+        threading.Thread(target=download_entry, args=(plain(web), tmp_path)) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert server.asked == [("good", None)]
-    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+    assert sorted(web.asked) == sorted(SPLITS)
 
 
-def archive(members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as zipped:
-        for name, content in members.items():
-            zipped.writestr(name, content)
-    return buffer.getvalue()
+@pytest.mark.parametrize("content", [b"no archive", archive(train="alone")])
+def test_an_archive_that_is_none_or_lacks_a_member(web, tmp_path, content):
+    with pytest.raises(DataError, match="not the archive that it should be"):
+        download_entry(packed(web, content), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def entry(server, content):
-    server.files["zip"] = content
-    members = {f"corpus/wiki.{s}.tokens": f"{s}.txt" for s in ("train", "valid", "test")}
-    file = remote(server, "zip", content=content, members=members)
-    return CatalogueEntry("a corpus", "free", (file,), {}, 0)
-
-
-def test_an_archive_gives_its_named_members_only(server, tmp_path):
-    members = {f"corpus/wiki.{s}.tokens": s for s in ("train", "valid", "test")}
-    content = archive({**members, "../outside.txt": "bad", "corpus/extra": "not wanted"})
-    texts = download_entry(entry(server, content), tmp_path / "here")
-    assert {split: path.read_text() for split, path in texts.items()} == {
-        split: split for split in ("train", "valid", "test")
-    }
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "here", "test.txt", "train.txt", "valid.txt",
-    ]  # fmt: skip
-    download_entry(entry(server, content), tmp_path / "here")
-    assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize("content", [b"no archive", archive({"corpus/wiki.train.tokens": "x"})])
-def test_an_archive_that_is_none_or_lacks_a_member(server, tmp_path, content):
-    with pytest.raises(DataError, match="not the archive it should be"):
-        download_entry(entry(server, content), tmp_path)
-
-
-def test_an_unwritable_folder_is_named(server, tmp_path):
+def test_an_unwritable_folder_is_named(web, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file' cannot be written"):
-        download_entry(entry(server, b""), tmp_path / "file")
+        download_entry(plain(web), tmp_path / "file")
+
+
+def test_a_full_disk(web, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(1 << 20))
+    with pytest.raises(DataError, match=r"disk' cannot be written: the disk is full"):
+        download_entry(plain(web), small_disk)
+
+
+def test_without_pooch_what_is_there_opens_and_what_is_missing_says_so(web, tmp_path, monkeypatch):
+    download_entry(plain(web), tmp_path)
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    download_entry(plain(web), tmp_path)
+    with pytest.raises(DataError, match=r"pip install pooch. It can be put by hand into"):
+        download_entry(plain(web), tmp_path / "new")
 
 
 def test_unknown_names_list_the_known(tmp_path):
@@ -247,9 +149,8 @@ class TestProgram:
     def run(self, *arguments):
         return data.download.main([*arguments, "--quiet"])
 
-    def test_prints_the_paths(self, server, tmp_path, monkeypatch, capsys):
-        members = {f"corpus/wiki.{s}.tokens": s for s in ("train", "valid", "test")}
-        monkeypatch.setitem(CATALOGUE, "mine", entry(server, archive(members)))
+    def test_prints_the_paths(self, web, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(CATALOGUE, "mine", packed(web))
         assert self.run("mine", "--out", str(tmp_path / "a b")) == 0
         assert capsys.readouterr().out.split("\n")[0] == str(tmp_path / "a b" / "train.txt")
 

@@ -1,6 +1,7 @@
 """The file of an encoded text: one pass over the text, whole or not there at all."""
 
 import errno
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -170,6 +171,22 @@ class TestDamage:
         out.write_bytes(content)
         self.refused(out, "ids do not match their checksum", verify=True)
 
+    def test_an_id_beyond_the_vocabulary_is_found_when_verified(self, out):
+        """Though every checksum is right: another program may have written the file."""
+        six = WordCodec(Vocabulary(["<eos>", *"abcde"]))
+        with encoded._Writer(out, 2) as writer:
+            writer.append(np.array([0, 5, 6, 1]), 4, 1)
+            writer.finish(six)
+        EncodedText.open(out, six)
+        self.refused(out, "it has the id 6, of a vocabulary of 6", codec=six, verify=True)
+
+    def test_a_vocabulary_of_another_size_than_the_codec_has(self, out, codec):
+        content = bytearray(out.read_bytes())
+        content[12] += 1
+        content[104:108] = zlib.crc32(content[:104]).to_bytes(4, "little")
+        out.write_bytes(content)
+        self.refused(out, "another codec", codec=codec)
+
     def test_of_another_codec(self, out, codec):
         self.refused(out, "another codec", codec=WordCodec(Vocabulary(["<eos>"])))
 
@@ -180,7 +197,7 @@ class TestDamage:
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, out, monkeypatch):
     def full(self, ids, words, lines):
-        with self._explained():
+        with encoded._explained(str(self.path)):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(encoded._Writer, "append", full)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ import torch
 
 from symrnn.files import UserError
 from symrnn.vision.datasets import open_dataset
-from symrnn.vision.datasets.cifar import LAYOUTS
+from symrnn.vision.datasets.cifar import LAYOUTS, obtain_cifar
 
 TRAIN, VAL = 12, 6
 
@@ -207,27 +212,82 @@ def test_no_download_unless_wanted(cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_a_name_is_downloaded_once(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def served(tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of CIFAR-10, which a server on this machine has as an archive."""
     folder = write_cifar(tmp_path)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         tar.add(folder, arcname=folder.name)
-    asked = []
-
-    def urlopen(request: object, **_: object) -> object:
-        asked.append(request.full_url)  # type: ignore[attr-defined]
-        answer = io.BytesIO(packed.getvalue())
-        answer.status = 200  # type: ignore[attr-defined]
-        return answer
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    content = packed.getvalue()
+    web.answers["set.tar.gz"] = content = packed.getvalue()
     layout = dataclasses.replace(
-        LAYOUTS["cifar10"], sha256=hashlib.sha256(content).hexdigest(), size=len(content)
+        LAYOUTS["cifar10"],
+        address=web.address("set.tar.gz"),
+        sha256=hashlib.sha256(content).hexdigest(),
     )
     monkeypatch.setitem(LAYOUTS, "cifar10", layout)
-    assert open_dataset("cifar10").fingerprint == open_dataset(folder).fingerprint
+    return folder
+
+
+def test_a_name_is_downloaded_once(served: Path, cache: Path, web: Any) -> None:
+    assert open_dataset("cifar10").fingerprint == open_dataset(served).fingerprint
     open_dataset("cifar10")
-    assert asked == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
+    assert web.asked == ["set.tar.gz"]
+    assert [path.name for path in cache.iterdir()] == [served.name]
+
+
+def test_what_is_there_is_taken_as_it_is(served: Path, cache: Path, web: Any) -> None:
+    (cache / served.name).mkdir(parents=True)
+    with pytest.raises(UserError, match="lacks data_batch_1"):
+        open_dataset("cifar10")
+    assert web.asked == []
+
+
+def test_several_at_once_download_once(served: Path, cache: Path, web: Any) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: obtain_cifar(LAYOUTS["cifar10"], cache), range(4)))
+    assert set(found) == {cache / served.name}
+    assert web.asked == ["set.tar.gz"]
+
+
+def test_another_process_may_be_first_where_there_are_no_locks(
+    served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(_: Path, target: Path) -> None:
+        shutil.copytree(served, target)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert obtain_cifar(LAYOUTS["cifar10"], cache) == cache / served.name
+
+
+@pytest.mark.parametrize("content", [b"nonsense", None])
+def test_a_download_that_fails(served: Path, cache: Path, web: Any, content: bytes | None) -> None:
+    web.answers["set.tar.gz"] = content
+    with pytest.raises(
+        UserError,
+        match=r"^set\.tar\.gz cannot be downloaded: (http\S+/set\.tar\.gz): .*; "
+        r"\1 can be unpacked by hand to '.*/cifar-10-batches-bin'$",
+    ):
+        open_dataset("cifar10")
+    assert list(cache.iterdir()) == []
+
+
+def test_an_archive_that_lacks_a_file(served: Path, cache: Path) -> None:
+    layout = dataclasses.replace(LAYOUTS["cifar10"], val="absent.bin")
+    with pytest.raises(UserError, match=r"not the archive that it should be: .*absent"):
+        obtain_cifar(layout, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(served: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file' cannot be written: .*\$SYMRNN_DATA"):
+        obtain_cifar(LAYOUTS["cifar10"], tmp_path / "file")
+
+
+def test_a_full_disk(served: Path, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(900_000))
+    with pytest.raises(UserError, match="cannot be written: the disk is full"):
+        obtain_cifar(LAYOUTS["cifar10"], small_disk)
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]

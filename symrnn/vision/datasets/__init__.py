@@ -18,9 +18,8 @@ import torch
 
 from symrnn.files import UserError
 from symrnn.files.errors import describe_os_error
-from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, read_cifar
+from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, obtain_cifar, read_cifar
 from symrnn.vision.datasets.dataset import Batch, Dataset
-from symrnn.vision.datasets.download import cache_folder, obtain
 from symrnn.vision.datasets.folder import FolderDataset
 from symrnn.vision.datasets.generated import CLASSES, SIDE, generate_shapes
 from symrnn.vision.datasets.resident import ResidentDataset
@@ -47,7 +46,7 @@ def open_dataset(
         one of those, or with the official folder of them, whose contents may be others as long as
         they are as many; or a folder with class folders in ``train`` and ``val``. A name goes
         before a folder of that name: write ./shapes for the folder.
-    device: where batches lie; the first three are kept there whole.
+    device: where batches lie; the first three are stored there whole.
     image_size: of class folders, the side to scale to in pixels (224); the others have 32.
     workers: of class folders, the processes that decode (None: one for each processor, at most
         16); the others need none.
@@ -71,8 +70,12 @@ def open_dataset(
     if name == "shapes":
         return ResidentDataset(name, list(CLASSES), *generate_shapes(), device)
     if place is None:
-        place = obtain(LAYOUTS[name].archive, cache_folder() / "vision", download=download)
+        place = obtain_cifar(LAYOUTS[name], _cache_folder(), download=download)
     return ResidentDataset(name, *read_cifar(place, LAYOUTS[name]), device)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("SYMRNN_DATA") or Path.home() / ".cache" / "symrnn") / "vision"
 
 
 def _require_folder(name: str) -> None:

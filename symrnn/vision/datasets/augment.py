@@ -20,7 +20,7 @@ def flip_and_crop(
 
     What comes out is the picture chosen[b], extended by ``pad`` pixels on every side as a mirror
     would (the pixels at the edge are not doubled), of which the window at (top[b], left[b]) of the
-    picture's own size is kept, and that is flipped from left to right if flip[b].
+    picture's own size is cut out, and that is flipped from left to right if flip[b].
 
     images: (N, C, H, W), any type; H and W above ``pad``. Not copied: only the window is read.
     chosen, flip, top, left: int64 (B,), on the same device: from 0 to N - 1, 0 or 1, and twice

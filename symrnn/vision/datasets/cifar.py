@@ -7,6 +7,7 @@ red, green and blue, each row by row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symrnn.files import UserError
+from symrnn.files.download import fetch, fetching_into, unpack
 from symrnn.files.errors import describe_os_error
-from symrnn.vision.datasets.download import Archive
 from symrnn.vision.datasets.resident import Part
 
 SHAPE = (3, 32, 32)
@@ -25,58 +26,82 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two sets lies in its folder.
+    """Where one of the two sets is to be had, and how it lies in its folder.
 
-    folder: what it is called in the archive.
+    address, sha256: of the archive, a tar packed with gzip.
+    folder: what it is called in the archive, and here.
     train, val: names of the files.
     records: in each of the train files, and in the val file.
     labels: for each byte before a picture, how many labels there are; the last one is used.
     names: the file with the names of the classes, a line each; where there is none they are
         numbers.
-    sha256, size: of the archive; size in bytes.
     """
 
+    address: str
+    sha256: str
     folder: str
     train: tuple[str, ...]
     val: str
     records: tuple[int, int]
     labels: tuple[int, ...]
     names: str
-    packed: str
-    sha256: str
-    size: int
-
-    @property
-    def archive(self) -> Archive:
-        members = (*self.train, self.val, self.names)
-        address = f"https://www.cs.toronto.edu/~kriz/{self.packed}"
-        return Archive(address, self.sha256, self.size, self.folder, members)
 
 
 LAYOUTS: dict[str, Layout] = {
     "cifar10": Layout(
+        address="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         folder="cifar-10-batches-bin",
         train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         val="test_batch.bin",
         records=(10_000, 10_000),
         labels=(10,),
         names="batches.meta.txt",
-        packed="cifar-10-binary.tar.gz",
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        size=170_052_171,
     ),
     "cifar100": Layout(
+        address="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         folder="cifar-100-binary",
         train=("train.bin",),
         val="test.bin",
         records=(50_000, 10_000),
         labels=(20, 100),
         names="fine_label_names.txt",
-        packed="cifar-100-binary.tar.gz",
-        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        size=168_513_733,
     ),
 }
+
+
+def obtain_cifar(layout: Layout, cache: Path, *, download: bool = True) -> Path:
+    """The folder of a set inside ``cache``, complete; what is there is taken as it is.
+
+    download: whether to fetch it if it is not there. Of processes that want it one does, and the
+        others wait.
+
+    Raises UserError if it may not be or cannot be fetched, and says what to do by hand.
+    """
+    target = cache / layout.folder
+    by_hand = f"{layout.address} can be unpacked by hand to {str(target)!r}"
+    if target.is_dir():
+        return target
+    if not download:
+        raise UserError(f"{str(target)!r} is not there, and downloads are off; {by_hand}")
+    members = (*layout.train, layout.val, layout.names)
+    try:
+        with fetching_into(cache) as aside:
+            if not target.is_dir():
+                packed, folder = aside / layout.address.rpartition("/")[2], aside / layout.folder
+                fetch([layout.address], layout.sha256, packed)
+                unpack(packed, {f"{layout.folder}/{name}": name for name in members}, folder)
+                os.rename(folder, target)
+    except UserError as error:
+        raise UserError(f"{error}; {by_hand}") from error
+    except OSError as error:
+        if not target.is_dir():  # else another process was first
+            raise UserError(
+                f"{str(cache)!r} cannot be written: {describe_os_error(error)}; another folder can "
+                "be given in $SYMRNN_DATA"
+            ) from error
+    return target
 
 
 def find_cifar(folder: Path) -> tuple[str, Path] | None:

@@ -2,7 +2,7 @@
 
     train/CLASS/…/NAME.jpg        val/CLASS/…/NAME.jpg
 
-as ImageNet is usually kept. Files that cannot be read as a picture are skipped and counted.
+as ImageNet is usually stored. Files that cannot be read as a picture are skipped and counted.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ class _Places(torch.utils.data.Dataset[_Picture]):
 class _PlacesAtRandom(_Places):
     """The pictures in the order of an epoch, each cut and flipped at random; key: seed and epoch.
 
-    How one is cut and flipped hangs on its place in the order, besides the key.
+    How one is cut and flipped depends on its place in the order, besides the key.
     """
 
     def __init__(self, files: _Files, size: int, key: tuple[int, int]) -> None:

@@ -22,7 +22,7 @@ Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class ResidentDataset(Dataset):
-    """Pictures of one size, kept on the device as bytes.
+    """Pictures of one size, stored on the device as bytes.
 
     While training each is flipped from left to right or not, and shifted by up to PAD pixels with
     what is missing mirrored at the edge (Zagoruyko and Komodakis 2016, arXiv 1605.07146, section
