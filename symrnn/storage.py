@@ -1,15 +1,15 @@
-"""Packed models: one file that holds each symmetric matrix as its free numbers.
+"""Packed models: one file that holds each symmetric matrix by its parameters.
 
 The file is what the safetensors library writes, so ``safetensors.torch.load_file`` gives the
-model's ``state_dict`` as it stands, free numbers where matrices are symmetric; of tied tensors it
-holds the first. The entry "symrnn.packed" of its ``__metadata__`` (see
-:mod:`symrnn.files.verified`; its sha256 covers all of this) has under "meta" a JSON object of
+model's ``state_dict`` as it stands; of tied tensors it holds the first. The entry "symrnn.packed"
+of its ``__metadata__`` (see :mod:`symrnn.files.verified`; its sha256 covers all of this) has under
+"meta" a JSON object of
 
-    forms  plain name of each symmetric matrix -> how it is kept, enough to build it back
+    forms  plain name of each symmetric matrix -> its form, enough to build it from its parameters
     tied   name -> the name of the same tensor that is in the file
     meta   as given
 
-A matrix is kept in one of three ways, with "kind" for
+A matrix is stored in one of three ways, with "kind" for
 
     gates   stacked gates of a recurrent layer, some of them symmetric: symm, side, gates, symmetric
     matrix  a square weight parametrized by a form: symm, side
@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,7 +63,7 @@ def save_packed(
     dtype: torch.dtype | None = None,
     meta: dict[str, Any] | None = None,
 ) -> None:
-    """Write the ``state_dict`` of ``model`` to ``path``, symmetric matrices as free numbers.
+    """Write the ``state_dict`` of ``model`` to ``path``, symmetric matrices by their parameters.
 
     Tied tensors are written once. A former file is replaced in one step; what fails leaves it
     untouched, and nothing beside it.
@@ -96,7 +96,7 @@ def save_packed(
     for form in forms.values():
         for key in form.keys:
             if key not in state:
-                raise ValueError(f"the state_dict has no {key!r}, which {form.name} is kept in")
+                raise ValueError(f"the state_dict has no {key!r}, which {form.name} is stored in")
     tied: dict[str, str] = {}
     for first, *others in _same_tensors(state):
         tied.update(dict.fromkeys(others, first))
@@ -159,12 +159,12 @@ class Packed:
     def load_into(self, model: nn.Module) -> None:
         """Fill ``model``, on any device, which must match name by name.
 
-        A matrix that the model keeps in the same form gets the free numbers; one that it keeps
+        A matrix that the model stores in the same form gets the parameters; one that it stores
         plain, such as ``rnn.weight_hh_l0`` of an ``nn.LSTM``, gets the expanded matrix, computed
         in the widest of float32 and the types of file and model. Floating numbers are rounded
         once to the type that the model has; other types must agree.
 
-        Raises PackedError, before anything was changed, for a matrix kept in another form or
+        Raises PackedError, before anything was changed, for a matrix stored in another form or
         plain in the file alone; a tensor of another shape or type; a number above the largest of
         the model's type; tensors that only one of the two has; and where the model ties what are
         two tensors in the file. ValueError for a model on the meta device.
@@ -210,9 +210,9 @@ class Packed:
         return form.spec(), [self.tied.get(key, key) for key in form.keys]
 
     def _check_form(self, name: str, theirs: _Form | None, state: Mapping[str, Tensor]) -> None:
-        """Refuses a matrix that the model keeps as ``theirs``, if it does, and the file otherwise.
+        """Refuses a matrix that the model stores as ``theirs``, if it does, and the file otherwise.
 
-        Not where the model keeps it plain, or lacks it.
+        Not where the model stores it plain, or lacks it.
         """
         ours = self._forms.get(name)
         if ours is not None and theirs is not None and ours != theirs:
@@ -221,10 +221,10 @@ class Packed:
             raise self._another("form", name, ours, theirs)
         if ours is None and theirs is not None and self._holds(name):
             raise PackedError(
-                f"{self.path}: {name} is a plain matrix in the file; the model keeps it as "
+                f"{self.path}: {name} is a plain matrix in the file; the model stores it as "
                 f"{theirs} (load it into a plain model and make that symmetric)"
             )
-        # Numbers of a form that only one side tells of may look like those of any.
+        # Parameters of a form that only one side names may have the shape of any other's.
         if ours is None and theirs is not None and any(self._holds(key) for key in theirs.keys):
             raise self._another("form", name, "none", theirs)
         if theirs is None and ours is not None and any(key in state for key in ours.keys):
@@ -312,7 +312,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Form:
-    """How one symmetric matrix is kept: enough to build it from its numbers.
+    """How one symmetric matrix is stored: enough to build it from its parameters.
 
     name: its plain name, such as "rnn.weight_hh_l0".
     symm: the symmetry's name.
@@ -328,7 +328,7 @@ class _Form:
 
     @property
     def keys(self) -> list[str]:
-        """The names of its numbers in a state_dict."""
+        """The names of its parameters in a state_dict."""
         # Where `torch.nn.utils.parametrize` puts a parametrized tensor.
         owner, dot, tensor = self.name.rpartition(".")
         return [f"{owner}{dot}parametrizations.{tensor}.original"]
@@ -340,7 +340,7 @@ class _Form:
 
     @abstractmethod
     def build(self, numbers: list[Tensor]) -> Tensor:
-        """The full matrix, from its numbers in the order of ``keys``."""
+        """The full matrix, from its parameters in the order of ``keys``."""
 
     def spec(self) -> dict[str, Any]:
         """As it stands in a file."""
@@ -366,7 +366,7 @@ class _Matrix(_Form):
         return self.side, self.side
 
     def build(self, numbers: list[Tensor]) -> Tensor:
-        return get_symmetry(self.symm, self.side).to(numbers[0].device)(numbers[0])
+        return get_symmetry(self.symm, self.side)(numbers[0])
 
     def __str__(self) -> str:
         return f"{self.symm} of side {self.side}"
@@ -396,7 +396,7 @@ class _Tensor(_Form):
 
     def build(self, numbers: list[Tensor]) -> Tensor:
         form = SymmetricTensor(symm=self.symm, axes=self.axes, shape=self.shape, groups=self.groups)
-        return form.to(numbers[0].device)(numbers[0])
+        return form(numbers[0])
 
     def __str__(self) -> str:
         groups = "" if self.groups == 1 else f" in {self.groups} groups"
@@ -456,18 +456,18 @@ def _check_sizes(what: str, *sizes: int) -> None:
 
 
 def _read_form(name: str, spec: dict[str, Any]) -> _Form:
-    """The form that a file tells of; TypeError, ValueError if it can be none."""
+    """The form of a specification; TypeError, ValueError if it can be none."""
     fields = dict(spec)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:
-        raise ValueError(f"{name} is kept as {kind!r}; known are {', '.join(_KINDS)}")
+        raise ValueError(f"{name} is stored as {kind!r}; known are {', '.join(_KINDS)}")
     return _KINDS[kind](name=name, **fields)
 
 
 def _check_names(
     tensors: Mapping[str, Tensor], forms: Mapping[str, _Form], tied: Mapping[str, str]
 ) -> None:
-    """Raises ValueError unless the forms' numbers and the tied tensors are in a file."""
+    """Raises ValueError unless the forms' parameters and the tied tensors are in a file."""
     for name, stored in tied.items():
         if name in tensors or stored not in tensors:
             raise ValueError(f"{name} cannot be tied to {stored}")
@@ -475,42 +475,38 @@ def _check_names(
     for name, form in forms.items():
         absent = [key for key in form.keys if key not in held]
         if absent:
-            raise ValueError(f"{name} is kept as {form}, but there is no {absent[0]}")
+            raise ValueError(f"{name} is stored as {form}, but there is no {absent[0]}")
         if name in held:
-            raise ValueError(f"{name} is kept as {form}, and plain too")
+            raise ValueError(f"{name} is stored as {form}, and plain too")
 
 
 def _forms_of(model: nn.Module) -> dict[str, _Form]:
     """The forms of the symmetric matrices of ``model``, by their plain names."""
-    forms: list[_Form] = []
+    specs: dict[str, dict[str, Any]] = {}
     for path, part in model.named_modules(remove_duplicate=False):
         if isinstance(part, GatedModule):
             prefix = f"{path}." if path else ""
-            for matrix in part.gate_layouts():
-                if matrix.symmetric:
-                    assert part.symmetry is not None
-                    form = _Gates(
-                        name=prefix + matrix.name,
-                        symm=part.symmetry.name,
-                        side=matrix.rows,
-                        gates=matrix.gates,
-                        symmetric=matrix.symmetric,
-                    )
-                    forms.append(form)
+            symmetric = [layout for layout in part.gate_layouts() if layout.symmetric]
+            specs |= {prefix + layout.name: _gate_spec(layout) for layout in symmetric}
         elif isinstance(part, ParametrizationList):
-            forms += _parametrized(path, part)
-    return {form.name: form for form in forms}
+            # The path of a weight's parametrizations, and the weight's own name.
+            owner, _, tensor = path.rpartition("parametrizations.")
+            own = [form for form in part if isinstance(form, Symmetry | SymmetricTensor)]
+            if own and len(part) > 1:
+                raise ValueError(
+                    f"{owner}{tensor} has other parametrizations beside its symmetry; "
+                    "pack it without"
+                )
+            specs.update((owner + tensor, form.spec()) for form in own)
+    return {name: _read_form(name, spec) for name, spec in specs.items()}
 
 
-def _parametrized(path: str, chain: ParametrizationList) -> Iterator[_Form]:
-    """The form of a parametrized tensor, if it is symmetric; ``path`` is that of its chain."""
-    if not any(isinstance(part, (Symmetry, SymmetricTensor)) for part in chain):
-        return
-    owner, _, tensor = path.rpartition("parametrizations.")
-    name, first = owner + tensor, chain[0]
-    if len(chain) > 1:
-        raise ValueError(f"{name} has other parametrizations beside its symmetry; pack it without")
-    if isinstance(first, Symmetry):
-        yield _Matrix(name, first.name, first.side)
-    elif isinstance(first, SymmetricTensor):
-        yield _Tensor(name, **first.spec())
+def _gate_spec(layout: GateLayout) -> dict[str, Any]:
+    """What makes the form of a stacked matrix with symmetric gates again."""
+    return {
+        "kind": "gates",
+        "symm": layout.form,
+        "side": layout.rows,
+        "gates": layout.gates,
+        "symmetric": layout.symmetric,
+    }

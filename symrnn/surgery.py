@@ -31,7 +31,7 @@ module; several of these; or a function of the weight's name, the first, and its
 recurrent module all but the function mean its hidden weights; the input weights only if the
 pattern says "weight_ih"."""
 
-_RECURRENT: dict[type[nn.Module], type[GatedModule]] = {
+_COUNTERPART: dict[type[nn.Module], type[GatedModule]] = {
     nn.LSTM: SymLSTM,
     nn.GRU: SymGRU,
     nn.RNN: SymRNN,
@@ -39,6 +39,8 @@ _RECURRENT: dict[type[nn.Module], type[GatedModule]] = {
     nn.GRUCell: SymGRUCell,
     nn.RNNCell: SymRNNCell,
 }
+"""Each recurrent module, and what it becomes; the symmetric ones stay what they are."""
+_COUNTERPART |= {symmetric: symmetric for symmetric in _COUNTERPART.values()}
 
 # ---- counting ----------------------------------------------------------------------------------
 
@@ -47,7 +49,7 @@ class ParameterCount(NamedTuple):
     """Numbers of a model, each counted once however often it is used.
 
     training: how many the optimizer changes.
-    deployed: how many remain when each symmetric matrix is kept as one number per orbit; differs
+    deployed: how many remain when each symmetric matrix is stored as one number per orbit; differs
         from ``training`` only for over-complete forms, such as ``avg:full``.
     recurrent: of the deployed ones, those in hidden-to-hidden weights.
     """
@@ -65,7 +67,7 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     >>> count_parameters(SymLSTM(200, 200, symm="avg"))
     ParameterCount(training=242000, deployed=242000, recurrent=80400)
     """
-    spare = {id(numbers): _spare(numbers, form) for numbers, form in _symmetric(module)}
+    spare = {id(v): _spare(v, form) for v, form in _symmetric(module)}
     training = deployed = recurrent = 0
     for name, parameter in module.named_parameters():
         count = parameter.numel() - spare.get(id(parameter), 0)
@@ -89,7 +91,7 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
     >>> [group["lr"] for group in groups]
     [1.0, 0.25]
     """
-    scales = {id(numbers): form.lr_scale for numbers, form in _symmetric(module)}
+    scales = {id(v): form.lr_scale for v, form in _symmetric(module)}
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in module.parameters():
         groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
@@ -100,21 +102,21 @@ def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
     ]
 
 
-def _spare(numbers: nn.Parameter, form: Symmetry | SymmetricTensor) -> int:
-    """How many of these free numbers the expanded matrices do not need."""
-    return numbers.numel() // form.numel * (form.numel - form.deployed)
+def _spare(v: nn.Parameter, form: Symmetry | SymmetricTensor) -> int:
+    """By how many the parameters exceed the degrees of freedom of the expanded matrices."""
+    return v.numel() // form.numel * (form.numel - form.deployed)
 
 
 def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
-    """Every parameter that holds free numbers, with its form."""
+    """Every parameter of a symmetric form, with its form."""
     for part in module.modules():
         if isinstance(part, GatedModule):
             for _, parameter, form in part.symmetric_parameters():
                 yield parameter, form
         elif _is_form(part):
-            kept: Any = part[0]
+            first: Any = part[0]
             assert isinstance(part.original, nn.Parameter)
-            yield part.original, kept
+            yield part.original, first
 
 
 def _is_form(part: nn.Module) -> TypeGuard[ParametrizationList]:
@@ -130,7 +132,7 @@ class Change(NamedTuple):
 
     name, shape: of the weight, in the model as it was.
     form: what it is now.
-    before, after: how many numbers are trained for it.
+    before, after: its number of parameters.
     error: the relative error of the projection, ‖W − W'‖ / ‖W‖ in Frobenius norm; NaN on "meta".
     """
 
@@ -303,13 +305,6 @@ class _Weight:
         return ""
 
 
-# Each recurrent module, and what it becomes.
-_COUNTERPART: dict[type[nn.Module], type[GatedModule]] = {
-    **_RECURRENT,
-    **{symmetric: symmetric for symmetric in _RECURRENT.values()},
-}
-
-
 def _weights(model: nn.Module) -> Iterator[_Weight]:
     """The weights of the kinds of layer that can be symmetric."""
     places: dict[nn.Module, list[str]] = {}
@@ -454,7 +449,7 @@ def _with_forms(
         if not value.is_meta and not value.isfinite().all():
             raise ValueError(f"{weight.name} of shape {shape} holds numbers that are not finite")
         try:
-            form = SymmetricTensor(symm, value.shape, axes, weight.groups).to(value.device)
+            form = SymmetricTensor(symm, value.shape, axes, weight.groups)
         except ValueError as error:
             if skip:
                 continue

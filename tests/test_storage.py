@@ -30,6 +30,7 @@ from symrnn import (
     load_packed,
     open_packed,
     save_packed,
+    symmetrize,
 )
 from symrnn.files.verified import FileKind
 from symrnn.storage import is_packed
@@ -373,7 +374,7 @@ def test_numbers_are_not_taken_for_those_of_another_parametrization(tmp_path: Pa
 def test_a_plain_matrix_is_not_made_symmetric(tmp_path: Path) -> None:
     save_packed(Model("plain"), tmp_path / "m")
     message = refusal(Model("avg"), tmp_path / "m")
-    assert "rnn.weight_ih_l0 is a plain matrix in the file; the model keeps it as avg" in message
+    assert "rnn.weight_ih_l0 is a plain matrix in the file; the model stores it as avg" in message
 
 
 def test_missing_and_unexpected_tensors_are_named(tmp_path: Path) -> None:
@@ -710,3 +711,27 @@ def test_ten_thousand_mutated_files(tmp_path: Path) -> None:
             assert same(now, wanted), number
             model.load_state_dict(before)
     assert refused > 9_000
+
+
+def test_a_file_of_the_first_version_is_read() -> None:
+    """Written by the first release's code, with the expanded matrices of its own beside it."""
+    model = nn.ModuleDict(
+        {
+            "rnn": SymLSTM(3, 3, symm="avg", symm_hh="fo", symm_ih="ifgo"),
+            "square": nn.Linear(4, 4),
+            "conv": nn.Conv2d(3, 3, 3, bias=False),
+            "lower": nn.Linear(4, 4),
+        }
+    )
+    symmetrize(model, "tri4", where="square")
+    symmetrize(model, "eigen:1", where="conv")
+    register_parametrization(model["lower"], "weight", get_symmetry("ldl", 4))
+    model["again"] = model["square"]
+    path = Path(__file__).with_name("packed_version_1.safetensors")
+    load_packed(model, path)
+    matrices = open_packed(path).meta
+    assert len(matrices) == 5
+    for name, expected in matrices.items():
+        owner, attribute = name.split(".")
+        found = getattr(model[owner], attribute)
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-6)

@@ -1243,7 +1243,7 @@ def test_new_starting_values_are_of_the_forms_family(make: Any, symm: str, sprea
     plain = layer.weight.std().item()
     symmetrize(layer, symm)
     layer.reset_parameters()
-    # 128² entries, or a sixteenth as many free numbers: the estimate is good to a few per cent.
+    # 128² entries, or a sixteenth as many parameters: the estimate is good to a few per cent.
     assert layer.weight.std().item() / plain == pytest.approx(spread, rel=0.1)
     bound = 1 / math.sqrt(layer.weight[0].numel())
     assert layer.bias.abs().max() <= bound

@@ -24,7 +24,7 @@ def draw_symmetry(symmetry: Symmetry | str, side: int = 8) -> Figure:
     """One matrix of ``side`` × ``side`` cells, in which the cells of an orbit are of one colour.
 
     Up to side 16 a cell also holds the number of its orbit, counted from 0 in the order in which
-    the free numbers are stored.
+    the parameters are stored.
 
     symmetry: a linear form or its name, one of :func:`symrnn.list_symmetries`.
     side: N ≥ 1, for a name; a form has its own.

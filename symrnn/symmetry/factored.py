@@ -1,4 +1,4 @@
-"""Symmetric matrices kept as a product of factors: not linear in the free numbers."""
+"""Symmetric matrices stored as factors of a product: not linear in the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from symrnn.symmetry.form import Symmetry
 class Eigen(Symmetry):
     """V diag(λ) Vᵀ with R eigenvalues, N/2 (rounded down, at least 1) unless a rank is named.
 
-    The free numbers are V (N, R), row-major, then λ (R). A matrix of side 3 and rank 1::
+    The parameters are V (N, R), row-major, then λ (R). A matrix of side 3 and rank 1::
 
         λaa  λab  λac
         λab  λbb  λbc        v = (a, b, c, λ)
@@ -31,7 +31,7 @@ class Eigen(Symmetry):
         self.rank = rank
 
     def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
+        self._check_parameters(v)
         vectors = v[..., : self.side * self.rank].unflatten(-1, (self.side, self.rank))
         values = v[..., self.side * self.rank :].unsqueeze(-2)
         return _symmetric((vectors * values) @ vectors.mT)
@@ -55,7 +55,7 @@ class Eigen(Symmetry):
 class LDL(Symmetry):
     """L diag(d) Lᵀ with L unit lower triangular and a diagonal d of either sign.
 
-    The free numbers are d (N), then L below its diagonal, row by row. A matrix of side 2::
+    The parameters are d (N), then L below its diagonal, row by row. A matrix of side 2::
 
         d    da
         da   daa + e         v = (d, e, a)
@@ -73,7 +73,7 @@ class LDL(Symmetry):
         super().__init__(name, side, numel, numel)
 
     def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
+        self._check_parameters(v)
         shape = list(v.shape[:-1])
         d, entries = v[..., : self.side], v[..., self.side :]
         at = torch.tril_indices(self.side, self.side, -1, device=v.device)

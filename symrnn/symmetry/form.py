@@ -1,4 +1,4 @@
-"""What every symmetric form is: free numbers on one side, N×N matrices on the other."""
+"""What every symmetric form is: a vector of parameters on one side, N×N matrices on the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from symrnn.symmetry.folding import Folding
 
 
 class Symmetry(nn.Module):
-    """A symmetric form of N×N matrices with ``numel`` free numbers, always one flat vector.
+    """A symmetric form of N×N matrices with ``numel`` parameters, always one flat vector.
 
     A module without parameters: ``forward`` is :meth:`expand` and ``right_inverse`` is
     :meth:`project`, so that ``torch.nn.utils.parametrize.register_parametrization`` takes it as it
@@ -20,9 +20,9 @@ class Symmetry(nn.Module):
 
     name: as given to ``get_symmetry``.
     side: N.
-    numel: how many numbers are trained.
-    deployed: how many different numbers the expanded matrix holds.
-    lr_scale: by how much a learning rate wants to be multiplied for the free numbers.
+    numel: the number of parameters.
+    deployed: degrees of freedom of the expanded matrix; fewer where a form is over-complete.
+    lr_scale: the factor that the learning rate of the parameters wants.
     own_transpose: whether every matrix of this form and side is its own transpose, entry by entry.
     folding: how to multiply by less than the whole matrix; None where nothing is saved.
     cost: multiplications of the folded product as a fraction of the N² of the whole one.
@@ -44,11 +44,11 @@ class Symmetry(nn.Module):
 
     @abstractmethod
     def expand(self, v: Tensor) -> Tensor:
-        """Free numbers (..., numel) to matrices (..., N, N)."""
+        """Parameters (..., numel) to matrices (..., N, N)."""
 
     @abstractmethod
     def project(self, w: Tensor) -> Tensor:
-        """Matrices (..., N, N) to the free numbers (..., numel) of the nearest of this form.
+        """Matrices (..., N, N) to the parameters (..., numel) of the nearest of this form.
 
         Nearest in Frobenius norm.
         """
@@ -82,6 +82,10 @@ class Symmetry(nn.Module):
         outputs = [x @ m.mT for x, m in zip(inputs, self.matrices(v), strict=True)]
         return self.folding.outputs(outputs, self.side, -1)
 
+    def spec(self) -> dict[str, Any]:
+        """What makes this form again, as JSON knows it: its kind and its arguments."""
+        return {"kind": "matrix", "symm": self.name, "side": self.side}
+
     def forward(self, v: Tensor) -> Tensor:
         return self.expand(v)
 
@@ -91,7 +95,7 @@ class Symmetry(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.name!r}, {self.side}, numel={self.numel}"
 
-    def _check_free(self, v: Tensor) -> None:
+    def _check_parameters(self, v: Tensor) -> None:
         if v.dim() < 1 or v.shape[-1] != self.numel:
             raise ValueError(
                 f"v has shape {list(v.shape)}; {self.name} expands (..., {self.numel})"

@@ -46,13 +46,18 @@ class LinearSymmetry(Symmetry):
         self.orbits = orbits
         self.own_transpose = orbits.own_transpose
 
-    def __prepare_scriptable__(self) -> "LinearSymmetry":
-        """The same form with its maps for attributes, as TorchScript reads tensors of a module."""
+    def scriptable(self, device: torch.device) -> "LinearSymmetry":
+        """The same form with its maps for attributes, as TorchScript reads tensors of a module.
+
+        device: where they are read; elsewhere each call copies them.
+        """
         twin = copy(self)
-        device = torch.get_default_device()
         twin.index = self.orbits.orbit.on(device, wide=True)
         twin.sizes = self.orbits.sizes.on(device)
         return twin
+
+    def __prepare_scriptable__(self) -> "LinearSymmetry":
+        return self if "index" in vars(self) else self.scriptable(torch.get_default_device())
 
 
 class OrbitCoordinates(LinearSymmetry):
@@ -86,7 +91,7 @@ class OrbitCoordinates(LinearSymmetry):
         self.lr_scale = 1.0 if orthonormal else self.numel / self.side**2
 
     def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
+        self._check_parameters(v)
         if torch.jit.is_scripting():
             w = _gather(v, self.index, self.sizes if self.orthonormal else None)
         else:
@@ -101,7 +106,7 @@ class OrbitCoordinates(LinearSymmetry):
 
     def write(self, v: Tensor, out: Tensor) -> None:
         """``expand(v)``, without gradient, into the memory of ``out`` (..., N, N), contiguous."""
-        self._check_free(v)
+        self._check_parameters(v)
         u = _scaled(v.detach(), self._scaled_by)
         index = self.orbits.orbit.on(v.device)
         torch.index_select(u, -1, index, out=out.flatten(-2))
@@ -127,7 +132,7 @@ class OrbitCoordinates(LinearSymmetry):
     def matrices(self, v: Tensor) -> list[Tensor]:
         if self.folding is None:
             raise ValueError(f"{self.name} does not fold")
-        self._check_free(v)
+        self._check_parameters(v)
         part = self.orbits.part(self.folding)
         entries = _spread(v, part, self._scaled_by)
         return self.folding.matrices(entries.unflatten(-1, part.array.shape))
@@ -151,7 +156,7 @@ class OrbitCoordinates(LinearSymmetry):
 class FullMatrix(LinearSymmetry):
     """A full matrix W, row-major, of which ``expand`` takes the mean over the group, ½(W + Wᵀ).
 
-    The over-complete form of the paper, here to compare with: N² numbers are trained, of which
+    The over-complete form of the paper, here to compare with: N² parameters are trained, of which
     only the symmetric part is ever used. ``project`` gives the nearest symmetric matrix itself.
     """
 
@@ -159,7 +164,7 @@ class FullMatrix(LinearSymmetry):
         super().__init__(name, orbits, orbits.side**2)
 
     def expand(self, v: Tensor) -> Tensor:
-        self._check_free(v)
+        self._check_parameters(v)
         if torch.jit.is_scripting():
             mean = _scatter(v, self.index, None, self.deployed) / self.sizes
             w = _gather(mean, self.index, None)

@@ -69,13 +69,13 @@ def _next_of_class(classes: NDArray[np.int32]) -> Indices:
 
 
 class Constant:
-    """An integer array that never changes, as a tensor on every device that it is asked for on.
+    """An int32 array that never changes, as a tensor on every device that it is asked for on.
 
     No module holds these tensors, as a buffer or otherwise: what walks a module (averages of its
     state, broadcasts, ``to_empty``) must not find them. All modules of one form and side read them.
     """
 
-    def __init__(self, array: NDArray[Any]) -> None:
+    def __init__(self, array: Indices) -> None:
         self.array = array
 
     def on(self, device: torch.device, *, wide: bool = False) -> Tensor:
@@ -90,12 +90,13 @@ class Constant:
     def _make(self, name: str, device: torch.device, wide: bool) -> None:
         if name in vars(self):
             return
-        dtype = torch.int64 if wide else torch.int32
+        # Converted here: no kernel runs on a stream that the caller does not know of.
+        array = self.array.astype(np.int64) if wide else self.array
         # A thread of its own has none of the modes that the caller may be in: no inference mode,
         # whose tensors cannot train, no transform, fake tensors or default device.
-        make = lambda: torch.from_numpy(self.array).to(device, dtype, copy=True)  # noqa: E731
         with ThreadPoolExecutor(1) as thread:
-            vars(self).setdefault(name, thread.submit(make).result())
+            made = thread.submit(lambda: torch.from_numpy(array).to(device)).result()
+        vars(self).setdefault(name, made)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     side: N ≥ 1.
 
     ========================  ============================================  ======================
-    name                      entries that are one number                   numbers, for even N
+    name                      entries that are one number                   parameters, for even N
     ========================  ============================================  ======================
     tri, avg                  mirrored in the diagonal                      N(N+1)/2
     tri4, avg4                mirrored in either diagonal                   N(N+2)/4
@@ -99,8 +99,8 @@ def get_symmetry(name: str, side: int) -> Symmetry:
         c f h i     c f e b     b c c b     c d d c     a a a a     e f e f     a b c d
         d g i j     d c b a     a b b a     a b b a     a a a a     g h g h     e f g h
 
-    ``tri``, ``block`` and ``chunk`` keep an orbit's entry itself, ``avg`` the same in orthonormal
-    coordinates; "avg:full" is an over-complete ``avg`` that keeps a full matrix. On an odd side
+    ``tri``, ``block`` and ``chunk`` store an orbit's entry itself, ``avg`` the same in orthonormal
+    coordinates; "avg:full" is an over-complete ``avg`` that stores a full matrix. On an odd side
     the middle row or column is its own mirror image; where K (or for ``block16`` 4) does not
     divide N, half a side and a K-th are rounded up. N = 1 is one number everywhere (for ``eigen``
     two).

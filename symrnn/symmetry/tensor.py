@@ -18,10 +18,10 @@ AXES = ("channel", "space", "both")
 
 
 class SymmetricTensor(nn.Module):
-    r"""A form of weights (O, I, \*kernel), as ``nn.Linear`` and ``nn.Conv1d`` to ``3d`` keep them.
+    r"""A form of weights (O, I, \*kernel), as ``nn.Linear`` and ``nn.Conv1d`` to ``3d`` have them.
 
     A parametrization, as :class:`Symmetry` is one for a square matrix: ``forward`` makes the
-    weight of the free numbers, ``right_inverse`` gives those of the nearest weight.
+    weight of the parameters, ``right_inverse`` gives those of the nearest weight.
 
     symm: a name of :func:`symrnn.list_symmetries`.
     shape: of the weight.
@@ -30,7 +30,7 @@ class SymmetricTensor(nn.Module):
     groups: into how many square blocks axis 0 falls, each symmetric by itself. The groups of a
         convolution, or the matrices of a stacked weight, such as query, key and value.
 
-    The free numbers are (groups, \*kernel, numel) over channels, without ``groups`` if it is 1;
+    The parameters are (groups, \*kernel, numel) over channels, without ``groups`` if it is 1;
     (O, I, \*kernel, numel) over space, with the kernel's last two axes gone; and for both
     (groups, \*kernel, numel of space, numel of channels).
 
@@ -76,7 +76,7 @@ class SymmetricTensor(nn.Module):
         return w.contiguous()
 
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
-        """Fill the free numbers v in place with starting values.
+        """Fill the parameters v in place with starting values.
 
         draw: fills a tensor in place the way a plain layer draws its entries.
         """
@@ -84,7 +84,7 @@ class SymmetricTensor(nn.Module):
         assert form is not None
         if self.axes != "both":
             form.initialize(v, draw)
-        elif self.lr_scale != 1:  # raw numbers: each is an entry
+        elif self.lr_scale != 1:  # raw: each parameter is an entry
             with torch.no_grad():
                 draw(v)
         else:
@@ -120,17 +120,17 @@ class SymmetricTensor(nn.Module):
 
     @property
     def numel(self) -> int:
-        """How many numbers are trained."""
+        """The number of parameters."""
         return self._count("numel")
 
     @property
     def deployed(self) -> int:
-        """How many different numbers the weight holds."""
+        """Degrees of freedom of the weight."""
         return self._count("deployed")
 
     @property
     def lr_scale(self) -> float:
-        """By how much a learning rate wants to be multiplied for the free numbers."""
+        """The factor that the learning rate of the parameters wants."""
         return math.prod(form.lr_scale for form in (self.channel, self.space) if form is not None)
 
     def _count(self, which: str) -> int:
@@ -141,8 +141,9 @@ class SymmetricTensor(nn.Module):
         return count
 
     def spec(self) -> dict[str, Any]:
-        """The arguments that make this form again, as JSON knows them."""
+        """What makes this form again, as JSON knows it: its kind and its arguments."""
         return {
+            "kind": "tensor",
             "symm": self.symm,
             "shape": list(self.shape),
             "axes": self.axes,

@@ -38,7 +38,7 @@ class DiracConv2d(nn.Conv2d):
     goes first, the Dirac form on top: Ŵ is a diagonal matrix at the kernel's centre plus W with
     each row multiplied by a number of its own, b/‖W‖. So Ŵ itself is symmetric only up to one
     factor per output channel, just as a batch norm leaves the weight of any convolution before it;
-    what is trained and stored are the free numbers of W, and a and b. I is a member of ``tri``,
+    what is trained and stored are the parameters of W, and a and b. I is a member of ``tri``,
     ``avg``, ``tri4`` and ``avg4``, whose transpositions leave the diagonal where it is, but not of
     forms with mirrors or translations: there the sum has W's form off the diagonals alone.
     """
@@ -52,7 +52,7 @@ class DiracConv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Draw W from a normal distribution of variance 2 over its inputs; a and b as they start.
 
-        Of a symmetric W the free numbers are drawn, as its form draws them.
+        Of a symmetric W the parameters are drawn, as its form draws them.
         """
         deviation = math.sqrt(2 / max(math.prod(self.weight.shape[1:]), 1))
 
@@ -99,7 +99,7 @@ def no_decay(model: nn.Module) -> set[int]:
 
     As in the authors' code: of a model with Dirac convolutions a and b, which decay would pull
     towards 0, and every other vector: the biases and all of batch norm. Of a model without any,
-    none. Free numbers of a symmetric weight decay, whatever their shape.
+    none. Parameters of a symmetric weight decay, whatever their shape.
 
     >>> from symrnn.vision.models.diracnet import diracnet
     >>> model = diracnet(10, 1, 10)

@@ -25,12 +25,12 @@ def draw_filters(
     point: Sequence[int] | None = None,
     group: int = 0,
 ) -> Figure:
-    r"""One slice of a symmetric weight: its free numbers on the left, the whole on the right.
+    r"""One slice of a symmetric weight: its parameters on the left, the whole on the right.
 
     The slice is the matrix of channels (output down, input across) at one point of the kernel, or
     for a weight that is symmetric in space alone the kernel of one pair of channels. On the left
     stands each orbit's entry once, where the matrix has it first: of ``tri`` a triangle. ``eigen``
-    and ``ldl`` have no orbits: there the numbers that are trained stand row by row. Both matrices
+    and ``ldl`` have no orbits: there the parameters stand row by row. Both matrices
     have the same colours: white for 0, red above, blue below; grey is nothing.
 
     model: with at least one symmetric weight, as ``symrnn.symmetrize`` makes them.
@@ -66,7 +66,7 @@ def draw_filters(
     side = form.side
     count = form.deployed if isinstance(form, LinearSymmetry) else form.numel
     for panel, matrix, text in zip(
-        panels, (left, values), (f"{count:,} free numbers", f"{side}×{side}"), strict=True
+        panels, (left, values), (f"{count:,} parameters", f"{side}×{side}"), strict=True
     ):
         image = panel.imshow(matrix, cmap="RdBu_r", vmin=-bound, vmax=bound)
         panel.set_title(text, fontsize=11)
@@ -86,29 +86,29 @@ def _symmetric_weights(model: nn.Module) -> Iterator[tuple[str, ParametrizationL
 def _slice(
     weight: ParametrizationList, point: Sequence[int] | None, group: int
 ) -> tuple[Symmetry, NDArray[Any], NDArray[Any], str]:
-    """The form of a slice, its free numbers if they stand alone, its matrix, and where it is."""
-    kept: Any = weight[0]
+    """The form of a slice, its parameters if they stand alone, its matrix, and where it is."""
+    tensor_form: Any = weight[0]
     original: Any = weight.original
     numbers: Tensor = original.detach()
-    values: Tensor = kept(numbers)  # not through later parametrizations
-    if kept.channel is None:
-        form, kernel = kept.space, values
+    values: Tensor = tensor_form(numbers)  # not through later parametrizations
+    if tensor_form.channel is None:
+        form, kernel = tensor_form.space, values
         where = tuple(point) if point is not None else (0,) * (kernel.dim() - 2)
         _check_point(where, kernel.shape[:-2])
         title = f"channels {', '.join(map(str, where))}"
     else:
-        form = kept.channel
-        if not 0 <= group < kept.groups:
-            raise ValueError(f"group should be from 0 to {kept.groups - 1}, got: {group}")
-        kernel = values.unflatten(0, (kept.groups, -1))[group].movedim((0, 1), (-2, -1))
+        form = tensor_form.channel
+        if not 0 <= group < tensor_form.groups:
+            raise ValueError(f"group should be from 0 to {tensor_form.groups - 1}, got: {group}")
+        kernel = values.unflatten(0, (tensor_form.groups, -1))[group].movedim((0, 1), (-2, -1))
         where = tuple(point) if point is not None else tuple(n // 2 for n in kernel.shape[:-2])
         _check_point(where, kernel.shape[:-2])
         title = f"point {', '.join(map(str, where))}" if where else "the matrix"
-        if kept.groups > 1:
+        if tensor_form.groups > 1:
             title += f" of group {group}"
             numbers = numbers[group]
     matrix = kernel[where].double().cpu().numpy()
-    if kept.axes != "both":  # whose numbers belong to several points
+    if tensor_form.axes != "both":  # whose numbers belong to several points
         numbers = numbers[where]
     return form, numbers.double().cpu().numpy(), matrix, title
 
@@ -121,7 +121,7 @@ def _check_point(point: tuple[int, ...], shape: Sequence[int]) -> None:
 
 
 def _free(form: Symmetry, numbers: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """A matrix of the free numbers, NaN where there is none."""
+    """A matrix of the parameters, NaN where there is none."""
     side = form.side
     if isinstance(form, LinearSymmetry):
         free = np.full(side * side, np.nan)

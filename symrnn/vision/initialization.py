@@ -18,7 +18,7 @@ def initialize(model: nn.Module, fan: str) -> None:
     """Draw new starting values for a network of ReLUs, in place.
 
     Convolutions from a normal distribution of variance 2/fan (He et al., arXiv 1502.01852), biases
-    0, batch norms 1 and 0. Of a symmetric weight the free numbers are drawn as its form says: a raw
+    0, batch norms 1 and 0. Of a symmetric weight the parameters are drawn as its form says: a raw
     number as an entry of a plain weight, an ``avg`` as the mean of a plain weight over the group.
 
     fan: "in": the numbers that go into an output, (I/groups)·h·w, and the same for linear layers,

@@ -1,4 +1,4 @@
-"""The forms that keep factors, against singular values and textbook elimination."""
+"""The forms that store factors, against singular values and textbook elimination."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_ldl_keeps_the_diagonal_and_then_the_rows_below() -> None:
 
 
 def textbook(w: Tensor) -> Tensor:
-    """The free numbers of w (N, N), one pivot after the other."""
+    """The parameters of w (N, N), one pivot after the other."""
     rest, columns, pivots = w.clone(), [], []
     for k in range(len(w)):
         pivots.append(rest[k, k])

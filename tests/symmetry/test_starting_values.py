@@ -1,4 +1,4 @@
-"""How free numbers are drawn: number by number, or from a full matrix drawn as a plain layer's."""
+"""How parameters are drawn: one by one, or from a full matrix drawn as a plain layer's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a trained symmetric weight: free numbers on the left, the matrix on the right."""
+"""Pictures of a trained symmetric weight: parameters on the left, the matrix on the right."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def titles(figure: Figure) -> tuple[str, str, str]:
 def test_a_triangle_beside_the_symmetric_matrix(symm: str, kind: type[nn.Conv2d]) -> None:
     model = symmetric(kind(6, 6, 3), symm)
     figure = draw_filters(model)
-    assert titles(figure) == (f"1.weight, {symm}, point 1, 1", "21 free numbers", "6×6")
+    assert titles(figure) == (f"1.weight, {symm}, point 1, 1", "21 parameters", "6×6")
     left, right = drawn(figure)
     np.testing.assert_array_equal(right, model[1].weight[:, :, 1, 1].detach().numpy())
     np.testing.assert_array_equal(right, right.T)
@@ -76,13 +76,13 @@ def test_factored_forms_show_what_is_trained(symm: str, count: int) -> None:
     numbers = model[1].parametrizations.weight.original[1, 1].detach().numpy()
     np.testing.assert_array_equal(left[np.isfinite(left)], numbers)
     assert left.shape == (4, 6)
-    assert titles(figure)[1] == f"{count} free numbers"
+    assert titles(figure)[1] == f"{count} parameters"
 
 
 def test_groups_and_both_axes() -> None:
     model = symmetric(nn.Conv2d(8, 8, 3, groups=2), "tri", "both")
     figure = draw_filters(model, point=(0, 1), group=1)
-    assert titles(figure) == ("1.weight, tri, point 0, 1 of group 1", "10 free numbers", "4×4")
+    assert titles(figure) == ("1.weight, tri, point 0, 1 of group 1", "10 parameters", "4×4")
     expected = model[1].weight[4:, :, 0, 1].detach().numpy()
     np.testing.assert_array_equal(drawn(figure)[1], expected)
     np.testing.assert_array_equal(drawn(draw_filters(model, point=(1, 0), group=1))[1], expected)
@@ -91,7 +91,7 @@ def test_groups_and_both_axes() -> None:
 def test_space_and_linear_layers() -> None:
     model = symmetric(nn.Conv2d(4, 5, 3), "tri", "space")
     figure = draw_filters(model, point=(4, 2))
-    assert titles(figure) == ("1.weight, tri, channels 4, 2", "6 free numbers", "3×3")
+    assert titles(figure) == ("1.weight, tri, channels 4, 2", "6 parameters", "3×3")
     np.testing.assert_array_equal(drawn(figure)[1], model[1].weight[4, 2].detach().numpy())
     model = symmetric(nn.Linear(4, 4), "tri")
     figure = draw_filters(model)
