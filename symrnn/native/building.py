@@ -101,7 +101,7 @@ def _build(target: Path) -> None:
         flags += from_environment("ARCHFLAGS")
     # In the folder itself: what is whole only has to be renamed, and a process that has the old
     # library loaded keeps it.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="_kernels.building-") as scratch:
         linked, _ = compile_library(
             Path(scratch),
             [*command, *flags],
