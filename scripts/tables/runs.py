@@ -23,7 +23,6 @@ from matplotlib.ticker import MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from report import make_parser, table, write_report
 
-import lm.options
 import symrnn.vision.options
 from lm.model import CELLS
 from lm.saved import load_saved
@@ -48,7 +47,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             metrics.setdefault(name, []).append(value)
     meta = open_packed(folder / "best.safetensors").meta
     read, machine = (
-        (read_language_model, lm.options.MACHINE)
+        (read_language_model, symrnn.training.command_line.MACHINE)
         if "cell" in meta["config"]
         else (read_image_network, symrnn.vision.options.MACHINE)
     )
