@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from symrnn import SymGRU, SymLSTM, SymRNN, harden
 from symrnn.rnn import RecurrentLayer
-from symrnn.rnn.backends import choose, folding_pays
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "lstm": SymLSTM,
@@ -122,11 +121,6 @@ class LanguageModel(nn.Module):
 
     def _runs_symmetric(self, autocast: bool) -> bool:
         """Whether the recurrent layers, without gradients, do without expanded weights."""
-        if self.rnn.backend in ("fused", "folded"):
-            return True
-        if self.rnn.backend != "auto" or autocast or not self.decoder.weight.is_cpu:
+        if autocast and self.rnn.backend == "auto":
             return False
-        with torch.no_grad():
-            weight = self.decoder.weight
-            token = weight.new_empty(1, 1, self.rnn.input_size)
-            return choose(self.rnn, token, None) == "fused" or folding_pays(self.rnn, steps=2)
+        return not self.rnn.expands_weights(steps=2, batch=1)

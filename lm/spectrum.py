@@ -27,7 +27,7 @@ def spectrum_figure(rnn: RecurrentLayer) -> Figure:
 
     gates = rnn.GATES
     spectra = [
-        [eigenvalues(block) for block in weights.hh.chunk(len(gates))]
+        [eigenvalues(block) for block in weights.hh.dense().chunk(len(gates))]
         for weights in rnn.layer_weights()
     ]
     radius = 1.05 * max(float(values.abs().max()) for row in spectra for values in row) or 1.0

@@ -33,8 +33,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from symrnn.files.atomic import to_json
 from symrnn.files.errors import UserError
 from symrnn.files.verified import FileKind
-from symrnn.rnn.gates import GateMatrix, check_gates
-from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.gates import GateLayout, check_gates
+from symrnn.rnn.module import GatedModule
+from symrnn.rnn.weights import GateMatrix
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.tensor import check_axes
 
@@ -425,8 +426,7 @@ class _Gates(_Form):
     @property
     def keys(self) -> list[str]:
         owner, dot, _ = self.name.rpartition(".")
-        kept = (self._matrix.free_name, self._matrix.rest_name)
-        return [f"{owner}{dot}{name}" for name in kept if name]
+        return [f"{owner}{dot}{name}" for name in self._layout.parameter_names]
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -434,12 +434,13 @@ class _Gates(_Form):
 
     def build(self, numbers: list[Tensor]) -> Tensor:
         symmetry = get_symmetry(self.symm, self.side).to(numbers[0].device)
-        return self._matrix.build(numbers[0], numbers[1] if numbers[1:] else None, symmetry)
+        rest = numbers[1] if numbers[1:] else None
+        return GateMatrix(self._layout, symmetry, numbers[0], rest).dense()
 
     @property
-    def _matrix(self) -> GateMatrix:
+    def _layout(self) -> GateLayout:
         name = self.name.rpartition(".")[2]
-        return GateMatrix(name, self.gates, self.symmetric, self.side, self.side, self.symm)
+        return GateLayout(name, self.gates, self.symmetric, self.side, self.side, self.symm)
 
     def __str__(self) -> str:
         return f"{self.symm} of side {self.side} for the gates {self.symmetric} of {self.gates}"
@@ -485,7 +486,7 @@ def _forms_of(model: nn.Module) -> dict[str, _Form]:
     for path, part in model.named_modules(remove_duplicate=False):
         if isinstance(part, GatedModule):
             prefix = f"{path}." if path else ""
-            for matrix in part.gate_matrices():
+            for matrix in part.gate_layouts():
                 if matrix.symmetric:
                     assert part.symmetry is not None
                     form = _Gates(

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from symrnn.layers import FOLDED
 from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
-from symrnn.rnn.keeping import GatedModule
+from symrnn.rnn.module import GatedModule
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
 from symrnn.symmetry.soft import asymmetry, upper
 from symrnn.symmetry.tensor import check_axes, square_sides
@@ -349,7 +349,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, int]]:
     elif type(module) in _COUNTERPART:
         gates = len(_COUNTERPART[type(module)].GATES)
         if isinstance(module, GatedModule):
-            names = [matrix.name for matrix in module.gate_matrices()]
+            names = [matrix.name for matrix in module.gate_layouts()]
         elif isinstance(module, nn.RNNBase):
             names = module._flat_weights_names
         else:

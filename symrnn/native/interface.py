@@ -8,11 +8,11 @@ whoever fills one keeps what it points to alive.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 2  # SYMRNN_INTERFACE
+INTERFACE = 3  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -168,6 +168,7 @@ FUNCTIONS: Functions = {
         c_int,
         [POINTER(Gpu), c_int, c_int, c_int64, c_int64, c_int, POINTER(Fit)],
     ),
+    "symrnn_sample": (c_uint64, [c_int64, c_void_p, c_void_p]),  # count, arrays, bytes
     "symrnn_read": (c_int, [c_void_p, c_int64, c_int, c_int, c_void_p]),  # …, repeat, threads, sum
 }
 

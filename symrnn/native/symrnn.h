@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 /* The number of this interface; a caller made for another one must not go on. */
-#define SYMRNN_INTERFACE 2
+#define SYMRNN_INTERFACE 3
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -191,6 +191,11 @@ typedef struct symrnn_fit {
  * dtype: of the packed weights; float, bfloat16 or half.  backward: 0, or 1 for the way back. */
 int symrnn_fit_gpu(const symrnn_gpu *gpu, int mode, int dtype, int64_t side, int64_t batch,
                    int backward, symrnn_fit *fit);
+
+/* A hash of 16 numbers of 4 bytes spread over each array, or of all where it is shorter: it tells
+ * whether most of an array was written to since.
+ * arrays: (count), each aligned to 4 bytes.  bytes: (count), their sizes. */
+uint64_t symrnn_sample(int64_t count, const void *const *arrays, const int64_t *bytes);
 
 /* Reads so many bytes, `repeat` times, as fast as it can: what a product is measured against.
  * sum: (1), something that depends on every byte. */

@@ -1,11 +1,9 @@
 """Recurrent layers with symmetric weights."""
 
-from symrnn.rnn.backends import list_backends
-from symrnn.rnn.cell import SymGRUCell, SymLSTMCell, SymRNNCell
-from symrnn.rnn.gru import SymGRU
+from symrnn.rnn.cells import SymGRUCell, SymLSTMCell, SymRNNCell
+from symrnn.rnn.dispatch import list_backends
 from symrnn.rnn.layer import RecurrentLayer
-from symrnn.rnn.lstm import SymLSTM
-from symrnn.rnn.rnn import SymRNN
+from symrnn.rnn.layers import SymGRU, SymLSTM, SymRNN
 
 __all__ = [
     "RecurrentLayer",

@@ -1,9 +1,9 @@
 """A layer whose recurrent product is folded: h folded, multiplied by small matrices, unfolded.
 
-For forms that have a :class:`symrnn.symmetry.folding.Folding`, kept by the hidden weights of all
-gates. The input product of all steps is one multiplication ahead of the loop. So are, after the
-loop back through time, the gradients of all weights: one product each over all steps, where a
-gradient added up step by step would be read and written T times.
+For hidden weights of all gates in a form that has a :class:`symrnn.symmetry.folding.Folding`. The
+input product of all steps is one multiplication ahead of the loop. So are, after the backward pass,
+the gradients of all weights: one product each over all steps, where a gradient added up step by
+step would be read and written T times.
 
 Shapes: T time, B_t the sequences that step t runs, R the sum of all B_t, I input, H hidden,
 G gates; r rows and c columns of a small matrix for one gate.
@@ -20,58 +20,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from symrnn.rnn.pointwise import POINTWISE
-from symrnn.rnn.stack import State, autocast_on
+from symrnn.rnn.modes import MODES
+from symrnn.rnn.stack import State, autocast_on, by_layer, steps_of, with_ended
+from symrnn.rnn.weights import LayerWeights
 from symrnn.symmetry.folding import Folding
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-class FoldedWeights(NamedTuple):
-    """The weights of one layer in one direction, G gates stacked; the hidden ones folded.
-
-    ih: (G·H, I).  matrices: the small ones, each (G·r, c).  bias_ih, bias_hh: (G·H,) or None.
-    """
-
-    ih: Tensor
-    matrices: list[Tensor]
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    folding: Folding
-
-
 def layer(
-    mode: str, steps: list[Tensor], state: State, w: FoldedWeights, reverse: bool
-) -> tuple[list[Tensor], State]:
+    mode: str, x: Tensor, batch_sizes: Tensor | None, state: State, w: LayerWeights, reverse: bool
+) -> tuple[Tensor, State]:
     """One layer in one direction; the arguments of :func:`symrnn.rnn.reference.layer`."""
-    run = _layer if torch.compiler.is_exporting() else _layer_as_it_is
-    return run(mode, steps, state, w, reverse)
+    run = _layer if torch.compiler.is_exporting() else _layer_untraced
+    return run(mode, x, batch_sizes, state, w, reverse)
 
 
-def cell(mode: str, x: Tensor, state: State, w: FoldedWeights) -> State:
-    """One step of a cell; the arguments of :func:`symrnn.rnn.reference.cell`."""
-    return layer(mode, [x], state, w, False)[1]
+BACKEND = by_layer(layer)
 
 
 def _layer(
-    mode: str, steps: list[Tensor], state: State, w: FoldedWeights, reverse: bool
-) -> tuple[list[Tensor], State]:
-    loop = _Loop(mode, w.folding, state[0].size(1), [x.size(0) for x in steps], reverse)
-    tensors = [torch.cat(steps), w.ih, w.bias_ih, w.bias_hh, *state, *w.matrices]
+    mode: str, x: Tensor, batch_sizes: Tensor | None, state: State, w: LayerWeights, reverse: bool
+) -> tuple[Tensor, State]:
+    assert w.hh.symmetry is not None
+    assert w.hh.symmetry.folding is not None
+    batch, side = state[0].shape
+    loop = _Loop(mode, w.hh.symmetry.folding, side, batch_sizes, batch, reverse)
+    matrices = [matrix.flatten(0, 1) for matrix in w.hh.folded()]
+    tensors = [x, w.ih.dense(), w.bias_ih, w.bias_hh, *state, *matrices]
     with _autocast_settled(tensors) as settled:
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            results = loop.plainly(*settled)
+            results = loop.composite(*settled)
         elif torch.is_grad_enabled():
             results = _Differentiable.apply(loop, *settled)
         else:
             results, _ = loop.run(*settled)
     output, *state = results[: 1 + len(state)]
-    return list(output.split(loop.lengths)), state
+    return output, state
 
 
 # torch.compile leaves the loop alone: traced, it would be unrolled.
-_layer_as_it_is = torch.compiler.disable(_layer)
+_layer_untraced = torch.compiler.disable(_layer)
 
 
 # ---- the arithmetic of each kind, with its gradient --------------------------------------------
@@ -92,14 +82,14 @@ class _Kind(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
-        """x (B, G, H) and hidden (B, G, H), to be overwritten, to the new state and what to keep.
+        """x (B, G, H) and hidden (B, G, H), to be overwritten, to the new state and what to cache.
 
         Afterwards x holds the activated gates.
         """
 
     @abstractmethod
     def backward(
-        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+        self, gates: Tensor, cached: list[Tensor], old: State, d_new: State, d_x: Tensor
     ) -> tuple[State, Tensor]:
         """The gradients of the old state, but for what went through the product, and of hidden.
 
@@ -123,11 +113,11 @@ class _LSTM(_Kind):
         return [o * tanh_c, c], [tanh_c]
 
     def backward(
-        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+        self, gates: Tensor, cached: list[Tensor], old: State, d_new: State, d_x: Tensor
     ) -> tuple[State, Tensor]:
         i, f, g, o = gates.unbind(1)
         d_i, d_f, d_g, d_o = d_x.unbind(1)
-        (tanh_c,), (d_h, d_c) = kept, d_new
+        (tanh_c,), (d_h, d_c) = cached, d_new
         sigmoid_backward(d_h * tanh_c, o, grad_input=d_o)
         through_h = d_h * o
         d_c = d_c + tanh_backward(through_h, tanh_c, grad_input=through_h)
@@ -150,11 +140,11 @@ class _GRU(_Kind):
         return [torch.lerp(n, state[0], z)], [hidden_n]
 
     def backward(
-        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+        self, gates: Tensor, cached: list[Tensor], old: State, d_new: State, d_x: Tensor
     ) -> tuple[State, Tensor]:
         r, z, n = gates.unbind(1)
         d_r, d_z, d_n = d_x.unbind(1)
-        (hidden_n,), (h,), (d_h,) = kept, old, d_new
+        (hidden_n,), (h,), (d_h,) = cached, old, d_new
         through_z = d_h * z
         tanh_backward(d_h - through_z, n, grad_input=d_n)
         sigmoid_backward(d_h * (h - n), z, grad_input=d_z)
@@ -170,7 +160,7 @@ class _RNNTanh(_Kind):
         return [x.tanh_()[:, 0].clone()], []  # not a view: what is handed out may be changed
 
     def backward(
-        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+        self, gates: Tensor, cached: list[Tensor], old: State, d_new: State, d_x: Tensor
     ) -> tuple[State, Tensor]:
         tanh_backward(d_new[0].unsqueeze(1), gates, grad_input=d_x)
         return [torch.zeros_like(d_new[0])], d_x
@@ -182,7 +172,7 @@ class _RNNReLU(_Kind):
         return [x.relu_()[:, 0].clone()], []
 
     def backward(
-        self, gates: Tensor, kept: list[Tensor], old: State, d_new: State, d_x: Tensor
+        self, gates: Tensor, cached: list[Tensor], old: State, d_new: State, d_x: Tensor
     ) -> tuple[State, Tensor]:
         torch.mul(d_new[0].unsqueeze(1), gates > 0, out=d_x)
         return [torch.zeros_like(d_new[0])], d_x
@@ -198,35 +188,35 @@ _KINDS: dict[str, _Kind] = {
 # ---- the loop ----------------------------------------------------------------------------------
 
 
-class _Notes(NamedTuple):
-    """What the way back needs of the forward loop, all steps in one tensor each.
+class _Saved(NamedTuple):
+    """What the backward pass needs of the forward pass, all steps in one tensor each.
 
     gates: activated, (R, G·H).  old: the states before the steps, each (R, H).
-    folded: what was multiplied by each small matrix, (R, c).  kept: what the kind keeps, (R, H).
+    folded: what was multiplied by each small matrix, (R, c).  cached: what the kind caches, (R, H).
     """
 
     gates: Tensor
     old: list[Tensor]
     folded: list[Tensor]
-    kept: list[Tensor]
+    cached: list[Tensor]
 
     @staticmethod
-    def of(gates: Tensor, taken: list[tuple[State, list[Tensor], list[Tensor]]]) -> _Notes:
-        """The notes of each step's old state, folded input and what was kept, first to last."""
+    def of(gates: Tensor, taken: list[tuple[State, list[Tensor], list[Tensor]]]) -> _Saved:
+        """Of each step's old state, folded input and what was cached, first to last."""
         joined = (
             [torch.cat(all) for all in zip(*one, strict=True)] for one in zip(*taken, strict=True)
         )
-        return _Notes(gates, *joined)
+        return _Saved(gates, *joined)
 
     def flat(self) -> list[Tensor]:
-        return [self.gates, *self.old, *self.folded, *self.kept]
+        return [self.gates, *self.old, *self.folded, *self.cached]
 
     @staticmethod
-    def unflat(tensors: Sequence[Tensor], states: int, matrices: int) -> _Notes:
-        """The notes of what :meth:`flat` gave."""
+    def unflat(tensors: Sequence[Tensor], states: int, matrices: int) -> _Saved:
+        """Made of what :meth:`flat` gave."""
         gates, *rest = tensors
         folded = rest[states:]
-        return _Notes(gates, rest[:states], folded[:matrices], folded[matrices:])
+        return _Saved(gates, rest[:states], folded[:matrices], folded[matrices:])
 
 
 class _Loop(NamedTuple):
@@ -234,32 +224,36 @@ class _Loop(NamedTuple):
 
     mode: PyTorch's name of the kind.
     side: H.
-    lengths: B_t of each step; sequences are sorted by falling length.
+    batch_sizes, batch: the B_t of all steps, or None where all are B; and B.
     reverse: from the last step to the first.
     """
 
     mode: str
     folding: Folding
     side: int
-    lengths: list[int]
+    batch_sizes: Tensor | None
+    batch: int
     reverse: bool
 
     @property
     def kind(self) -> _Kind:
         return _KINDS[self.mode]
 
-    def order(self) -> list[int]:
-        """The steps in the order in which they are run."""
-        steps = list(range(len(self.lengths)))
-        return steps[::-1] if self.reverse else steps
+    def order(self, steps: Sequence[Any]) -> list[int]:
+        """The numbers of the steps in the order in which they are run."""
+        return list(range(len(steps)))[:: -1 if self.reverse else 1]
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """(R, …) as T views (B_t, …)."""
+        return steps_of(tensor, self.batch_sizes, self.batch)
 
     def parts(self, tensors: Sequence[Tensor]) -> tuple[State, list[Tensor]]:
         """State and small matrices out of one sequence of both."""
         return list(tensors[: self.kind.states]), list(tensors[self.kind.states :])
 
-    def steps(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def split_gates(self, tensor: Tensor) -> list[Tensor]:
         """(R, G·H) as T views (B_t, G, H)."""
-        return tensor.unflatten(1, (self.kind.gates, self.side)).split(self.lengths)
+        return self.split(tensor.unflatten(1, (self.kind.gates, self.side)))
 
     def product(self, folded: list[Tensor], matrices: list[Tensor], bias: Tensor | None) -> Tensor:
         """Folded h (B_t, c) times the small matrices (G·r, c), unfolded: (B_t, G, H)."""
@@ -270,7 +264,7 @@ class _Loop(NamedTuple):
         hidden = self.folding.outputs(products, self.side, -1)
         return hidden if bias is None else hidden + bias.view(-1, self.side)
 
-    def plainly(
+    def composite(
         self,
         input: Tensor,
         w_ih: Tensor,
@@ -283,14 +277,14 @@ class _Loop(NamedTuple):
         In operators that change nothing in place, with the gradients that autograd gives them.
         """
         state, matrices = self.parts(tensors)
-        x = F.linear(input, w_ih, bias_ih).split(self.lengths)
+        x = self.split(F.linear(input, w_ih, bias_ih))
         outputs: dict[int, Tensor] = {}
-        for t in self.order():
-            old = [part[: self.lengths[t]] for part in state]
+        for t in self.order(x):
+            old = [part[: x[t].size(0)] for part in state]
             hidden = self.product(self.folding.inputs(old[0], -1), matrices, bias_hh)
-            new = POINTWISE[self.mode](x[t], hidden.flatten(1), old)
+            new = MODES[self.mode].pointwise(x[t], hidden.flatten(1), old)
             outputs[t] = new[0]
-            state = _with_the_others(new, state)
+            state = with_ended(new, state)
         return torch.cat([outputs[t] for t in range(len(x))]), *state
 
     def run(
@@ -300,75 +294,70 @@ class _Loop(NamedTuple):
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         *tensors: Tensor,
-        noting: bool = False,
-    ) -> tuple[tuple[Tensor, ...], _Notes | None]:
-        """As :meth:`plainly`, in fewer operators and less memory; with notes for the way back."""
+        saving: bool = False,
+    ) -> tuple[tuple[Tensor, ...], _Saved | None]:
+        """As :meth:`composite`, in fewer operators and less memory.
+
+        saving: whether what the backward pass needs is wanted too.
+        """
         state, matrices = self.parts(tensors)
         if self.kind.bias_ahead and bias_ih is not None and bias_hh is not None:
             bias_ih, bias_hh = bias_ih + bias_hh, None
         gates = F.linear(input, w_ih, bias_ih)
-        x = self.steps(gates)
+        x = self.split_gates(gates)
         outputs: dict[int, Tensor] = {}
         taken: dict[int, tuple[State, list[Tensor], list[Tensor]]] = {}
-        for t in self.order():
-            old = [part[: self.lengths[t]] for part in state]
+        for t in self.order(x):
+            old = [part[: x[t].size(0)] for part in state]
             folded = self.folding.inputs(old[0], -1)
-            new, kept = self.kind.forward(x[t], self.product(folded, matrices, bias_hh), old)
-            if noting:
-                taken[t] = old, folded, kept
+            new, cached = self.kind.forward(x[t], self.product(folded, matrices, bias_hh), old)
+            if saving:
+                taken[t] = old, folded, cached
             outputs[t] = new[0]
-            state = _with_the_others(new, state)
+            state = with_ended(new, state)
         steps = range(len(x))
-        notes = _Notes.of(gates, [taken[t] for t in steps]) if noting else None
-        return (torch.cat([outputs[t] for t in steps]), *state), notes
-
-
-def _with_the_others(new: State, old: State) -> State:
-    """The new state (B_t, H), with those that the step did not run as they were: (B, H)."""
-    return [
-        torch.cat([a, b[a.size(0) :]]) if a.size(0) < b.size(0) else a
-        for a, b in zip(new, old, strict=True)
-    ]
+        saved = _Saved.of(gates, [taken[t] for t in steps]) if saving else None
+        return (torch.cat([outputs[t] for t in steps]), *state), saved
 
 
 class _Differentiable(torch.autograd.Function):
-    """:meth:`_Loop.run` with its gradient, back through time by hand.
+    """:meth:`_Loop.run` with its gradient, backpropagation through time by hand.
 
-    What the way back needs is returned beside the results, for that is how PyTorch keeps it: freed
-    after its use, and seen by those who keep it elsewhere.
+    What the backward pass needs is returned beside the results, for so PyTorch saves it: freed
+    after its use, and seen by hooks that store it elsewhere.
     """
 
     @staticmethod
     def forward(loop: _Loop, *tensors: Any) -> tuple[Tensor, ...]:
-        results, notes = loop.run(*tensors, noting=True)
-        assert notes is not None
-        return *results, *notes.flat()
+        results, saved = loop.run(*tensors, saving=True)
+        assert saved is not None
+        return *results, *saved.flat()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.loop, *tensors = inputs
-        notes = output[1 + ctx.loop.kind.states :]
-        ctx.mark_non_differentiable(*notes)
-        ctx.set_materialize_grads(False)  # zeros for the notes too
-        ctx.save_for_backward(*tensors, *notes)
+        saved = output[1 + ctx.loop.kind.states :]
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)  # zeros for what is saved too
+        ctx.save_for_backward(*tensors, *saved)
 
     @staticmethod
     def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
         loop: _Loop = ctx.loop
         _, *wanted = ctx.needs_input_grad
-        tensors, noted = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        tensors, flat = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
         state, matrices = loop.parts(tensors[4:])
-        notes = _Notes.unflat(noted, len(state), len(matrices))
-        like = [notes.old[0], *state]
+        saved = _Saved.unflat(flat, len(state), len(matrices))
+        like = [saved.old[0], *state]
         d = [
             torch.zeros_like(part) if given is None else given
             for given, part in zip(d_results[: len(like)], like, strict=True)
         ]
         if not torch.is_grad_enabled():
-            return None, *_backward(loop, notes, wanted, tensors, *d)
+            return None, *_backward(loop, saved, wanted, tensors, *d)
         # A gradient of this gradient is wanted, which is autograd's.
         leaves = [tensor for tensor, wants in zip(tensors, wanted, strict=True) if wants]
-        results = loop.plainly(*tensors)
+        results = loop.composite(*tensors)
         found = iter(
             torch.autograd.grad(results, leaves, d, create_graph=True, materialize_grads=True)
         )
@@ -377,7 +366,7 @@ class _Differentiable(torch.autograd.Function):
 
 def _backward(
     loop: _Loop,
-    notes: _Notes,
+    saved: _Saved,
     wanted: Sequence[bool],
     tensors: Sequence[Any],
     d_output: Tensor,
@@ -389,29 +378,29 @@ def _backward(
     """
     input, w_ih, bias, _, *rest = tensors
     _, matrices = loop.parts(rest)
-    d_gates = torch.empty_like(notes.gates)
-    gates, d_x = loop.steps(notes.gates), loop.steps(d_gates)
-    kept = [part.split(loop.lengths) for part in notes.kept]
-    old = [part.split(loop.lengths) for part in notes.old]
-    d_outputs = d_output.split(loop.lengths)
+    d_gates = torch.empty_like(saved.gates)
+    gates, d_x = loop.split_gates(saved.gates), loop.split_gates(d_gates)
+    cached = [loop.split(part) for part in saved.cached]
+    old = [loop.split(part) for part in saved.old]
+    d_outputs = loop.split(d_output)
     d_state = list(d_last)
     d_products: dict[int, list[Tensor]] = {}
     d_hidden: dict[int, Tensor] = {}
-    for t in reversed(loop.order()):
-        d_new = [part[: loop.lengths[t]] for part in d_state]
+    for t in reversed(loop.order(gates)):
+        d_new = [part[: gates[t].size(0)] for part in d_state]
         d_new[0] = d_new[0] + d_outputs[t]
         d_old, d_hidden[t] = loop.kind.backward(
-            gates[t], [part[t] for part in kept], [part[t] for part in old], d_new, d_x[t]
+            gates[t], [part[t] for part in cached], [part[t] for part in old], d_new, d_x[t]
         )
         parts = loop.folding.outputs_adjoint(d_hidden[t], -1)
         d_products[t] = [part.flatten(1) for part in parts]
         through = [part @ m for part, m in zip(d_products[t], matrices, strict=True)]
         d_old[0] += loop.folding.inputs_adjoint(through, loop.side, -1)
-        d_state = _with_the_others(d_old, d_state)
-    steps = range(len(loop.lengths))
+        d_state = with_ended(d_old, d_state)
+    steps = range(len(gates))
     d_matrices = [
         torch.cat([d_products[t][k] for t in steps]).mT @ folded
-        for k, folded in enumerate(notes.folded)
+        for k, folded in enumerate(saved.folded)
     ]
     d_bias = d_bias_hh = None
     if bias is not None:

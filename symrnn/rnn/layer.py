@@ -1,18 +1,22 @@
-"""What SymLSTM, SymGRU and SymRNN share: the call, its checks, the way from and to PyTorch's."""
+"""The call of a recurrent layer: its checks, the fast path, packed sequences."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from symrnn.rnn.backends import BACKENDS, choose
-from symrnn.rnn.keeping import GatedModule
-from symrnn.rnn.prepared import Cache, Prepared, is_ready
-from symrnn.rnn.scriptable import scriptable_layer
-from symrnn.rnn.stack import LayerWeights, StackOptions, State, autocast_on
+from symrnn.rnn import dispatch, torchscript
+from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.fused import inference
+from symrnn.rnn.fused.cache import Cache
+from symrnn.rnn.fused.operators import check_lengths
+from symrnn.rnn.module import GatedModule
+from symrnn.rnn.stack import Attributes, State, autocast_on
+from symrnn.rnn.weights import LayerWeights
 
 
 class RecurrentLayer(GatedModule):
@@ -56,7 +60,7 @@ class RecurrentLayer(GatedModule):
         self.bidirectional = plain.bidirectional
         self.proj_size = plain.proj_size
         self.backend = backend
-        self._keep(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self._register(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
         self.reset_parameters()
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
@@ -70,9 +74,8 @@ class RecurrentLayer(GatedModule):
         of hx. T time, B batch, I input, L layers, D directions, H hidden, P the projection's size
         or H.
         """
-        kept = None if torch.compiler.is_compiling() else self._cache.prepared
-        if kept is not None:
-            result = self._at_once(kept, input, hx)
+        if not (torch.compiler.is_compiling() or torch.is_grad_enabled() or self._cache.is_empty):
+            result = self._fast_path(input, hx)
             if result is not None:
                 return result
 
@@ -108,28 +111,29 @@ class RecurrentLayer(GatedModule):
             return output.squeeze(1), self._whole([part.squeeze(1) for part in state])
         return output.transpose(0, 1) if self.batch_first else output, self._whole(state)
 
-    def _at_once(self, kept: Prepared, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
-        """What :meth:`forward` gives, by weights that are kept packed, where nothing is in the way.
+    def _fast_path(self, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """What :meth:`forward` gives, by cached packed weights, where nothing is in the way.
 
-        A step of a small layer takes less time than the checks of the long road. Here a call is
-        recognised as sound, or None is returned, and the long road says what is wrong with it.
+        A step of a small layer takes less time than the checks of :meth:`forward`. Here a call is
+        recognised as sound, or None is returned, and :meth:`forward` says what is wrong with it.
         """
-        if type(input) is not Tensor:
+        packed = self._cache.get(self._parameters.values())
+        if packed is None or self.backend not in ("auto", "fused") or type(input) is not Tensor:
             return None
         rows: tuple[int, ...]
         state_shape: tuple[int, ...]
         shape = input.shape
         if len(shape) == 3:
             steps, batch, width = shape
-            rows, state_shape = (steps, batch), (kept.count, batch, self.hidden_size)
+            rows = (steps, batch)
             if self.batch_first:
                 if steps > 1 and batch > 1:
                     return None
                 steps, batch = batch, steps
-                state_shape = (kept.count, batch, self.hidden_size)
+            state_shape = (packed.count, batch, self.hidden_size)
         elif len(shape) == 2:
             steps, width = shape
-            batch, rows, state_shape = 1, (steps,), (kept.count, self.hidden_size)
+            batch, rows, state_shape = 1, (steps,), (packed.count, self.hidden_size)
         else:
             return None
         if hx is not None and self.STATES == "h":
@@ -137,29 +141,76 @@ class RecurrentLayer(GatedModule):
         if (
             width != self.input_size
             or steps * batch == 0
-            or not self._runs_fused(steps, batch)
-            or not is_ready(kept, self, input, hx, state_shape)
+            or not inference.is_ready(packed, input, hx, state_shape)
         ):
             return None
-        dropout = self.dropout if self.training else 0.0
-        output, state = kept.run(self, input, rows, steps, batch, 0, hx, state_shape, dropout)
+        output, state = packed.run(
+            input, rows, steps, batch, 0, hx, state_shape, self._attributes()
+        )
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         backend = self.backend
         if backend == "auto":
-            backend = choose(self, input, batch_sizes, state)
-        weights = self._weights_for(backend)
-        options = StackOptions(
-            self.mode, self.num_layers, self.bidirectional, self.dropout, self.training
+            steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
+            tensors = [input, self._some_weight(), *state]
+            backend = dispatch.choose(self._traits, tensors, steps, state[0].size(1))
+        weights, attributes = self.layer_weights(), self._attributes()
+        if backend == "fused" and self._can_run_packed(input, state, weights):
+            fused.check(input, state, weights, attributes)
+            return self._run_packed(input, batch_sizes, state, weights, attributes)
+        run = dispatch.BACKENDS[backend].run
+        return run(input, batch_sizes, state, weights, attributes)
+
+    def _run_packed(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        state: State,
+        weights: list[LayerWeights],
+        attributes: Attributes,
+    ) -> tuple[Tensor, State]:
+        shape, batch = input.shape[:-1], state[0].size(1)
+        if input.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        steps = check_lengths(batch_sizes, math.prod(shape), batch)
+        lengths = None if batch_sizes is None else batch_sizes.contiguous()
+        return self._packed(weights, attributes).run(
+            input.contiguous(),
+            shape,
+            steps,
+            batch,
+            0 if lengths is None else lengths.data_ptr(),
+            [part.contiguous() for part in state],
+            state[0].shape,
+            attributes,
         )
-        return BACKENDS[backend](
-            input, batch_sizes, state, [weights(suffix) for suffix in self._suffixes()], options
+
+    def _attributes(self) -> Attributes:
+        return Attributes(
+            self.mode,
+            self.num_layers,
+            self.bidirectional,
+            self.dropout if self.training else 0.0,
+            self.training,
+            self._inference_dtype,
         )
 
     def layer_weights(self) -> list[LayerWeights]:
-        """The expanded weights of every layer and direction, in PyTorch's order."""
+        """The weights of every layer and direction as values, in PyTorch's order."""
         return [self._layer_weights(suffix) for suffix in self._suffixes()]
+
+    def expands_weights(self, steps: int, batch: int) -> bool:
+        """Whether a call without gradients expands symmetric weights, and so every such call does.
+
+        Where it does, a model for inference wants them expanded once: :meth:`to_plain`.
+        """
+        backend = self.backend
+        if backend == "auto":
+            with torch.no_grad():
+                weight = self._some_weight()
+                backend = dispatch.choose(self._traits, [weight], steps, batch)
+        return backend not in ("fused", "folded")
 
     def _suffixes(self) -> list[str]:
         """What the names of each layer's and direction's weights end in, in PyTorch's order."""
@@ -233,12 +284,10 @@ class RecurrentLayer(GatedModule):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The expanded weights of each layer and direction, as ``nn.LSTM.all_weights``."""
-        return [
-            [tensor for tensor in layer if tensor is not None] for layer in self.layer_weights()
-        ]
+        return [layer.dense() for layer in self.layer_weights()]
 
     def flatten_parameters(self) -> None:
-        """Drop the packed weights that are kept for the native kernels; the next call packs anew.
+        """Drop the packed weights that are cached for the native kernels; the next call packs anew.
 
         Needed only after a change that nothing gives away: of some entries only (a pruning mask, a
         clamp), written through ``.data``, a NumPy view, or the vector that
@@ -249,7 +298,13 @@ class RecurrentLayer(GatedModule):
         self._cache = Cache()
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return scriptable_layer(self)
+        return torchscript.scripted_layer(
+            self.layer_weights(),
+            self._attributes()._replace(dropout=self.dropout),
+            self.batch_first,
+            self.state_shapes(batch=0),
+            self.wrong_dimensions(),
+        )
 
 
 def _select(state: State, order: Tensor | None) -> State:

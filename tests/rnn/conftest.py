@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
-from symrnn.rnn import prepared
+from symrnn.rnn.dispatch import choose
+from symrnn.rnn.fused import inference
 
 PLAIN: dict[type[nn.Module], Any] = {
     SymLSTM: nn.LSTM,
@@ -178,6 +179,19 @@ class Oracle:
         return dense_weights(module, {n: p.detach() for n, p in module.named_parameters()})
 
 
+def chosen(module: Module, input: Tensor, batch_sizes: Tensor | None = None) -> str:
+    """What backend="auto" is for an input: (T, B, I), (R, I) with batch_sizes, a cell's (B, I)."""
+    batch = input.size(-2) if batch_sizes is None else int(batch_sizes[0])
+    steps = input.size(0) if batch_sizes is None else len(batch_sizes)
+    steps = steps if isinstance(module, SymLSTM | SymGRU | SymRNN) else 1
+    return choose(module._traits, [input, module._some_weight()], steps, batch)
+
+
+@pytest.fixture(scope="session")
+def choice() -> Callable[..., str]:
+    return chosen
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Oracle:
     return Oracle()
@@ -195,4 +209,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that short inputs are enough for those that are not multiplied by packed weights."""
-    monkeypatch.setattr(prepared, "MOST_ROWS", 64)
+    monkeypatch.setattr(inference, "MOST_ROWS", 64)

@@ -251,13 +251,13 @@ def test_a_state_dict_that_does_not_fit_is_an_error(prefix: str, strict: bool) -
 
 def test_a_full_matrix_does_not_pass_for_a_form_nor_a_form_for_a_full_matrix() -> None:
     plain = SymLSTM(IN, H, symm="none")
-    with pytest.raises(RuntimeError, match=r"'weight_hh_l0_avg' .* keeps weight_hh_l0 as"):
+    with pytest.raises(RuntimeError, match=r"'weight_hh_l0_avg' .* stores weight_hh_l0 as"):
         plain.load_state_dict(SymLSTM(IN, H).state_dict(), strict=False)
 
 
 @pytest.mark.parametrize(("layer", "plain"), LAYERS)
 def test_pytorchs_weights_are_shown_the_way_in(layer: Any, plain: Any) -> None:
     name = plain.__name__
-    words = rf"keeps weight_hh_l0 as weight_hh_l0_avg\. Sym{name}\.from_{name.lower()} takes the"
+    words = rf"stores weight_hh_l0 as weight_hh_l0_avg\. Sym{name}\.from_{name.lower()} takes the"
     with pytest.raises(RuntimeError, match=words):
         layer(IN, H).load_state_dict(plain(IN, H).state_dict())

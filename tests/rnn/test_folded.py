@@ -22,7 +22,6 @@ from symrnn import (
     get_symmetry,
     list_symmetries,
 )
-from symrnn.rnn.backends import choose
 
 FOLDING = [name for name in list_symmetries() if get_symmetry(name, 4).folding is not None]
 
@@ -249,14 +248,14 @@ def test_it_trains_in_a_compiled_model() -> None:
     ],
 )
 def test_auto_folds_where_it_was_measured_to_be_faster(
-    of: type, side: int, symm: str, steps: int, grad: bool, backend: str
+    choice: Any, of: type, side: int, symm: str, steps: int, grad: bool, backend: str
 ) -> None:
     layer = of(3, side, symm=symm, device="meta")
     with torch.set_grad_enabled(grad):
-        assert choose(layer, torch.empty(steps, 1, 3), None) == backend
-        assert choose(layer, torch.empty(steps, 3), torch.ones(steps)) == backend
+        assert choice(layer, torch.empty(steps, 1, 3)) == backend
+        assert choice(layer, torch.empty(steps, 3), torch.ones(steps)) == backend
         with torch.autocast("cpu"):
-            assert choose(layer, torch.empty(steps, 1, 3), None) == "vendor"
+            assert choice(layer, torch.empty(steps, 1, 3)) == "vendor"
 
 
 def test_auto_gives_the_same_either_way() -> None:
@@ -291,8 +290,8 @@ def test_it_can_be_traced(kind: str) -> None:
     torch.testing.assert_close(torch.jit.trace(layer, (x,), check_trace=False)(x), layer(x))
 
 
-def test_what_the_way_back_needs_is_kept_where_pytorch_keeps_it() -> None:
-    """So that it is freed when used, and may be kept elsewhere meanwhile."""
+def test_what_the_backward_pass_needs_is_saved_where_pytorch_saves_it() -> None:
+    """So that it is freed when used, and may be stored elsewhere meanwhile."""
     layer = SymLSTM(3, 8, symm="block4", backend="folded")
     numbers = 0
 

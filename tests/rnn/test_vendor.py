@@ -12,14 +12,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from symrnn import SymGRU, SymLSTM, SymRNN
-from symrnn.rnn import vendor
-from symrnn.rnn.stack import LayerWeights, StackOptions
+from symrnn.rnn import torch_state, vendor
+from symrnn.rnn.stack import Attributes
+from symrnn.rnn.weights import LayerWeights
 
 T, B, IN, H = 6, 4, 3, 5
 
 
 def _joined(layers: list[LayerWeights]) -> list[Any]:
-    return [weight for layer in layers for weight in layer if weight is not None]
+    return [weight for layer in layers for weight in layer.dense()]
+
+
+def _sources(layers: list[LayerWeights]) -> list[Tensor]:
+    """The parameters that the weights are made of, in PyTorch's order."""
+    return [tensor for w in layers for tensor in w.tensors]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -33,16 +39,9 @@ def test_one_buffer_holds_every_weight_at_its_place_and_zeros_elsewhere(
     layer = make(IN, H, 2, bias=bias, bidirectional=True, dtype=torch.float64, symm=symm)
     layers = layer.layer_weights()
     flat = _joined(layers)
-    # As on a GPU: free numbers, to be expanded where they belong.
-    whole = [
-        vendor.FreeMatrix(layer.symmetry, matrix.free(layer))
-        if symm in ("avg", "tri", "block4") and (matrix := layer._matrices.get(name)) is not None
-        and matrix.symmetric
-        else tensor
-        for name, tensor in zip(layer._weight_names, flat, strict=True)
-    ]  # fmt: skip
-    kept = [weight.free if isinstance(weight, vendor.FreeMatrix) else weight for weight in whole]
-    assert len({id(tensor) for tensor in kept} & {id(p) for p in layer.parameters()}) >= 4
+    sources = _sources(layers)
+    in_place = [weight for w in layers for weight in (w.ih, w.hh) if vendor._writes(weight)]
+    assert len(in_place) == (4 if symm in ("avg", "tri", "block4") else 0)
     places, end = [0] * len(flat), 0
     for k in sorted(range(len(flat)), key=lambda k: (flat[k].dim() == 1, -k)):
         places[k] = end
@@ -50,8 +49,7 @@ def test_one_buffer_holds_every_weight_at_its_place_and_zeros_elsewhere(
     total = end + 7  # as without biases, whose places stay
     asked = []
     monkeypatch.setattr(vendor, "_cudnn_layout", lambda *of: (asked.append(of), (places, total))[1])
-    stack = StackOptions(layer.mode, 2, True, 0.0, True)
-    views = vendor._in_one_buffer(whole, kept, layers[0], stack)
+    views = vendor._in_one_buffer(layers, Attributes(layer.mode, 2, True))
     assert [of[0] for of in asked] == [layer.mode]
     assert [of[2] for of in asked] == [H]
     storage = views[0].untyped_storage()
@@ -68,28 +66,13 @@ def test_one_buffer_holds_every_weight_at_its_place_and_zeros_elsewhere(
     assert not whole[~filled].any()
     weights = [torch.randn_like(view) for view in views]
     loss = sum((view * w).sum() for view, w in zip(views, weights, strict=True))
-    found = torch.autograd.grad(loss, kept, retain_graph=True)
-    expected = torch.autograd.grad(flat, kept, weights, allow_unused=True)
-    for gradient, other, w in zip(found, expected, weights, strict=True):
-        torch.testing.assert_close(gradient, w if other is None else other)
-
-
-def test_free_numbers_are_expanded_where_cudnn_does_not_take_them() -> None:
-    layer = SymLSTM(IN, H, symm="avg", backend="vendor")
-    x = torch.randn(T, B, IN)
-    whole = layer.layer_weights()[0]
-    free = vendor.FreeMatrix(layer.symmetry, layer.weight_hh_l0_avg)
-    assert free.shape == whole.hh.shape
-    stack = StackOptions("LSTM", 1, False, 0.0, True)
-    state = layer._zeros(x, B)
-    output, _ = vendor.run(x, None, state, [whole._replace(hh=free)], stack)
-    assert torch.equal(output, layer.to_plain()(x)[0])
-    step = vendor.cell("LSTM", x[0], [part[0] for part in state], whole._replace(hh=free))
-    torch.testing.assert_close(step[0], output[0])
+    found = torch.autograd.grad(loss, sources, retain_graph=True)
+    expected = torch.autograd.grad(flat, sources, weights)
+    torch.testing.assert_close(found, expected)
 
 
 def test_on_a_cpu_the_tensors_stay_where_they_are() -> None:
-    assert not vendor._cudnn_takes([torch.zeros(2)])
+    assert not torch_state.cudnn_takes([torch.zeros(2)])
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------
@@ -211,9 +194,8 @@ def test_the_layout_is_that_of_a_flattened_plain_layer(make: Any, options: dict[
         plain = layer.to_plain()
         plain.flatten_parameters()
         layers = layer.layer_weights()
-        flat = _joined(layers)
-        stack = StackOptions(layer.mode, layer.num_layers, layer.bidirectional, 0.0, True)
-        views = vendor._in_one_buffer(flat, flat, layers[0], stack)
+        attributes = Attributes(layer.mode, layer.num_layers, layer.bidirectional)
+        views = vendor._in_one_buffer(layers, attributes)
         theirs = list(plain.parameters())
         assert [v.storage_offset() for v in views] == [p.storage_offset() for p in theirs]
         assert views[0].untyped_storage().nbytes() == theirs[0].untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""Packed weights that are kept: never out of date, never in the way, of bfloat16 if asked for."""
+"""Cached packed weights: never out of date, never in the way, of bfloat16 if asked for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def layer() -> SymLSTM:
     """With packed weights at hand, the input's too, and those that are not packed."""
     made = SymLSTM(IN, H, 2, symm="avg", symm_hh="fo", symm_ih="i", backend="fused")
     check(made, torch.randn(4, 2, IN))
-    assert made._cache.prepared is not None
+    assert not made._cache.is_empty
     return made
 
 
@@ -179,7 +179,7 @@ def test_a_change_of_the_weights_is_seen_by_the_next_call(
 def test_and_so_it_is_by_calls_with_gradients(
     layer: SymLSTM, change: Callable[[SymLSTM], None]
 ) -> None:
-    """Which keep nothing, and go by nothing that is kept."""
+    """Which cache nothing, and use nothing that is cached."""
     x = torch.randn(4, 2, IN)
     layer(x)
     change(layer)
@@ -231,9 +231,9 @@ def test_memory_is_not_mistaken_for_what_lay_there_before() -> None:
 def test_gradients_switched_on_and_off(layer: SymLSTM, flip: bool) -> None:
     x = torch.randn(4, 2, IN)
     layer.requires_grad_(flip)
-    kept = layer._cache.prepared
+    cached = layer._cache._entry
     check(layer, x)
-    assert layer._cache.prepared is kept
+    assert layer._cache._entry is cached
     assert layer(x)[0].requires_grad == flip
     layer.requires_grad_(not flip)
     assert layer(x)[0].requires_grad != flip
@@ -254,7 +254,7 @@ def test_memory_may_still_be_swapped(layer: SymLSTM) -> None:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-def test_functional_call_leaves_the_kept_alone(layer: SymLSTM) -> None:
+def test_functional_call_leaves_the_cache_alone(layer: SymLSTM) -> None:
     x = torch.randn(4, 2, IN)
     other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
     expected = copy.deepcopy(layer)
@@ -265,7 +265,7 @@ def test_functional_call_leaves_the_kept_alone(layer: SymLSTM) -> None:
     check(layer, x)
 
 
-def test_weights_made_in_inference_mode_are_never_kept() -> None:
+def test_weights_made_in_inference_mode_are_never_cached() -> None:
     with torch.inference_mode():
         layer = SymLSTM(IN, H, backend="fused")
         x = torch.randn(4, 2, IN)
@@ -273,7 +273,7 @@ def test_weights_made_in_inference_mode_are_never_kept() -> None:
         torch.testing.assert_close(layer(x), expected(x))
         layer.weight_ih_l0.mul_(2.0)
         torch.testing.assert_close(layer(x), layer.to_plain()(x))
-    assert layer._cache.prepared is None
+    assert layer._cache.is_empty
 
 
 # ---- in the way --------------------------------------------------------------------------------
@@ -295,12 +295,12 @@ def test_copies_pickles_and_state_dicts_hold_nothing_packed(layer: SymLSTM) -> N
     ):
         with torch.no_grad():
             torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
-    assert copy.deepcopy(layer)._cache.prepared is None
+    assert copy.deepcopy(layer)._cache.is_empty
     layer.to(torch.float64)
-    assert layer._cache.prepared is None
+    assert layer._cache.is_empty
 
 
-def test_a_pickle_of_before_weights_were_kept(layer: SymLSTM) -> None:
+def test_a_pickle_of_before_weights_were_cached(layer: SymLSTM) -> None:
     state = {name: value for name, value in vars(layer).items() if name != "_cache"}
     old = SymLSTM.__new__(SymLSTM)
     old.__setstate__(state)
@@ -316,7 +316,7 @@ def test_a_copy_is_packed_for_itself(layer: SymLSTM) -> None:
     check(layer, x)
 
 
-# ---- the short road ----------------------------------------------------------------------------
+# ---- the fast path -----------------------------------------------------------------------------
 
 KINDS: list[tuple[Any, dict[str, Any]]] = [
     (SymLSTM, {}),
@@ -331,7 +331,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("make", "options"), KINDS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_short_road_gives_the_same_bits(
+def test_the_fast_path_gives_the_same_bits(
     make: Any, options: dict[str, Any], mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make(IN, H, backend="fused", **options)
@@ -344,21 +344,20 @@ def test_the_short_road_gives_the_same_bits(
             first = module(x)
             hx = first if is_cell else first[1]
             found = []
-            for long in (False, True):
-                if long:
-                    monkeypatch.setattr(type(module), "_at_once", lambda *_: None)
+            for composite in (False, True):
+                if composite:
+                    monkeypatch.setattr(type(module), "_fast_path", lambda *_: None)
                 found.append([*results(module, x), *results(module, x, hx)])
             monkeypatch.undo()
             for a, b in zip(*found, strict=True):
                 assert torch.equal(a, b)
                 assert a.shape == b.shape
-            assert module._at_once(module._cache.prepared, x, hx) is not None or (
+            assert module._fast_path(x, hx) is not None or (
                 options.get("batch_first") and len(shape) == 3 and min(shape[:2]) > 1
             )
 
 
-def test_what_is_not_sound_takes_the_long_road(layer: SymLSTM) -> None:
-    kept = layer._cache.prepared
+def test_what_is_not_sound_does_not_take_the_fast_path(layer: SymLSTM) -> None:
     x, h = torch.randn(1, 1, IN), torch.zeros(2, 1, H)
     wrong: list[tuple[Any, Any]] = [
         (x[0, 0], None),
@@ -383,23 +382,23 @@ def test_what_is_not_sound_takes_the_long_road(layer: SymLSTM) -> None:
         (x, "hc"),
     ]
     with torch.no_grad():
-        assert layer._at_once(kept, x, (h, h)) is not None
+        assert layer._fast_path(x, (h, h)) is not None
         for input, hx in wrong:
-            assert layer._at_once(kept, input, hx) is None
+            assert layer._fast_path(input, hx) is None
         with torch.autocast("cpu"):
-            assert layer._at_once(kept, x, None) is None
+            assert layer._fast_path(x, None) is None
         with BaseTorchFunctionMode():  # a mode may do anything to what is called
-            assert layer._at_once(kept, x, None) is None
+            assert layer._fast_path(x, None) is None
             with torch.device("cpu"):
-                assert layer._at_once(kept, x, None) is None
+                assert layer._fast_path(x, None) is None
         with torch.device("meta"):
-            assert layer._at_once(kept, x, None) is None
+            assert layer._fast_path(x, None) is None
         with torch.device("cpu"):  # but for this one
-            assert layer._at_once(kept, x, None) is not None
-    assert layer._at_once(kept, x, None) is None  # gradients may be wanted
+            assert layer._fast_path(x, None) is not None
+    assert layer._fast_path(x, None) is None  # gradients may be wanted
     layer.backend = "reference"
     with torch.no_grad():
-        assert layer._at_once(kept, x, None) is None
+        assert layer._fast_path(x, None) is None
 
 
 def test_a_call_under_a_default_device_is_right(layer: SymLSTM) -> None:

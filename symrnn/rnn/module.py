@@ -1,4 +1,4 @@
-"""A module that keeps the gate matrices of a recurrent layer, symmetric or not.
+"""A recurrent module's parameters: by PyTorch's names, symmetric or not, read, assigned, loaded.
 
 What the layers and the cells share: PyTorch's weights by PyTorch's names, starting values, reading
 and assigning a symmetric matrix by its name, and the errors of a state_dict that doesn't fit.
@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from symrnn.rnn.backends import check_backend, fused_pays
-from symrnn.rnn.folded import FoldedWeights
-from symrnn.rnn.fused import FusedWeights, check_fused
-from symrnn.rnn.gates import GateMatrix, check_gates
-from symrnn.rnn.prepared import Cache
-from symrnn.rnn.stack import LayerWeights, State
-from symrnn.rnn.vendor import FreeMatrix
+from symrnn.rnn import torch_state
+from symrnn.rnn.dispatch import Traits, check_backend
+from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.fused.cache import Cache, Sources
+from symrnn.rnn.fused.inference import PackedLayers
+from symrnn.rnn.gates import GateLayout, check_gates
+from symrnn.rnn.stack import Attributes, State
+from symrnn.rnn.weights import GateMatrix, LayerWeights
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
-from symrnn.symmetry.linear import OrbitNumbers
 
 Made = TypeVar("Made", bound="GatedModule")
 
 
 class GatedModule(nn.Module):
-    """Base of the recurrent modules; a subclass calls :meth:`_keep` once its sizes are set."""
+    """Base of the recurrent modules; a subclass calls :meth:`_register` once its sizes are set."""
 
     PLAIN: ClassVar[Any]
     """PyTorch's class, for which this one stands in."""
@@ -37,10 +38,10 @@ class GatedModule(nn.Module):
     """PyTorch's order of the gates, by letter."""
 
     STATES: ClassVar[str] = "h"
-    """What a step hands to the next, by letter; "hc" for an LSTM."""
+    """What a step passes to the next, by letter; "hc" for an LSTM."""
 
     ARGUMENTS: ClassVar[tuple[str, ...]]
-    """What is handed on from and to PyTorch's class; each is an attribute too."""
+    """The arguments of PyTorch's class; each is an attribute too."""
 
     mode: str
     backend: str
@@ -50,7 +51,7 @@ class GatedModule(nn.Module):
     symmetry: Symmetry | None
     _inference_dtype: torch.dtype | None = None
 
-    def _keep(
+    def _register(
         self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
     ) -> None:
         """Register the weights of ``plain`` (on any device), with symmetric gates as asked for.
@@ -69,20 +70,21 @@ class GatedModule(nn.Module):
         self.symmetry = None
         if symm_hh or symm_ih:
             self.symmetry = get_symmetry(symm, self.hidden_size).to(device=factory["device"])
-        # PyTorch's names in PyTorch's order, and how those that are gate matrices are kept.
+        # PyTorch's names in PyTorch's order, and how those that are gate matrices are stored.
         self._weight_names = [name for name, _ in plain.named_parameters()]
-        self._matrices: dict[str, GateMatrix] = {}
+        self._layouts: dict[str, GateLayout] = {}
         for name, like in plain.named_parameters():
+            parameters = {name: torch.empty(like.shape, **factory)}
             if name.startswith(("weight_hh", "weight_ih")):
                 symmetric = symm_hh if name.startswith("weight_hh") else symm_ih
                 self._check_square(name, like.size(1), symmetric)
-                matrix = GateMatrix(
+                layout = GateLayout(
                     name, self.GATES, symmetric, self.hidden_size, like.size(1), symm
                 )
-                self._matrices[name] = matrix
-                matrix.register(self, self.symmetry, **factory)
-            else:
-                self.register_parameter(name, Parameter(torch.empty(like.shape, **factory)))
+                self._layouts[name] = layout
+                parameters = layout.empty(self.symmetry, **factory)
+            for stored, empty in parameters.items():
+                self.register_parameter(stored, Parameter(empty))
         self._check_backend()
 
     def _check_square(self, name: str, columns: int, symmetric: str) -> None:
@@ -110,36 +112,52 @@ class GatedModule(nn.Module):
         fill = draw or (lambda tensor: tensor.uniform_(-bound, bound))
         with torch.no_grad():
             for name in self._weight_names:
-                if name in self._matrices:
-                    self._matrices[name].initialize(self, self.symmetry, fill)
-                else:
+                layout = self._layouts.get(name)
+                if layout is None:
                     fill(getattr(self, name))
+                else:
+                    stored = {name: getattr(self, name) for name in layout.parameter_names}
+                    layout.initialize(stored, self.symmetry, fill)
 
-    def _weight(self, name: str) -> Any:
-        """The expanded weight of PyTorch's ``name``, or None if the layer has none."""
-        matrix = self._matrices.get(name)
-        if matrix is not None:
-            return matrix.assemble(self, self.symmetry)
-        return getattr(self, name) if name in self._weight_names else None
+    # ---- the weights as values ---------------------------------------------------------------
+
+    def _matrix(self, layout: GateLayout) -> GateMatrix:
+        symmetric, rest = layout.symmetric_name, layout.rest_name
+        return GateMatrix(
+            layout,
+            self.symmetry if symmetric else None,
+            getattr(self, symmetric) if symmetric else None,
+            getattr(self, rest) if rest else None,
+        )
 
     def _layer_weights(self, suffix: str) -> LayerWeights:
-        """The expanded weights of one layer and direction, such as "_l1_reverse"."""
-        stems = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-        return LayerWeights(*(self._weight(stem + suffix) for stem in stems))
+        """The weights of one layer and direction, such as "_l1_reverse"."""
+        return LayerWeights(
+            self._matrix(self._layouts[f"weight_ih{suffix}"]),
+            self._matrix(self._layouts[f"weight_hh{suffix}"]),
+            *(
+                getattr(self, name) if name in self._weight_names else None
+                for name in (f"bias_ih{suffix}", f"bias_hh{suffix}", f"weight_hr{suffix}")
+            ),
+        )
 
-    def _vendor_weights(self, suffix: str) -> LayerWeights:
-        """As :meth:`_layer_weights`, but for what is to be expanded to a place of cuDNN's."""
-        stems = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-        return LayerWeights(*(self._unexpanded(stem + suffix) for stem in stems))
+    def _weight(self, name: str) -> Tensor:
+        """The expanded weight of PyTorch's ``name``."""
+        layout = self._layouts.get(name)
+        weight: Tensor = getattr(self, name) if layout is None else self._matrix(layout).dense()
+        return weight
 
-    def _unexpanded(self, name: str) -> Any:
-        """As :meth:`_weight`; free numbers on a GPU as they are, if all gates' are in orbits."""
-        matrix = self._matrices.get(name)
-        if matrix is None or matrix.rest or not isinstance(self.symmetry, OrbitNumbers):
-            return self._weight(name)
-        free = matrix.free(self)
-        assert free is not None
-        return FreeMatrix(self.symmetry, free) if free.is_cuda else self._weight(name)
+    @cached_property
+    def _traits(self) -> Traits:
+        symmetry = self.symmetry if self.symm_hh == self.GATES else None
+        return Traits(
+            self.mode,
+            self.hidden_size,
+            self.proj_size > 0,
+            symmetry is not None and symmetry.own_transpose,
+            1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
+            not hasattr(self, "num_layers"),
+        )
 
     @property
     def folds(self) -> bool:
@@ -150,42 +168,34 @@ class GatedModule(nn.Module):
             and self.symm_hh == self.GATES
         )
 
-    def _folded_weights(self, suffix: str) -> FoldedWeights:
-        """The weights of one layer and direction, the hidden ones folded."""
-        assert self.symmetry is not None
-        assert self.symmetry.folding is not None
-        free = self._matrices[f"weight_hh{suffix}"].free(self)
-        assert free is not None
-        return FoldedWeights(
-            self._weight(f"weight_ih{suffix}"),
-            [matrix.flatten(0, 1) for matrix in self.symmetry.matrices(free)],
-            self._weight(f"bias_ih{suffix}"),
-            self._weight(f"bias_hh{suffix}"),
-            self.symmetry.folding,
+    # ---- packed weights ----------------------------------------------------------------------
+
+    def _can_run_packed(self, input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
+        """Whether a call wants nothing but numbers of tensors that lie on a CPU."""
+        return (
+            input.is_cpu
+            and state[0].numel() > 0
+            and torch_state.can_bypass_dispatcher()
+            and not fused.wants_gradient(input, state, weights)
+            and torch_state.are_plain([input, *state, *(t for w in weights for t in w.tensors)])
         )
 
-    def _fused_weights(self, suffix: str) -> FusedWeights:
-        """The weights of one layer and direction, for the native kernels."""
-        return FusedWeights(self, suffix)
-
-    def _runs_fused(self, steps: int, batch: int) -> bool:
-        """Whether the native kernels, if they can run such a call at all, are to do it."""
-        if self.backend == "auto":
-            return fused_pays(self, steps, batch)
-        return self.backend == "fused"
-
-    def _weights_for(self, backend: str) -> Callable[[str], Any]:
-        """What makes the weights of one layer and direction, by suffix, as a backend takes them."""
-        own: dict[str, Callable[[str], Any]] = {
-            "folded": self._folded_weights,
-            "fused": self._fused_weights,
-            "vendor": self._vendor_weights,
-        }
-        return own.get(backend, self._layer_weights)
-
-    def _suffixes(self) -> list[str]:
-        """What the names of each layer's and direction's weights end in, in PyTorch's order."""
-        return [""]
+    def _packed(self, weights: list[LayerWeights], attributes: Attributes) -> PackedLayers:
+        """The packed weights: those cached, or made anew and cached if that may be."""
+        parameters = self._parameters.values()
+        packed: PackedLayers | None = self._cache.get(parameters)
+        if packed is not None:
+            return packed
+        own = [p for p in parameters if p is not None]
+        read = {id(t) for w in weights for t in w.tensors}
+        # What stands in the place of a parameter was computed, by a parametrization for one.
+        lasting = read <= {id(p) for p in own} and Sources.can_be_followed(own)
+        # Noted before numbers are read, so that what changes meanwhile is seen to have changed.
+        sources = Sources(parameters) if lasting else None
+        packed = PackedLayers(weights, attributes, lasting=lasting)
+        if sources is not None:
+            self._cache.put(packed, sources)
+        return packed
 
     @property
     def inference_dtype(self) -> torch.dtype | None:
@@ -214,7 +224,7 @@ class GatedModule(nn.Module):
         """Raise ValueError unless the backend is known and these weights can be run by it."""
         check_backend(self.backend)
         if self.backend == "fused":
-            check_fused(self)
+            fused.check_fused(self.proj_size)
         if self.backend == "folded" and not self.folds:
             raise ValueError(
                 'backend="folded" wants hidden weights of all gates in a form that folds, such as '
@@ -223,11 +233,9 @@ class GatedModule(nn.Module):
 
     def _some_weight(self) -> Tensor:
         """Its dtype and device are all weights'; also in replicas, which have no parameters."""
-        for matrix in self.gate_matrices():
-            for kept in (matrix.free(self), matrix.plain(self)):
-                if kept is not None:
-                    return kept
-        raise AssertionError("no weights")
+        layout = next(iter(self._layouts.values()))
+        weight: Tensor = getattr(self, layout.parameter_names[0])
+        return weight
 
     def _dtype(self) -> torch.dtype:
         return self._some_weight().dtype
@@ -275,7 +283,7 @@ class GatedModule(nn.Module):
             backend=backend,
         )
         made.to_empty(device=like.device)
-        made._take(plain)
+        made._copy_from(plain)
         return made.train(plain.training)
 
     def to_plain(self) -> Any:
@@ -285,26 +293,20 @@ class GatedModule(nn.Module):
         arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
         plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
         plain.to_empty(device=like.device)
-        self._give(plain)
+        self._copy_to(plain)
         return plain.train(self.training)
 
-    def _take(self, plain: nn.Module) -> None:
+    def _copy_from(self, plain: nn.Module) -> None:
         """Copy the weights of ``plain``, symmetric gates to the nearest symmetric matrix."""
         with torch.no_grad():
             for name in self._weight_names:  # by name: a weight may be parametrized in `plain`
                 weight = getattr(plain, name)
-                matrix = self._matrices.get(name)
-                if matrix is not None:
-                    matrix.assign(self, self.symmetry, weight)
-                    kept = [matrix.free(self), matrix.plain(self)]
-                else:
-                    getattr(self, name).copy_(weight)
-                    kept = [getattr(self, name)]
-                for parameter in kept:
-                    if parameter is not None:
-                        parameter.requires_grad_(weight.requires_grad)
+                layout = self._layouts.get(name)
+                stored = {name: weight} if layout is None else layout.nearest(weight, self.symmetry)
+                for key, value in stored.items():
+                    getattr(self, key).copy_(value).requires_grad_(weight.requires_grad)
 
-    def _give(self, plain: nn.Module) -> None:
+    def _copy_to(self, plain: nn.Module) -> None:
         """Copy the expanded weights into ``plain``."""
         for name, weight in plain.named_parameters():
             with torch.enable_grad():  # so that it says whether it wants a gradient
@@ -314,17 +316,15 @@ class GatedModule(nn.Module):
             weight.requires_grad_(value.requires_grad)
 
     def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
-        """The parameters that hold free numbers of a symmetric form: name, numbers, form."""
-        for matrix in self._matrices.values():
-            free = matrix.free(self)
-            if free is not None:
-                assert matrix.free_name is not None
+        """The parameters of symmetric matrices: name, parameter (S, numel), form."""
+        for layout in self._layouts.values():
+            if layout.symmetric_name is not None:
                 assert self.symmetry is not None
-                yield matrix.free_name, free, self.symmetry
+                yield layout.symmetric_name, getattr(self, layout.symmetric_name), self.symmetry
 
-    def gate_matrices(self) -> Iterator[GateMatrix]:
-        """How each gate matrix is kept, symmetric or not."""
-        yield from self._matrices.values()
+    def gate_layouts(self) -> Iterator[GateLayout]:
+        """How each gate matrix is stored, symmetric or not."""
+        yield from self._layouts.values()
 
     def _apply(self: Made, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Made:
         self._cache = Cache()
@@ -348,17 +348,19 @@ class GatedModule(nn.Module):
         self.__dict__.setdefault("_cache", Cache())  # a pickle of before there was one
 
     def __getattr__(self, name: str) -> Any:
-        matrix = self.__dict__.get("_matrices", {}).get(name)
-        if matrix is not None and matrix.symmetric:
-            return matrix.assemble(self, self.symmetry)
+        layout = self.__dict__.get("_layouts", {}).get(name)
+        if layout is not None and layout.symmetric:
+            return self._matrix(layout).dense()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        matrix = self.__dict__.get("_matrices", {}).get(name)
-        if matrix is not None and matrix.symmetric:
-            matrix.assign(self, self.symmetry, value)
-        else:
+        layout = self.__dict__.get("_layouts", {}).get(name)
+        if layout is None or not layout.symmetric:
             super().__setattr__(name, value)
+            return
+        with torch.no_grad():
+            for key, nearest in layout.nearest(value, self.symmetry).items():
+                getattr(self, key).copy_(nearest)
 
     def _load_from_state_dict(
         self,
@@ -370,16 +372,16 @@ class GatedModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # Numbers of another form, or a full matrix, are an error even where strict=False would
+        # Parameters of another form, or a full matrix, are an error even where strict=False would
         # pass over the key: the layer would go on with weights that nobody chose.
         for key, value in state_dict.items():
             if not key.startswith(prefix):
                 continue
             name = key[len(prefix) :]
-            named = [m for m in self._matrices.values() if f"{name}_".startswith(f"{m.name}_")]
+            named = [m for m in self._layouts.values() if f"{name}_".startswith(f"{m.name}_")]
             # "weight_hh_l0_reverse" begins with "weight_hh_l0" too: the longest name is meant.
-            for matrix in sorted(named, key=lambda m: len(m.name))[-1:]:
-                reason = matrix.explain(name, tuple(value.shape))
+            for layout in sorted(named, key=lambda m: len(m.name))[-1:]:
+                reason = layout.explain(name, tuple(value.shape))
                 if reason:
                     error_msgs.append(reason + self._other_ways())
         super()._load_from_state_dict(

@@ -5,6 +5,9 @@ is stored once; those of the others; or, of forms that fold, the small matrices 
 the sparse maps that fold what they are multiplied by and unfold what comes of it. symrnn.h calls
 one such group a term of a product.
 
+Where a symmetric matrix has one parameter for each pair of equal entries (``tri``, ``avg``) it is
+packed from its parameters, and never expanded; all others are packed from matrices.
+
 Shapes: R rows (vectors to be multiplied), G gates, H the rows of one gate's matrix, C its columns;
 r rows and c columns of a small matrix.
 """
@@ -12,7 +15,7 @@ r rows and c columns of a small matrix.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,13 +23,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch import Tensor
+from torch.nn import functional as F
 
 from symrnn import native
-from symrnn.rnn.gates import GateMatrix
+from symrnn.rnn.modes import MODES
+from symrnn.rnn.torch_state import without_modes
+from symrnn.rnn.weights import GateMatrix
 from symrnn.symmetry import Symmetry, get_symmetry
 from symrnn.symmetry.folding import Folding
+from symrnn.symmetry.linear import OrbitNumbers
 
 DTYPES: dict[torch.dtype, native.Dtype] = {
     torch.float32: native.Dtype.FLOAT,
@@ -69,25 +75,51 @@ def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:
         raise ValueError(f"{name} should have shape {shape}, got: {tuple(tensor.shape)}")
 
 
-def matrices_of(
-    matrix: GateMatrix, owner: nn.Module, symmetry: Symmetry | None, *, folded: bool = True
-) -> list[Tensor]:
-    """The matrices of each group (gates of the group, r, c), in the order of :class:`Plan`.
+WHOLE = "whole"
+"""The form of matrices that are their own transposes and are given whole."""
 
-    Differentiable to the parameters of ``owner``, which keeps its gates as ``matrix`` says.
 
-    folded: whether forms that fold are to be given as their small matrices.
+class Source(NamedTuple):
+    """What a stacked gate matrix is packed from.
+
+    form: a name of a symmetry, :data:`WHOLE`, or "" where no matrix is known to be symmetric.
+    symmetric: the gates whose matrices are of that form.
+    tensors: one for each group of :func:`plan_of`, differentiable to the parameters: parameters
+        (gates of the group, numel), or matrices (gates of the group, r, c).
     """
-    free, rest = matrix.free(owner), matrix.plain(owner)
-    blocks = (-1, matrix.rows, matrix.columns)
-    if free is None or symmetry is None:
-        return [matrix.build(free, rest, symmetry).view(blocks)]
-    if folded and rest is None and symmetry.folding is not None:
-        return symmetry.matrices(free)
+
+    form: str
+    symmetric: str
+    tensors: list[Tensor]
+
+
+def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
+    """What ``matrix`` is packed from.
+
+    whole: whether matrices are to be expanded that could be packed from their parameters, or be
+        folded.
+    """
+    layout, symmetry, parameters, rest = (
+        matrix.layout, matrix.symmetry, matrix.parameters, matrix.rest,
+    )  # fmt: skip
+    blocks = (-1, layout.rows, layout.columns)
+    if parameters is None or symmetry is None:
+        return Source("", "", [matrix.dense().view(blocks)])
+    if not whole and matrix.folds:
+        return Source(symmetry.name, layout.symmetric, matrix.folded())
     if not symmetry.own_transpose:
-        return [matrix.build(free, rest, symmetry).view(blocks)]
-    expanded = symmetry.expand(free)
-    return [expanded] if rest is None else [expanded, rest.view(blocks)]
+        return Source("", "", [matrix.dense().view(blocks)])
+    others = [] if rest is None else [rest.view(blocks)]
+    if not whole and _triangle(symmetry) is not None:
+        return Source(symmetry.name, layout.symmetric, [parameters, *others])
+    return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
+
+
+def _triangle(symmetry: Symmetry) -> OrbitNumbers | None:
+    """The form as one of a parameter for each entry of the upper triangle; None if it is none."""
+    side = symmetry.side
+    pairs = symmetry.own_transpose and symmetry.numel == side * (side + 1) // 2
+    return symmetry if pairs and isinstance(symmetry, OrbitNumbers) else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +152,7 @@ class SparseMap:
 
 
 class Maps(NamedTuple):
-    """What is done around the product by a small matrix; the adjoints serve the way back."""
+    """What is done around the product by a small matrix; adjoints are for the backward pass."""
 
     inputs: SparseMap
     outputs: SparseMap
@@ -136,6 +168,7 @@ class Group:
     rows, columns: r and c; zero where there is nothing (the odd half of a vector of one number).
     symmetric: whether the matrices are their own transposes, and packed as such.
     maps: of a folded product, else None.
+    form: of matrices that are packed from their parameters; else None.
     """
 
     gates: tuple[int, ...]
@@ -143,6 +176,13 @@ class Group:
     columns: int
     symmetric: bool
     maps: Maps | None = None
+    form: OrbitNumbers | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it is packed from."""
+        sizes = (self.rows, self.columns) if self.form is None else (self.form.numel,)
+        return (len(self.gates), *sizes)
 
     @property
     def is_empty(self) -> bool:
@@ -179,33 +219,39 @@ class Plan:
         """How many numbers all packed matrices have."""
         return sum(group.length for group in self.groups)
 
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """Of the matrices of each group."""
-        return [(len(group.gates), group.rows, group.columns) for group in self.groups]
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of what each group is packed from."""
+        return [group.shape for group in self.groups]
 
-    def pack(self, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def check(self, hidden: Sequence[Tensor]) -> None:
+        """Raise ValueError unless the tensors have the shapes of this plan."""
+        shapes = [tuple(m.shape) for m in hidden]
+        if shapes != self.shapes():
+            raise ValueError(f"hidden should have shapes {self.shapes()}, got: {shapes}")
+
+    def pack(self, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The packed numbers of all groups, one after another: ``dtype`` (length,).
 
-        matrices: those of each group, all float32 or all float64, and ``dtype`` the same; or of
-            float32 bfloat16.
+        hidden: what each group is packed from, all float32 or all float64, and ``dtype`` the same;
+            or of float32 bfloat16.
 
         Raises ValueError for others, and for any that have not the shapes of this plan.
         """
-        shapes = [tuple(m.shape) for m in matrices]
-        if shapes != self.shapes():
-            raise ValueError(f"matrices should have shapes {self.shapes()}, got: {shapes}")
-        check_numbers(**{f"matrices[{k}]": m for k, m in enumerate(matrices)})
-        source = matrices[0].dtype
+        self.check(hidden)
+        check_numbers(**{f"hidden[{k}]": m for k, m in enumerate(hidden)})
+        source = hidden[0].dtype
         allowed = [source, torch.bfloat16] if source == torch.float32 else [source]
         if dtype not in allowed:
             names = " or ".join(map(str, allowed))
-            raise ValueError(f"dtype should be {names} for matrices of {source}, got: {dtype}")
+            raise ValueError(f"dtype should be {names} for numbers of {source}, got: {dtype}")
         # PyTorch aligns what it allocates to 64 bytes, and every group is a multiple of that long.
         packed = torch.empty(self.length, dtype=dtype, device="cpu")
         place = packed.data_ptr()
-        for group, of_group in zip(self.groups, matrices, strict=True):
+        for group, of_group in zip(self.groups, hidden, strict=True):
             if group.is_empty:
                 continue
+            if group.form is not None:
+                of_group = group.form.expand(of_group)
             rows = of_group if of_group.stride(2) == 1 else of_group.contiguous()
             status = library().symrnn_pack(
                 group.symmetric,
@@ -242,8 +288,12 @@ class Plan:
             DTYPES[packed.dtype], self.gates, self.rows, self.columns, len(terms), terms
         )
 
-    def multiply(self, x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-        """x (R, C) times the transposed matrices: (R, G, H), in plain operators."""
+    def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+        """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows."""
+        matrices = [
+            of_group if group.form is None else group.form.expand(of_group)
+            for group, of_group in zip(self.groups, hidden, strict=True)
+        ]
         inputs = [x] if self.folding is None else self.folding.inputs(x, -1)
         if len(inputs) < len(matrices):
             inputs = inputs * len(matrices)
@@ -260,8 +310,11 @@ class Plan:
         }
         return torch.stack([by_gate[gate] for gate in range(self.gates)], 1)
 
-    def gradients(self, d_y: Tensor, x: Tensor) -> list[Tensor]:
-        """The gradients of the matrices from that of the product, d_y (R, G, H), and x (R, C)."""
+    def gradients(self, d_y: Tensor, x: Tensor, matmul: Callable[..., Tensor]) -> list[Tensor]:
+        """The gradients of ``hidden`` from that of the product, d_y (R, G, H), and x (R, C).
+
+        matmul: (a, b) -> a · b, of two matrices.
+        """
         if self.folding is not None:
             d_products = self.folding.outputs_adjoint(d_y, -1)
             inputs = self.folding.inputs(x, -1)
@@ -270,41 +323,52 @@ class Plan:
         else:
             d_products = [d_y[:, list(group.gates)] for group in self.groups]
             inputs = [x] * len(self.groups)
-        return [
-            torch.ops.symrnn.matmul(d.flatten(1).mT, part, None).view(shape)
-            for d, part, shape in zip(d_products, inputs, self.shapes(), strict=True)
-        ]
+        found = []
+        for group, d, part in zip(self.groups, d_products, inputs, strict=True):
+            d_matrices = matmul(d.flatten(1).mT, part)
+            d_matrices = d_matrices.view(len(group.gates), group.rows, group.columns)
+            found.append(d_matrices if group.form is None else group.form.adjoint(d_matrices))
+        return found
 
 
 @lru_cache(maxsize=64)
-def plan_of(gates: str, rows: int, columns: int, symm: str, symmetric: str) -> Plan:
+def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> Plan:
     """How the matrix of these gates is packed.
 
     gates: all of the layer, by letter, in its order.  rows, columns: H and C.
-    symm: the form of the matrices of the ``symmetric`` gates, which are square; anything if there
-        are none.
+    form, symmetric: as :class:`Source` has them; matrices of a form are square.
     """
-    all_plain = Plan(len(gates), rows, columns, (_group(gates, gates, rows, columns, False),))
     if not symmetric:
-        return all_plain
-    # Whatever PyTorch is about (tracing it may be), these are numbers of our own.
-    with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False):
-        symmetry = get_symmetry(symm, rows)
-        folding = symmetry.folding
-        if folding is not None and symmetric == gates:
-            small = _folded(len(gates), symmetry, folding)
-            return Plan(len(gates), rows, columns, tuple(small), folding)
-    if not symmetry.own_transpose:
-        return all_plain
-    groups = [_group(gates, symmetric, rows, columns, True)]
+        group = _group(gates, gates, rows, columns, False)
+        return Plan(len(gates), rows, columns, (group,))
+    triangle = None
+    if form != WHOLE:
+        # Whatever PyTorch is about (tracing it may be), these are numbers of our own.
+        with without_modes(), torch.device("cpu"), torch.inference_mode(False):
+            symmetry = get_symmetry(form, rows)
+            folding = symmetry.folding
+            if folding is not None and symmetric == gates:
+                small = _folded(len(gates), symmetry, folding)
+                return Plan(len(gates), rows, columns, tuple(small), folding)
+            triangle = _triangle(symmetry)
+        if triangle is None:
+            raise ValueError(f"matrices of form={form!r} should be given as form={WHOLE!r}")
+    groups = [_group(gates, symmetric, rows, columns, True, triangle)]
     rest = "".join(gate for gate in gates if gate not in symmetric)
     if rest:
         groups.append(_group(gates, rest, rows, columns, False))
     return Plan(len(gates), rows, columns, tuple(groups))
 
 
-def _group(gates: str, some: str, rows: int, columns: int, symmetric: bool) -> Group:
-    return Group(tuple(map(gates.index, some)), rows, columns, symmetric)
+def _group(
+    gates: str,
+    some: str,
+    rows: int,
+    columns: int,
+    symmetric: bool,
+    form: OrbitNumbers | None = None,
+) -> Group:
+    return Group(tuple(map(gates.index, some)), rows, columns, symmetric, form=form)
 
 
 def _folded(gates: int, symmetry: Symmetry, folding: Folding) -> list[Group]:
@@ -326,3 +390,46 @@ def _folded(gates: int, symmetry: Symmetry, folding: Folding) -> list[Group]:
         symmetric = rows == columns and torch.equal(m, m.mT)
         groups.append(Group(tuple(range(gates)), rows, columns, symmetric, maps))
     return groups
+
+
+# ---- a layer as the kernels take it ------------------------------------------------------------
+
+
+def joined_biases(
+    mode: str, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the input product (G·H,), and of a GRU the hidden bias of n (H,).
+
+    That one the reset gate scales. ValueError if only one of the biases is given.
+    """
+    if (bias_ih is None) != (bias_hh is None):
+        raise ValueError("bias_ih and bias_hh should both be given or neither")
+    if bias_ih is None or bias_hh is None:
+        return None, None
+    if not MODES[mode].separate_bias:
+        return bias_ih + bias_hh, None
+    side = len(bias_hh) // 3
+    ahead, n = bias_hh.split([2 * side, side])
+    return bias_ih + F.pad(ahead, (0, side)), n.contiguous()
+
+
+def layer_structure(
+    mode: str,
+    hh: native.Product,
+    ih: native.Product | None = None,
+    bias: Tensor | None = None,
+    bias_n: Tensor | None = None,
+) -> native.Layer:
+    """The structure of a layer. Valid as long as what it was made of lives."""
+    return native.Layer(
+        MODES[mode].native,
+        ctypes.pointer(hh),
+        None if ih is None else ctypes.pointer(ih),
+        address(bias),
+        address(bias_n),
+    )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where its numbers lie; None, which is null, if there are none."""
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()

@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pack_sequence
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
 from symrnn.native.interface import Dtype, Gpu
-from symrnn.rnn import fused_gpu, operators, operators_gpu
-from symrnn.rnn.stack import StackOptions
+from symrnn.rnn import torch_state
+from symrnn.rnn.fused import backend, operators
+from symrnn.rnn.fused import cuda as kernels
 
 IN, H = 5, 19
-NAMES = ("pack", "layer", "layer_backward", "states_before", "matmul")
 
 
 class EmulatedLibrary:
@@ -62,7 +62,7 @@ class EmulatedLibrary:
 
 
 def _numbers(place: int, length: int, dtype: Dtype) -> Tensor:
-    of = {number: known for known, number in operators_gpu.DTYPES.items()}[dtype]
+    of = {number: known for known, number in kernels.DTYPES.items()}[dtype]
     memory = (ctypes.c_uint8 * (length * of.itemsize)).from_address(place)
     return torch.frombuffer(memory, dtype=of)
 
@@ -73,27 +73,19 @@ def emulated(emulator: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator
     library = EmulatedLibrary(emulator)
     monkeypatch.setattr(cuda, "library", lambda: library)
     monkeypatch.setattr(cuda, "machine", lambda device: library.gpu)
-    monkeypatch.setattr(operators_gpu, "_place", lambda tensor: (0, 0))
-    monkeypatch.setattr(fused_gpu, "_said", set())
+    monkeypatch.setattr(kernels, "place", lambda tensor: (0, 0))
+    monkeypatch.setattr(operators, "kernels_for", lambda tensor: kernels)
+    monkeypatch.setattr(backend, "_said", set())
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    overriding = torch.library.Library("symrnn", "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
-        for name in NAMES:
-            function = getattr(operators_gpu, name, operators._states_before)
-            overriding.impl(name, function, "CPU", allow_override=True)
+    kernels.fit.cache_clear()
     yield library
-    overriding._destroy()
+    kernels.fit.cache_clear()
 
 
 def run(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """What ``module(x, state)`` is on a GPU with backend="fused"."""
     parts = module._zeros(x, x.size(1)) if state is None else module._parts(state)
-    options = StackOptions(
-        module.mode, module.num_layers, module.bidirectional, module.dropout, module.training
-    )
-    weights = [module._fused_weights(suffix) for suffix in module._suffixes()]
-    output, last = fused_gpu.run(x, None, parts, weights, options)
+    output, last = backend._run_cuda(x, None, parts, module.layer_weights(), module._attributes())
     return output, module._whole(last)
 
 
@@ -224,23 +216,31 @@ def test_packed_sequences_are_the_vendors() -> None:
     layer = SymLSTM(IN, H)
     packed = pack_sequence([torch.randn(3, IN), torch.randn(1, IN)])
     state = layer._zeros(packed.data, 2)
-    options = StackOptions("LSTM", 1, False, 0.0, True)
     with pytest.warns(UserWarning, match="a PackedSequence may end before others"):
-        output, _ = fused_gpu.run(
-            packed.data, packed.batch_sizes, state, [layer._fused_weights("_l0")], options
+        output, _ = backend._run_cuda(
+            packed.data, packed.batch_sizes, state, layer.layer_weights(), layer._attributes()
         )
     torch.testing.assert_close(output, layer.to_plain()(packed)[0].data)
 
 
 def test_what_does_not_fit_is_an_error_of_the_operator(emulated: EmulatedLibrary) -> None:
     emulated.gpu = Gpu(9, 1000)
-    w = torch.zeros(4, H, H)
-    packed = torch.ops.symrnn.pack([w], "ifgo", H, H, "avg", "ifgo", torch.float32)
-    x, h = torch.zeros(2, IN), torch.zeros(1, H)
+    w, x, h = torch.zeros(4, H, H), torch.zeros(2, IN), torch.zeros(1, H)
     with pytest.raises(RuntimeError, match=r"hidden_size=19 .* do not fit on the chip"):
         torch.ops.symrnn.layer(
-            x, torch.zeros(4 * H, IN), None, None, [w], packed, h, h, None, "LSTM", "avg", "ifgo",
-            False,
+            x, torch.zeros(4 * H, IN), None, None, [w], h, h, None, "LSTM", "whole", "ifgo", False,
+            torch.float32,
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("emulated")
+def test_weights_that_are_not_whole_are_refused_by_the_operator() -> None:
+    x, h = torch.zeros(2, IN), torch.zeros(1, H)
+    v = torch.zeros(4, H * (H + 1) // 2)
+    with pytest.raises(ValueError, match="the symmetric matrices of all gates, whole"):
+        torch.ops.symrnn.layer(
+            x, torch.zeros(4 * H, IN), None, None, [v], h, h, None, "LSTM", "avg", "ifgo", False,
+            torch.float32,
         )  # fmt: skip
 
 
@@ -258,9 +258,9 @@ def test_products_of_the_input_follow_the_recurrent_switch(
     switch = torch.backends.cuda.matmul
     for wanted in ("tf32", "ieee"):
         monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", wanted)
-        assert operators_gpu.rounds_to_tf32() == (wanted == "tf32")
+        assert torch_state.rounds_to_tf32() == (wanted == "tf32")
         before = switch.fp32_precision
-        with operators_gpu._products_as_recurrent(torch.float32):
+        with kernels._products_as_recurrent(torch.float32):
             assert (switch.fp32_precision == "tf32") == (wanted == "tf32")
         assert switch.fp32_precision == before
 

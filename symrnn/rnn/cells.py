@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from symrnn.rnn import folded, fused, reference, script, vendor
-from symrnn.rnn.backends import choose_for_cell
-from symrnn.rnn.keeping import GatedModule
-from symrnn.rnn.prepared import Prepared, is_ready
-from symrnn.rnn.scriptable import scriptable_cell
-from symrnn.rnn.stack import State
-
-_STEPS: dict[str, Callable[[str, Tensor, State, Any], State]] = {
-    "reference": reference.cell,
-    "script": script.cell,
-    "vendor": vendor.cell,
-    "folded": folded.cell,
-    "fused": fused.cell,
-}
+from symrnn.rnn import dispatch, torchscript
+from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.fused import inference
+from symrnn.rnn.module import GatedModule
+from symrnn.rnn.stack import Attributes, State
 
 
 class RecurrentCell(GatedModule):
@@ -53,7 +43,7 @@ class RecurrentCell(GatedModule):
         self.hidden_size = plain.hidden_size
         self.bias = plain.bias
         self.backend = backend
-        self._keep(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self._register(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
         if not self.bias:
             self.register_parameter("bias_ih", None)
             self.register_parameter("bias_hh", None)
@@ -64,9 +54,8 @@ class RecurrentCell(GatedModule):
 
         hx: h (B, H) or (H,), of an LSTM the pair of it and c of the same shape; zeros by default.
         """
-        kept = None if torch.compiler.is_compiling() else self._cache.prepared
-        if kept is not None:
-            result = self._at_once(kept, input, hx)
+        if not (torch.compiler.is_compiling() or torch.is_grad_enabled() or self._cache.is_empty):
+            result = self._fast_path(input, hx)
             if result is not None:
                 return result
         if input.dim() not in (1, 2):
@@ -86,15 +75,15 @@ class RecurrentCell(GatedModule):
         if state is None:
             state = [input.new_zeros(input.size(0), self.hidden_size)] * len(self.STATES)
         self._check(input, state)
-        backend = self.backend
-        if backend == "auto":
-            backend = choose_for_cell(self, input, state)
-        new = _STEPS[backend](self.mode, input, state, self._weights_for(backend)(""))
+        new = self._step(input, state)
         return self._whole(new if batched else [part.squeeze(0) for part in new])
 
-    def _at_once(self, kept: Prepared, input: Any, hx: Any) -> Any:
-        """As :meth:`symrnn.rnn.layer.RecurrentLayer._at_once`: the new hx, or None."""
-        if type(input) is not Tensor or input.dim() not in (1, 2):
+    def _fast_path(self, input: Any, hx: Any) -> Any:
+        """As :meth:`symrnn.rnn.layer.RecurrentLayer._fast_path`: the new hx, or None."""
+        packed = self._cache.get(self._parameters.values())
+        if packed is None or self.backend not in ("auto", "fused") or type(input) is not Tensor:
+            return None
+        if input.dim() not in (1, 2):
             return None
         *rows, width = input.shape
         batch, state_shape = rows[0] if rows else 1, (*rows, self.hidden_size)
@@ -103,12 +92,29 @@ class RecurrentCell(GatedModule):
         if (
             width != self.input_size
             or batch == 0
-            or not self._runs_fused(1, batch)
-            or not is_ready(kept, self, input, hx, state_shape)
+            or not inference.is_ready(packed, input, hx, state_shape)
         ):
             return None
-        _, state = kept.run(self, input, rows, 1, batch, 0, hx, state_shape, 0.0)
+        _, state = packed.run(input, rows, 1, batch, 0, hx, state_shape, self._attributes())
         return self._whole(state)
+
+    def _step(self, input: Tensor, state: State) -> State:
+        backend = self.backend
+        if backend == "auto":
+            tensors = [input, self._some_weight(), *state]
+            backend = dispatch.choose(self._traits, tensors, 1, input.size(0))
+        weights, attributes = self._layer_weights(""), self._attributes()
+        if backend == "fused" and self._can_run_packed(input, state, [weights]):
+            fused.check(input, state, [weights], attributes)
+            shape = (input.size(0),)
+            return self._packed([weights], attributes).run(
+                input.contiguous(), shape, 1, *shape, 0, [part.contiguous() for part in state],
+                state[0].shape, attributes,
+            )[1]  # fmt: skip
+        return dispatch.BACKENDS[backend].cell(input, state, weights, attributes)
+
+    def _attributes(self) -> Attributes:
+        return Attributes(self.mode, training=self.training, inference_dtype=self._inference_dtype)
 
     def wrong_dimensions(self, which: str = "input") -> str:
         """What is said of an input, or a state, of {} dimensions; in PyTorch's words."""
@@ -135,7 +141,9 @@ class RecurrentCell(GatedModule):
                 )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return scriptable_cell(self)
+        return torchscript.scripted_cell(
+            self._layer_weights(""), self.mode, self.wrong_dimensions()
+        )
 
 
 class SymLSTMCell(RecurrentCell):

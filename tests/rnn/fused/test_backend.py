@@ -1,4 +1,4 @@
-"""The fused backend: what the reference loop gives, outputs, states and gradients, by any road."""
+"""The fused backend: what the reference loop gives, outputs, states and gradients, by any way."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from symrnn import (
     list_symmetries,
     native,
 )
-from symrnn.rnn import backends
-from symrnn.rnn.backends import choose, choose_for_cell
+from symrnn.rnn import dispatch
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
@@ -70,7 +69,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def check(fused: Any, other: Any, *inputs: Any, seed: int = 0) -> None:
-    """Same results by every road, and same gradients of inputs and parameters for one loss."""
+    """Same results every way, and same gradients of inputs and parameters for one loss."""
     dtype = next(fused.parameters()).dtype
     tolerance = {"rtol": 0, "atol": TOLERANCE[dtype]}
     results, gradients = [], []
@@ -710,38 +709,38 @@ def test_without_the_library_there_is_an_error_and_auto_goes_another_way(
 
 
 @needs_kernels
-def test_auto_takes_the_kernels_where_they_can_run_and_pay() -> None:
-    def choice(layer: Any, **options: Any) -> str:
+def test_auto_takes_the_kernels_where_they_can_run_and_pay(choice: Any) -> None:
+    def chosen(layer: Any, **options: Any) -> str:
         weight = next(layer.parameters())
-        return choose(layer, torch.empty(3, 1, 3, dtype=weight.dtype, **options), None)
+        return choice(layer, torch.empty(3, 1, 3, dtype=weight.dtype, **options))
 
     lstm = SymLSTM(3, 8)
     with torch.no_grad():
-        assert choice(lstm) == "fused"
-        assert choice(SymGRU(3, 8, symm="none")) == "fused"
-        assert choose_for_cell(SymGRUCell(3, 8), torch.empty(2, 3)) == "fused"
-        assert choice(SymRNN(3, 8)) == "fused"
-        assert choice(SymLSTM(3, 8, dtype=torch.float64)) == "vendor"
-        assert choice(SymLSTM(3, 8, proj_size=2, symm_hh="")) == "vendor"
-        assert choice(lstm, device="meta") == "vendor"
+        assert chosen(lstm) == "fused"
+        assert chosen(SymGRU(3, 8, symm="none")) == "fused"
+        assert choice(SymGRUCell(3, 8), torch.empty(2, 3)) == "fused"
+        assert chosen(SymRNN(3, 8)) == "fused"
+        assert chosen(SymLSTM(3, 8, dtype=torch.float64)) == "vendor"
+        assert chosen(SymLSTM(3, 8, proj_size=2, symm_hh="")) == "vendor"
+        assert chosen(lstm, device="meta") == "vendor"
         with torch.autocast("cpu"):
-            assert choice(lstm) == "vendor"
-        assert choose(lstm, torch.empty(4, 3), torch.tensor([2, 1, 1])) == "fused"
-    assert choice(lstm) == "vendor"
+            assert chosen(lstm) == "vendor"
+        assert choice(lstm, torch.empty(4, 3), torch.tensor([2, 1, 1])) == "fused"
+    assert chosen(lstm) == "vendor"
 
 
 @needs_kernels
-def test_auto_goes_by_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_goes_by_the_rule(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     def rule(_: Any, steps: int, batch: int) -> bool:
         asked.append((steps, batch))
         return False
 
-    monkeypatch.setattr(backends, "fused_pays", rule)
+    monkeypatch.setattr(dispatch, "fused_pays", rule)
     layer = SymLSTM(3, 8, batch_first=True)
     with torch.no_grad():
-        assert choose(layer, torch.empty(5, 2, 3), None) == "vendor"
+        assert choice(layer, torch.empty(5, 2, 3)) == "vendor"
         layer(torch.empty(2, 5, 3))
         layer(pack_sequence([torch.randn(4, 3), torch.randn(1, 3)]))
     assert asked == [(5, 2), (5, 2), (4, 2)]
@@ -760,4 +759,4 @@ def test_auto_gives_the_same_either_way(kind: str) -> None:
 
 
 def test_it_is_a_backend() -> None:
-    assert "fused" in backends.list_backends()
+    assert "fused" in dispatch.list_backends()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native
-from symrnn.rnn.packing import matrices_of
+from symrnn.rnn.fused.operators import states_before
+from symrnn.rnn.fused.packing import source_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
@@ -24,9 +25,7 @@ def arguments(
 ) -> dict[str, Any]:
     """Those of ``layer``, by name."""
     module = make(IN, H, symm=symm, dtype=dtype)
-    matrix = module._matrices["weight_hh_l0"]
-    matrices = [m.detach() for m in matrices_of(matrix, module, module.symmetry)]
-    packed = OPS.pack(matrices, module.GATES, H, H, symm, matrix.symmetric, dtype)
+    form, symmetric, hidden = source_of(module.layer_weights()[0].hh)
     rows = 6 if batch_sizes is None else int(batch_sizes.sum())
     c0 = torch.randn(B, H, dtype=dtype) if make is SymLSTM else None
     return {
@@ -34,15 +33,15 @@ def arguments(
         "w_ih": module.weight_ih_l0.detach(),
         "bias_ih": module.bias_ih_l0.detach(),
         "bias_hh": module.bias_hh_l0.detach(),
-        "matrices": matrices,
-        "packed": packed,
+        "hidden": [m.detach() for m in hidden],
         "h0": torch.randn(B, H, dtype=dtype),
         "c0": c0,
         "batch_sizes": batch_sizes,
         "mode": module.mode,
-        "symm": symm,
-        "symmetric": matrix.symmetric,
+        "form": form,
+        "symmetric": symmetric,
         "reverse": False,
+        "packed_dtype": dtype,
     }
 
 
@@ -55,7 +54,7 @@ def leaves(given: dict[str, Any]) -> dict[str, Any]:
     for name in DIFFERENTIABLE:
         if made[name] is not None:
             made[name] = made[name].clone().requires_grad_()
-    made["matrices"] = [m.clone().requires_grad_() for m in given["matrices"]]
+    made["hidden"] = [m.clone().requires_grad_() for m in given["hidden"]]
     return made
 
 
@@ -66,18 +65,19 @@ def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> N
     """Schema, aliasing, shape function, gradient, and the same numbers when traced."""
     given = {**arguments(make, symm, torch.float32, sizes), "reverse": reverse}
     torch.library.opcheck(OPS.layer.default, tuple(leaves(given).values()))
-    output, _, cn, gates, cells = OPS.layer(*given.values())
-    taken = (given["packed"], output, gates, cells, given["h0"], given["c0"], sizes)
+    output, _, cn, gates, cells, packed = OPS.layer(*given.values())
+    taken = (packed, output, gates, cells, given["h0"], given["c0"], sizes)
     d_cn = torch.randn_like(cn) if given["c0"] is not None else None
-    how = (given["mode"], symm, given["symmetric"], reverse)
+    attributes = (given["mode"], given["form"], given["symmetric"], reverse)
     torch.library.opcheck(
-        OPS.layer_backward.default, (*taken, torch.randn_like(output), None, d_cn, *how)
+        OPS.layer_backward.default, (*taken, torch.randn_like(output), None, d_cn, *attributes)
     )
-    torch.library.opcheck(OPS.states_before.default, (output, given["h0"], sizes, reverse))
-    gates_of = {"LSTM": "ifgo", "GRU": "rzn"}.get(given["mode"], "h")
-    for dtype in (torch.float32, torch.bfloat16):
-        packing = (given["matrices"], gates_of, H, H, symm, given["symmetric"], dtype)
-        torch.library.opcheck(OPS.pack.default, packing)
+    torch.library.opcheck(
+        OPS.hidden_gradients.default,
+        (torch.randn_like(gates), output, given["h0"], sizes, *attributes),
+    )
+    low = {**given, "packed_dtype": torch.bfloat16}
+    torch.library.opcheck(OPS.layer.default, tuple(low.values()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,7 +116,7 @@ def test_the_states_before_are_those_each_row_started_from(
     for t in range(len(steps))[:: -1 if reverse else 1]:
         expected[t] = state[: lengths[t]].clone()
         state[: lengths[t]] = steps[t]
-    found = OPS.states_before(torch.cat(steps), h0, sizes, reverse)
+    found = states_before(torch.cat(steps), h0, sizes, reverse)
     assert torch.equal(found, torch.cat([expected[t] for t in range(len(steps))]))
 
 
@@ -149,12 +149,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no c0": ({"c0": None}, "c0 should be given for an LSTM and no other mode, got: mode='LSTM'"),
     "rows": ({"input": torch.zeros(5, IN)}, "input should have a multiple of 2 rows"),
     "mode": ({"mode": "QRNN"}, "mode should be one of LSTM, GRU, RNN_TANH, RNN_RELU, got: 'QRNN'"),
-    "short": ({"packed": torch.zeros(256)}, r"packed should have shape \(1024,\), got: \(256,\)"),
-    "packed": (
-        {"packed": torch.zeros(1024).double()},
-        "packed should be torch.float32 or tor",
-    ),
-    "unaligned": ({"packed": torch.zeros(1028)[4:]}, "aligned to 64 bytes"),
     "growing": ({"batch_sizes": torch.tensor([2, 1, 2, 1])}, "batch_sizes should fall from 2, the"),
     "sum": ({"batch_sizes": torch.tensor([2, 1])}, "and sum to 6, the rows of input, got"),
     "first": ({"batch_sizes": torch.tensor([3, 2, 1])}, "should fall from 2, the rows of h0"),
@@ -173,29 +167,46 @@ def test_wrong_arguments_are_refused_by_name(wrong: str) -> None:
         OPS.layer(*{**given, **changed}.values())
 
 
-def test_wrong_matrices_are_refused() -> None:
-    m = torch.zeros(4, H, H)
-    for matrices, dtype, words in [
-        ([m[:3]], F32, r"matrices should have shapes \[\(4, 5, 5\)\], got: \[\(3, 5, 5\)\]"),
-        ([m, m], F32, r"matrices should have shapes"),
-        ([m.half()], F32, r"matrices\[0\] should be float32 or float64, got: torch.float16"),
+def test_wrong_hidden_weights_are_refused() -> None:
+    given = arguments(SymLSTM, "avg", torch.float32)
+    (v,) = given["hidden"]
+    for hidden, dtype, words in [
+        ([v[:3]], F32, r"hidden should have shapes \[\(4, 15\)\], got: \[\(3, 15\)\]"),
+        ([v, v], F32, r"hidden should have shapes"),
+        ([v.half()], F32, r"hidden\[0\] should be float32 or float64, got: torch.float16"),
         (
-            [m],
+            [v],
             F64,
-            r"dtype should be torch.float32 or torch.bfloat16 for matrices of torch.float32",
+            r"dtype should be torch.float32 or torch.bfloat16 for numbers of torch.float32",
         ),
-        ([m.double()], torch.bfloat16, r"dtype should be torch.float64 for matrices of"),
+        ([v.double()], torch.bfloat16, r"dtype should be torch.float64 for numbers of"),
     ]:
         with pytest.raises(ValueError, match=words):
-            OPS.pack(matrices, "ifgo", H, H, "avg", "ifgo", dtype)
+            OPS.layer(*{**given, "hidden": hidden, "packed_dtype": dtype}.values())
 
 
-def test_the_way_back_wants_the_numbers_that_were_multiplied() -> None:
+WRONG_PACKED: dict[str, tuple[Tensor, str]] = {
+    "short": (torch.zeros(256), r"packed should have shape \(1024,\), got: \(256,\)"),
+    "dtype": (torch.zeros(1024).double(), "packed should be torch.float32, got: torch.float64"),
+    "unaligned": (torch.zeros(1028)[4:], "aligned to 64 bytes"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PACKED)
+def test_wrong_packed_weights_are_refused(wrong: str) -> None:
+    packed, words = WRONG_PACKED[wrong]
+    given = arguments(SymLSTM, "avg", torch.float32)
+    output, _, _, gates, cells, _ = OPS.layer(*given.values())
+    with pytest.raises(ValueError, match=words):
+        OPS.layer_backward(
+            packed, output, gates, cells, given["h0"], given["c0"], None, output, None, None,
+            "LSTM", "avg", "ifgo", False,
+        )  # fmt: skip
+
+
+def test_the_backward_pass_wants_the_numbers_that_were_multiplied() -> None:
     given = leaves(arguments(SymLSTM, "avg", torch.float32))
-    low = OPS.pack(
-        [m.detach() for m in given["matrices"]], "ifgo", H, H, "avg", "ifgo", torch.bfloat16
-    )
-    output = OPS.layer(*{**given, "packed": low}.values())[0]
+    output = OPS.layer(*{**given, "packed_dtype": torch.bfloat16}.values())[0]
     with pytest.raises(ValueError, match=r"packed should be torch.float32, got: torch.bfloat16"):
         output.sum().backward()
 

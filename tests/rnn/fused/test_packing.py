@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from symrnn import SymLSTM, get_symmetry, list_symmetries, native
-from symrnn.rnn.packing import Plan, SparseMap, matrices_of, plan_of
+from symrnn.rnn.fused.packing import WHOLE, Plan, SparseMap, plan_of, source_of
 
 FOLDING = [name for name in list_symmetries() if get_symmetry(name, 4).folding is not None]
 SIDES = [1, 2, 5, 16, 17, 33]
@@ -77,8 +77,13 @@ def test_small_matrices_packed_as_symmetric_are_so(symm: str, side: int) -> None
 
 
 def test_which_gates_are_packed_together() -> None:
+    def plan(symm: str, symmetric: str) -> Plan:
+        lstm = SymLSTM(8, 8, symm=symm, symm_hh=symmetric)
+        form, packed, _ = source_of(lstm.layer_weights()[0].hh)
+        return plan_of("ifgo", 8, 8, form, packed)
+
     def groups(symm: str, symmetric: str) -> list[tuple[str, bool]]:
-        found = plan_of("ifgo", 8, 8, symm, symmetric).groups
+        found = plan(symm, symmetric).groups
         return [("".join("ifgo"[gate] for gate in g.gates), g.symmetric) for g in found]
 
     assert groups("none", "") == [("ifgo", False)]
@@ -87,10 +92,11 @@ def test_which_gates_are_packed_together() -> None:
     assert groups("tri8", "i") == [("i", True), ("fgo", False)]
     assert groups("tri8", "ifgo") == [("ifgo", True)]
     assert groups("tri4", "ifgo") == [("ifgo", True), ("ifgo", True)]  # even and odd half
+    assert groups("eigen", "fo") == [("fo", True), ("ig", False)]
     assert groups("block4", "fo") == [("ifgo", False)]
     assert groups("block4", "ifgo") == [("ifgo", False)]
-    assert plan_of("ifgo", 8, 8, "block4", "fo").folding is None
-    assert [g.rows for g in plan_of("ifgo", 8, 8, "block4", "ifgo").groups] == [4]
+    assert plan("block4", "fo").folding is None
+    assert [g.rows for g in plan("block4", "ifgo").groups] == [4]
 
 
 class _AllZero(TorchDispatchMode):
@@ -142,6 +148,26 @@ def multiplied(plan: Plan, packed: Tensor, x: Tensor, *, transposed: bool) -> Te
     return y
 
 
+def test_what_each_form_is_packed_from() -> None:
+    """Two forms from their parameters, those that fold from small matrices, others whole."""
+
+    def source(symm: str, symm_hh: str = "ifgo", *, whole: bool = False) -> tuple[str, list[int]]:
+        lstm = SymLSTM(3, 8, symm=symm, symm_hh=symm_hh)
+        form, symmetric, tensors = source_of(lstm.layer_weights()[0].hh, whole=whole)
+        assert symmetric == (symm_hh if form else "")
+        return form, [list(t.shape)[1:] for t in tensors]
+
+    assert source("avg") == ("avg", [[36]])
+    assert source("tri", "fo") == ("tri", [[36], [8, 8]])
+    assert source("tri8") == ("tri8", [[4, 4]])
+    assert source("tri8", "fo") == (WHOLE, [[8, 8], [8, 8]])
+    assert source("avg:full") == source("eigen") == source("ldl") == (WHOLE, [[8, 8]])
+    assert source("block4", "fo") == ("", [[8, 8]])
+    assert source("avg", whole=True) == source("tri8", whole=True) == (WHOLE, [[8, 8]])
+    with pytest.raises(ValueError, match="form='eigen' should be given as form='whole'"):
+        plan_of("ifgo", 8, 8, "eigen", "ifgo")
+
+
 @needs_kernels
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(
@@ -154,26 +180,26 @@ def multiplied(plan: Plan, packed: Tensor, x: Tensor, *, transposed: bool) -> Te
     ],
 )
 def test_packed_numbers_multiply_as_the_whole_matrix(symm: str, symm_hh: str, side: int) -> None:
-    """Forth and back; and so do, in plain operators, the matrices before they are packed."""
+    """And transposed; and so does, in PyTorch's operators, what they are packed from."""
     lstm = SymLSTM(3, side, symm=symm, symm_hh=symm_hh, dtype=torch.float64)
     w = lstm.weight_hh_l0.detach()
-    matrix = lstm._matrices["weight_hh_l0"]
-    plan = plan_of("ifgo", side, side, symm, matrix.symmetric)
-    matrices = matrices_of(matrix, lstm, lstm.symmetry)
-    assert [m.shape for m in matrices] == plan.shapes()
-    packed = plan.pack(matrices, torch.float64)
+    matrix = lstm.layer_weights()[0].hh
+    form, symmetric, hidden = source_of(matrix)
+    plan = plan_of("ifgo", side, side, form, symmetric)
+    assert [m.shape for m in hidden] == plan.shapes()
+    packed = plan.pack(hidden, torch.float64)
     assert packed.shape == (plan.length,)
     x, y = torch.randn(3, side, dtype=torch.float64), torch.randn(3, 4 * side, dtype=torch.float64)
-    forth, back = (multiplied(plan, packed, v, transposed=v is y) for v in (x, y))
-    torch.testing.assert_close(forth, x @ w.T, rtol=0, atol=1e-13)
-    torch.testing.assert_close(back, y @ w, rtol=0, atol=1e-13)
-    plainly = plan.multiply(x, matrices).flatten(1)
-    torch.testing.assert_close(plainly, x @ w.T, rtol=0, atol=1e-13)
-    # And the gradients of the matrices are those of the parameters, once through their forms.
-    parameters = [p for p in (matrix.free(lstm), matrix.plain(lstm)) if p is not None]
-    d_matrices = plan.gradients(y.view(3, 4, side), x)
-    found = torch.autograd.grad(matrices, parameters, d_matrices)
-    expected = torch.autograd.grad((x @ lstm.weight_hh_l0.T * y).sum(), parameters)
+    product, adjoint = (multiplied(plan, packed, v, transposed=v is y) for v in (x, y))
+    torch.testing.assert_close(product, x @ w.T, rtol=0, atol=1e-13)
+    torch.testing.assert_close(adjoint, y @ w, rtol=0, atol=1e-13)
+    composite = plan.multiply(x, hidden).flatten(1)
+    torch.testing.assert_close(composite, x @ w.T, rtol=0, atol=1e-13)
+    # And the gradients of what is packed are those of the parameters, once through their forms.
+    d_hidden = plan.gradients(y.view(3, 4, side), x, torch.matmul)
+    assert [d.shape for d in d_hidden] == plan.shapes()
+    found = torch.autograd.grad(hidden, matrix.tensors, d_hidden)
+    expected = torch.autograd.grad((x @ lstm.weight_hh_l0.T * y).sum(), matrix.tensors)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 

@@ -1,0 +1,142 @@
+"""Which backend a call runs on: the one place where "auto" is decided.
+
+The rules are measured (results/backends.md, results/folding.md), on a CPU. On a GPU "auto" is the
+vendor's operator, until the kernels for it have been measured there (results/gpu).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symrnn import native
+from symrnn.rnn import folded, reference, torch_state, torchscript, vendor
+from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.stack import Backend
+
+BACKENDS: dict[str, Backend] = {
+    "reference": reference.BACKEND,
+    "script": torchscript.BACKEND,
+    "vendor": vendor.BACKEND,
+    "folded": folded.BACKEND,
+    "fused": fused.BACKEND,
+}
+
+
+def list_backends() -> list[str]:
+    """The names of the ways to run a layer, "auto" first."""
+    return ["auto", *BACKENDS]
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError unless ``name`` is a backend or "auto"."""
+    if name not in list_backends():
+        raise ValueError(f"backend should be one of {', '.join(list_backends())}, got: {name!r}")
+
+
+class Traits(NamedTuple):
+    """What of a module decides how it is run fastest.
+
+    mode: PyTorch's name of the kind.
+    projects: whether there is a projection.
+    symmetric: whether the hidden weights of all gates are symmetric and their own transposes.
+    fold_cost: of the folded product, as a fraction of the whole one's; 1 where hidden weights do
+        not fold.
+    is_cell: whether it runs a single step, for which PyTorch packs no weights.
+    """
+
+    mode: str
+    hidden_size: int
+    projects: bool
+    symmetric: bool
+    fold_cost: float
+    is_cell: bool
+
+    @property
+    def folds(self) -> bool:
+        return self.fold_cost < 1
+
+
+def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> str:
+    """The backend that is fastest for a call.
+
+    - The native kernels, where they are faster than all else (:func:`fused_pays`).
+    - Forms that fold are folded where that is faster than PyTorch's operator on expanded weights
+      (:func:`folding_pays`).
+    - PyTorch's LSTM re-packs all weights on every call. For a step or a few without gradients that
+      costs more than the steps themselves, and the plain loop is faster.
+    - Everywhere else the vendor's operator is. Autocast goes there too, so that the dtype of the
+      output is that of PyTorch's layer at any length.
+
+    tensors: the input, a weight, and the state. What is wrong with them is left to the vendor's
+        operator to say.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or not tensors[0].is_cpu or torch.is_autocast_enabled("cpu"):
+        return "vendor"
+    if _takes_fused(traits, tensors, steps, batch):
+        return "fused"
+    if folding_pays(traits, steps):
+        return "folded"
+    if traits.mode == "LSTM" and not torch.is_grad_enabled() and _few(traits, steps, batch):
+        return "reference"
+    return "vendor"
+
+
+def fused_pays(traits: Traits, steps: int, batch: int) -> bool:
+    """Whether the native kernels are faster than all else, for float32 weights on a CPU.
+
+    By results/backends.md. Without gradients they are, as the weights stay packed from call to
+    call. In training the weights are packed at every call, for which a few steps do not pay; then
+    PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, and one
+    whose product folds, or few sequences, for which the reading of the weights is what takes time.
+    """
+    if not torch.is_grad_enabled():
+        return True
+    if steps < 8:
+        return False
+    if traits.mode != "LSTM":
+        return True
+    if traits.hidden_size < 650:
+        return False
+    large = traits.symmetric and traits.hidden_size >= 1500 and batch <= 20
+    return batch <= 4 or traits.folds or large
+
+
+def _takes_fused(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> bool:
+    """Whether ``auto`` takes the native kernels; a notice where it would, and there are none."""
+    if traits.projects or not fused_pays(traits, steps, batch):
+        return False
+    if not torch_state.can_bypass_dispatcher():
+        return False
+    if any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
+        return False
+    native.notice()
+    return native.available()
+
+
+def folding_pays(traits: Traits, steps: int) -> bool:
+    """Whether folding is faster than the vendor's operator on weights to be expanded, on a CPU.
+
+    By results/folding.md, for the LSTM and the GRU.
+    """
+    if not traits.folds or traits.mode not in ("LSTM", "GRU"):
+        return False
+    quarter = traits.fold_cost < 0.3  # a quarter, and a bit more on odd sides
+    large = traits.hidden_size >= 1500
+    if torch.is_grad_enabled():
+        return large or (quarter and traits.hidden_size >= 650)
+    # By the table, any two of these outweigh the few operations that fold.
+    return sum((quarter, large, steps == 1)) >= 2
+
+
+def _few(traits: Traits, steps: int, batch: int) -> bool:
+    """Whether re-packing the weights would cost more than the plain loop over the steps."""
+    if traits.is_cell:
+        return False
+    if steps == 1:
+        return 0 < batch <= 20
+    return traits.hidden_size >= 650 and 0 < steps * batch <= 8

@@ -1,0 +1,139 @@
+"""The gradients of ``torch.ops.symrnn.layer``, of any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from symrnn.rnn.fused.cpu import ENOUGH_ROWS
+from symrnn.rnn.fused.operators import LIBRARY, hidden_plan
+from symrnn.rnn.modes import MODES
+from symrnn.rnn.stack import steps_of, with_ended
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what the backward pass needs."""
+    input, w_ih, bias_ih, bias_hh, hidden, h0, c0, batch_sizes, *attributes, _ = inputs
+    h, _, cn, gates, cells, packed = output
+    ctx.attributes = attributes
+    ctx.mark_non_differentiable(gates, cells, packed, *([] if c0 is not None else [cn]))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        input, w_ih, bias_ih, bias_hh, h0, c0, packed, batch_sizes, h, gates, cells, *hidden
+    )
+
+
+def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple[Any, ...]:
+    """The gradients of all arguments of ``layer``, None where none is wanted."""
+    tensors = ctx.saved_tensors  # once: a checkpoint gives them no second time
+    inputs, saved, hidden = tensors[:6], tensors[6:11], tensors[11:]
+    wanted = ctx.needs_input_grad
+    d_cn = d_cn if ctx.attributes[0] == "LSTM" else None  # a tracer gives one even so
+    if torch.is_grad_enabled():
+        found = _differentiable_backward(
+            ctx.attributes, saved[1], wanted, inputs, hidden, d_output, d_hn, d_cn
+        )
+    else:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            found = _backward(ctx.attributes, wanted, inputs, saved, d_output, d_hn, d_cn)
+    d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = found
+    return (
+        *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None),
+        *(None for _ in ctx.attributes),
+        None,
+    )
+
+
+def _backward(
+    attributes: Sequence[Any],
+    wanted: Sequence[Any],
+    inputs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    *d_results: Tensor | None,
+) -> tuple[Any, ...]:
+    input, w_ih, _, _, h0, c0 = inputs
+    packed, batch_sizes, output, gates, cells = saved
+    mode = attributes[0]
+    d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
+        packed, output, gates, cells, h0, c0, batch_sizes, *d_results, *attributes
+    )
+    if not MODES[mode].separate_bias:
+        d_hidden = d_gates
+    wants_input, wants_w_ih, wants_bias_ih, wants_bias_hh, wants_hidden = wanted[:5]
+    d_input = None
+    if wants_input:
+        many = d_gates.is_cuda or d_gates.size(0) >= ENOUGH_ROWS
+        d_input = torch.ops.symrnn.matmul(d_gates, w_ih, None) if many else d_gates @ w_ih
+    d_w_ih = torch.ops.symrnn.matmul(d_gates.mT, input, None) if wants_w_ih else None
+    d_bias_ih = d_gates.sum(0) if wants_bias_ih else None
+    d_bias_hh = None
+    if wants_bias_hh:  # a copy, for the gradients of two arguments are not to share their memory
+        same = d_bias_ih is not None and d_hidden is d_gates
+        d_bias_hh = d_bias_ih.clone() if same else d_hidden.sum(0)  # type: ignore
+    d_weights: list[Tensor | None] = [None] * len(wants_hidden)
+    if any(wants_hidden):
+        d_weights = torch.ops.symrnn.hidden_gradients(
+            d_hidden, output, h0, batch_sizes, *attributes
+        )
+    return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
+
+
+def _differentiable_backward(
+    attributes: Sequence[Any],
+    batch_sizes: Tensor | None,
+    wanted: Sequence[Any],
+    inputs: Sequence[Any],
+    hidden: Sequence[Any],
+    *d_results: Tensor | None,
+) -> tuple[Any, ...]:
+    """As :func:`_backward`, by autograd, where a gradient of the gradient is wanted."""
+    # Aliases, so that none has a part in another's history: a cell's input may be made of its
+    # state, two biases may be one tensor. What is saved would be found once more behind itself.
+    arguments = [None if t is None else t.view_as(t) for t in (*inputs, *hidden)]
+    inputs, hidden = arguments[: len(inputs)], arguments[len(inputs) :]
+    wants = [*wanted[:4], *wanted[5:7], *wanted[4]]
+    leaves = [t for t, wants_it in zip(arguments, wants, strict=True) if wants_it and t is not None]
+    results = _composite(attributes, batch_sizes, inputs, hidden)
+    pairs = [(r, d) for r, d in zip(results, d_results, strict=False) if d is not None]
+    gradients = iter(
+        torch.autograd.grad(
+            [r for r, _ in pairs],
+            leaves,
+            [d for _, d in pairs],
+            create_graph=True,
+            materialize_grads=True,
+        )
+    )
+    found = [next(gradients) if wants_it else None for wants_it in wants]
+    return *found[:4], found[6:], *found[4:6]
+
+
+def _composite(
+    attributes: Sequence[Any],
+    batch_sizes: Tensor | None,
+    inputs: Sequence[Any],
+    hidden: Sequence[Any],
+) -> tuple[Tensor, ...]:
+    """The results of ``layer`` in PyTorch's operators: output (R, H), h and of an LSTM c (B, H)."""
+    input, w_ih, bias_ih, bias_hh, h0, c0 = inputs
+    mode, form, symmetric, reverse = attributes
+    plan = hidden_plan(mode, h0.size(1), form, symmetric)
+    steps = steps_of(F.linear(input, w_ih, bias_ih), batch_sizes, h0.size(0))
+    state = [h0] if c0 is None else [h0, c0]
+    outputs = []
+    for x in reversed(steps) if reverse else steps:
+        old = [part[: x.size(0)] for part in state]
+        product = plan.multiply(old[0], hidden).flatten(1)
+        new = MODES[mode].pointwise(x, product if bias_hh is None else product + bias_hh, old)
+        outputs.append(new[0])
+        state = with_ended(new, state)
+    return torch.cat(outputs[::-1] if reverse else outputs), *state
+
+
+torch.library.register_autograd(
+    "symrnn::layer", _gradients, setup_context=_setup_context, lib=LIBRARY
+)

@@ -1,0 +1,197 @@
+"""``backend="fused"``: a layer on the native kernels by the operators of PyTorch.
+
+Everything but the plainest call goes this way: gradients, torch.compile, torch.export, autocast,
+transforms. (Where nothing but numbers is wanted on a CPU, :mod:`symrnn.rnn.fused.inference` calls
+the kernels past PyTorch's dispatcher.) On an NVIDIA GPU PyTorch's own operator runs what the
+kernels cannot, with one warning; under autocast everything is cast to its dtype, as there.
+
+Shapes: R rows of all steps, B batch, I input, H hidden, G gates.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import torch
+from torch import Tensor
+
+import symrnn.rnn.fused.autograd  # noqa: F401  (the operators and their gradients)
+from symrnn import native
+from symrnn.rnn import torch_state, vendor
+from symrnn.rnn.fused import cuda
+from symrnn.rnn.fused.packing import library, source_of
+from symrnn.rnn.stack import Attributes, Backend, State, autocast_on, run_layers
+from symrnn.rnn.weights import LayerWeights
+
+
+def run(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: State,
+    weights: list[LayerWeights],
+    attributes: Attributes,
+) -> tuple[Tensor, State]:
+    """A :data:`symrnn.rnn.stack.Run`."""
+    check(input, state, weights, attributes)
+    if input.is_cuda:
+        return _run_cuda(input, batch_sizes, state, weights, attributes)
+    output, state = _run_cpu(input, batch_sizes, state, weights, attributes)
+    if _autocast_acts(weights[0]):  # as it would have on PyTorch's operators
+        low = torch.get_autocast_dtype("cpu")
+        return output.to(low), [part.to(low) for part in state]
+    return output, state
+
+
+def cell(x: Tensor, state: State, w: LayerWeights, attributes: Attributes) -> State:
+    """A :data:`symrnn.rnn.stack.Cell`."""
+    check(x, state, [w], attributes)
+    parts = [part.unsqueeze(0) for part in state]
+    run_there = _run_cuda if x.is_cuda else _run_cpu
+    _, new = run_there(x.unsqueeze(0), None, parts, [w], attributes)
+    new = [part.squeeze(0) for part in new]
+    if _autocast_acts(w):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if attributes.mode in ("LSTM", "GRU"):  # PyTorch's meet the state in its own dtype
+            dtype = torch.promote_types(dtype, state[-1].dtype)
+        return [part.to(dtype) for part in new]
+    return new
+
+
+BACKEND = Backend(run, cell)
+
+
+def _run_cpu(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: State,
+    weights: list[LayerWeights],
+    attributes: Attributes,
+) -> tuple[Tensor, State]:
+    dtype = weights[0].hh.tensors[0].dtype
+    low = None if wants_gradient(input, state, weights) else attributes.inference_dtype
+
+    def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
+        w = weights[k]
+        w_ih = w.ih.dense()
+        if low is not None:
+            w_ih = w_ih.to(low).to(dtype)
+        form, symmetric, hidden = source_of(w.hh)
+        c0 = state[1] if len(state) == 2 else None
+        output, hn, cn, *_ = torch.ops.symrnn.layer(
+            x, w_ih, w.bias_ih, w.bias_hh, hidden, state[0], c0, batch_sizes, attributes.mode,
+            form, symmetric, reverse, low or dtype,
+        )  # fmt: skip
+        return output, [hn] if c0 is None else [hn, cn]
+
+    return run_layers(input, batch_sizes, state, attributes, layer)
+
+
+def _run_cuda(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: State,
+    weights: list[LayerWeights],
+    attributes: Attributes,
+) -> tuple[Tensor, State]:
+    dtype = weights[0].hh.tensors[0].dtype
+    if torch.is_autocast_enabled("cuda") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cuda")
+    why = "" if batch_sizes is None else "sequences of a PackedSequence may end before others"
+    why = why or cuda.why_not(weights[0], attributes.mode, dtype, state[0].size(1), input.device)
+    if why:
+        _notice(why)
+        return vendor.run(input, batch_sizes, state, weights, attributes)
+
+    def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
+        w = weights[k]
+        w_ih, bias_ih, bias_hh = (
+            None if weight is None else weight.to(dtype)
+            for weight in (w.ih.dense(), w.bias_ih, w.bias_hh)
+        )
+        form, symmetric, hidden = source_of(w.hh, whole=True)
+        c0 = state[1] if len(state) == 2 else None
+        output, hn, cn, *_ = torch.ops.symrnn.layer(
+            x, w_ih, bias_ih, bias_hh, [m.to(dtype) for m in hidden], state[0], c0, None,
+            attributes.mode, form, symmetric, reverse, dtype,
+        )  # fmt: skip
+        return output, [hn] if c0 is None else [hn, cn]
+
+    # Autocast would look at every product within, and has been obeyed by then.
+    with torch.autocast("cuda", enabled=False):
+        cast = [part.to(dtype) for part in state]
+        return run_layers(input.to(dtype), None, cast, attributes, layer)
+
+
+_said: set[str] = set()
+_lock = threading.Lock()
+
+
+def _notice(why: str) -> None:
+    """Warn, once for each reason, that PyTorch's operator stands in."""
+    if torch.compiler.is_compiling():
+        return
+    with _lock:
+        if why in _said:
+            return
+        _said.add(why)
+    warnings.warn(
+        f'backend="fused" runs on PyTorch\'s operator here: {why}',
+        UserWarning,
+        stacklevel=native.users_frame(),
+    )
+
+
+# ---- what the kernels take ---------------------------------------------------------------------
+
+
+def wants_gradient(input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
+    """Whether a gradient of the results may be asked for."""
+    tensors = [input, *state, *(tensor for w in weights for tensor in w.tensors)]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _autocast_acts(w: LayerWeights) -> bool:
+    """Whether autocast is on, and the weights are not float64, which it leaves alone."""
+    weight = w.hh.tensors[0]
+    return autocast_on(weight.device.type) and weight.dtype != torch.float64
+
+
+def check_fused(proj_size: int) -> None:
+    """ValueError for a module that the kernels cannot run, RuntimeError if there are none."""
+    if proj_size:
+        raise ValueError(
+            f'backend="fused" has no projections, got: proj_size={proj_size}; '
+            'use backend="vendor" or proj_size=0'
+        )
+    library()
+
+
+def check(input: Tensor, state: State, weights: list[LayerWeights], attributes: Attributes) -> None:
+    """Raise ValueError for weights, or input and state, that the kernels do not take."""
+    weight = weights[0].hh.tensors[0]
+    dtype, device = weight.dtype, weight.device
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f'backend="fused" runs on the devices cpu and cuda, got: {device}')
+    if device.type != "cuda" and dtype not in (torch.float32, torch.float64):
+        raise ValueError(f'backend="fused" takes weights of float32 or float64, got: {dtype}')
+    low = attributes.inference_dtype
+    if low is not None and dtype != torch.float32:
+        raise ValueError(f"inference_dtype={low} is for weights of float32, got: {dtype}")
+    for name, tensor in zip(("input", "hx", "hx[1]"), (input, *state), strict=False):
+        if tensor.device != device:
+            raise ValueError(f"{name} should be on the device {device}, got: {tensor.device}")
+        if tensor.dtype != dtype and not autocast_on(device.type):
+            raise ValueError(f"{name} should be {dtype}, as the weights are, got: {tensor.dtype}")
+    if torch.compiler.is_compiling():
+        return
+    check_fused(0 if weights[0].hr is None else weights[0].hr.size(0))
+    if torch_state.is_transformed():  # rather than lose a derivative
+        raise RuntimeError(
+            'backend="fused" cannot run under torch.func, vmap and grad and the others: '
+            'use backend="reference"'
+        )
+    if torch_state.has_tangent([input, *state, *(t for w in weights for t in w.tensors)]):
+        raise RuntimeError(
+            'backend="fused" has no derivatives in forward mode: use backend="reference"'
+        )

@@ -1,0 +1,122 @@
+"""The packed weights of a module, cached for as long as they stand for its parameters.
+
+**The rule**: packed weights are used again while each parameter they were made of is the same
+tensor, at the same address, with the same strides and version, and the same in 16 numbers spread
+over it.
+
+PyTorch counts in the version what it writes: an optimizer's step, ``copy_``, ``load_state_dict``.
+It does not count what is written through ``.data``, through a NumPy view, or by another process
+that shares the memory; the 16 numbers see such a write if it changes most of the parameter, as an
+average of weights does that is swapped in. They do not see one that changes a few entries only: a
+pruning mask, a clamp, ``w.data[i, j] = …``; nor, after ``vector_to_parameters(v, …)``, such a
+change through v. ``flatten_parameters()`` of a layer drops what is cached, and so does setting
+``inference_dtype``.
+
+Nothing is cached of parameters whose changes cannot be followed: those made in inference mode,
+which count no changes, and those that are not contiguous.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from symrnn.rnn.fused.packing import library
+
+
+class _Source(NamedTuple):
+    """What a parameter was like when it was read.
+
+    storage: held, so that nothing else comes to lie at that address.
+    """
+
+    parameter: Tensor
+    place: Callable[[], int]
+    address: int
+    strides: Callable[[], tuple[int, ...]]
+    steps: tuple[int, ...]
+    version: int
+    storage: Any
+
+
+class Sources:
+    """The parameters that something was made of, and how to see that they changed.
+
+    parameters: of a module in its order; None where it has none of that name.
+    """
+
+    def __init__(self, parameters: Collection[Tensor | None]) -> None:
+        self._sources = [
+            None
+            if p is None
+            else _Source(
+                p, p.data_ptr, p.data_ptr(), p.stride, p.stride(), p._version, p.untyped_storage()
+            )
+            for p in parameters
+        ]
+        sampled = [p for p in parameters if p is not None]
+        self._count = len(sampled)
+        self._addresses = (ctypes.c_void_p * self._count)(*(p.data_ptr() for p in sampled))
+        self._bytes = (ctypes.c_int64 * self._count)(*(p.nbytes for p in sampled))
+        self._sample = library().symrnn_sample
+        self._sampled = self._sample(self._count, self._addresses, self._bytes)
+
+    @staticmethod
+    def can_be_followed(parameters: Collection[Tensor]) -> bool:
+        """Whether every change of them that PyTorch makes would be seen."""
+        return all(
+            type(p) in (Parameter, Tensor) and not p.is_inference() and p.is_contiguous()
+            for p in parameters
+        )
+
+    def unchanged(self, parameters: Collection[Tensor | None]) -> bool:
+        """The rule."""
+        if len(parameters) != len(self._sources):
+            return False
+        for now, source in zip(parameters, self._sources, strict=True):
+            if source is None:
+                if now is not None:
+                    return False
+                continue
+            was, place, address, strides, steps, version, _ = source
+            if (
+                now is not was
+                or place() != address
+                or strides() != steps
+                or was._version != version
+            ):
+                return False
+        sampled = self._sample(self._count, self._addresses, self._bytes)
+        return bool(sampled == self._sampled)
+
+
+class Cache:
+    """What one module has cached; a copy of the module, or its pickle, begins with nothing."""
+
+    def __init__(self) -> None:
+        self._entry: tuple[Any, Sources] | None = None  # one attribute: threads see both or none
+
+    @property
+    def is_empty(self) -> bool:
+        return self._entry is None
+
+    def put(self, packed: Any, sources: Sources) -> None:
+        """Cache what was made of these parameters."""
+        self._entry = packed, sources
+
+    def get(self, parameters: Collection[Tensor | None]) -> Any:
+        """What is cached, if it was made of these parameters as they are now; else None."""
+        entry = self._entry
+        if entry is not None and entry[1].unchanged(parameters):
+            return entry[0]
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        return Cache()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[()]]:
+        return Cache, ()

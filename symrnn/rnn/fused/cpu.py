@@ -1,0 +1,103 @@
+"""The kernels for CPUs, as :mod:`symrnn.rnn.fused.operators` calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from symrnn import native
+from symrnn.rnn.fused.packing import DTYPES, Plan, address, check_numbers, library
+
+ENOUGH_ROWS = 64
+"""From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
+
+
+def check(
+    packed: Tensor | None = None, *, cells: Tensor | None = None, **tensors: Tensor | None
+) -> None:
+    """Raise ValueError unless all are numbers that the kernels know, of one dtype."""
+    check_numbers(**tensors, cells=cells)
+    if packed is None:
+        return
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor is not None)
+    if packed.dtype != dtype:
+        raise ValueError(f"packed should be {dtype}, got: {packed.dtype}")
+    if not packed.is_cpu or not packed.is_contiguous() or packed.data_ptr() % 64:
+        raise ValueError("packed should be contiguous on the device cpu and aligned to 64 bytes")
+
+
+def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The packed numbers (plan.length,) of what each group of the plan is packed from."""
+    return plan.pack(hidden, dtype)
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of x (R, I) and w (M, I), by the faster product; not differentiable."""
+    return matmul(x, w.mT, bias) if x.size(0) >= ENOUGH_ROWS else F.linear(x, w, bias)
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a (M, K) times b (K, N), plus bias (N,): (M, N). Either may be a transposed view."""
+    check_numbers(a=a, b=b, bias=bias)
+    result = a.new_empty(a.size(0), b.size(1))
+    if result.numel() == 0:
+        return result
+    bias = None if bias is None else bias.contiguous()
+    # What lies transposed is read so.
+    transposed = [t.mT.is_contiguous() and not t.is_contiguous() for t in (a, b)]
+    a, b = (t.mT if way else t.contiguous() for t, way in zip((a, b), transposed, strict=True))
+    status = library().symrnn_matmul(
+        DTYPES[result.dtype],
+        *(result.size(0), result.size(1), a.size(0 if transposed[0] else 1)),
+        *(a.data_ptr(), transposed[0], b.data_ptr(), transposed[1]),
+        *(address(bias), result.data_ptr(), torch.get_num_threads()),
+    )
+    native.check(status)
+    return result
+
+
+def forward(
+    structure: native.Layer,
+    steps: int,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    gates: Tensor,
+    cells: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    output: Tensor,
+    hn: Tensor,
+    cn: Tensor,
+) -> None:
+    """``symrnn_forward``, on tensors that are contiguous."""
+    status = library().symrnn_forward(
+        structure, steps, h0.size(0), address(batch_sizes), reverse, None, gates.data_ptr(),
+        address(cells), h0.data_ptr(), address(c0), output.data_ptr(), hn.data_ptr(), address(cn),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    native.check(status)
+
+
+def backward(
+    structure: native.Layer,
+    steps: int,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    given: Sequence[Tensor | None],
+    results: Sequence[Tensor],
+) -> None:
+    """``symrnn_backward``, on tensors that are contiguous.
+
+    given: gates, cells, h0, c0, output, d_output, d_hn, d_cn.
+    results: d_gates, d_hidden, d_h0, d_c0, each empty where the mode has none.
+    """
+    h0 = given[2]
+    assert h0 is not None
+    status = library().symrnn_backward(
+        structure, steps, h0.size(0), address(batch_sizes), reverse,
+        *map(address, given), *map(address, results), torch.get_num_threads(),
+    )  # fmt: skip
+    native.check(status)

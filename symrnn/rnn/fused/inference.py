@@ -1,0 +1,242 @@
+"""Calls without gradients: weights packed once, then the kernels called past PyTorch's dispatcher.
+
+Such a call needs the packed matrices, a sum of biases and a few structures for the kernels. They
+are made once from a module's weights (:class:`PackedLayers`) and cached with it
+(:mod:`symrnn.rnn.fused.cache`); a call then checks that they still stand for the parameters,
+allocates its results and passes addresses.
+
+Calls with gradients pack anew: numerical gradients (``torch.autograd.gradcheck``) are taken by
+writes to single entries, which no cache sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symrnn import native
+from symrnn.rnn import torch_state
+from symrnn.rnn.fused.cpu import linear
+from symrnn.rnn.fused.packing import (
+    check_numbers,
+    check_shape,
+    joined_biases,
+    layer_structure,
+    library,
+    plan_of,
+    source_of,
+)
+from symrnn.rnn.stack import Attributes, over_layers
+from symrnn.rnn.weights import GateMatrix, LayerWeights
+
+MOST_ROWS = 2048
+"""Up to so many rows the kernels multiply the input too; more are one product by PyTorch.
+
+The kernels do it faster on weights that are packed already, but hold all rows' gates as they do.
+"""
+
+
+class _PackedLayer:
+    """One layer in one direction, packed.
+
+    like: a tensor of the dtype and device that all weights have.
+    packed_dtype: of the packed weights; bfloat16, or that of all other numbers.
+    most_rows: up to how many the input weights are read packed.
+    """
+
+    def __init__(
+        self,
+        w: LayerWeights,
+        like: Tensor,
+        mode: str,
+        packed_dtype: torch.dtype,
+        most_rows: int,
+        reverse: bool,
+    ) -> None:
+        self.function = library().symrnn_forward
+        self.mode = mode
+        self.reverse = reverse
+        self.most_rows = most_rows
+        self.packed_dtype = packed_dtype
+        self.ih = w.ih
+        # The kernels read where they are told to: whoever has put other tensors in the place of the
+        # weights must have put such as they take.
+        length = w.hh.shape[0]
+        biases = {"bias_ih": w.bias_ih, "bias_hh": w.bias_hh}
+        suffix = w.hh.layout.name.removeprefix("weight_hh")
+        named = {f"{name}{suffix}": bias for name, bias in biases.items()}
+        check_numbers(weights=like, **named)
+        for name, bias in named.items():
+            check_shape(name, bias, length)
+        self.bias, self.bias_n = joined_biases(mode, w.bias_ih, w.bias_hh)
+        self.arrays: list[Any] = []  # what the structures point to
+        self.product = self._packed(w.hh)
+        self.alone = layer_structure(mode, self.product, bias_n=self.bias_n)
+        self.with_input: native.Layer | None = None
+        self.w_ih: Tensor | None = None
+
+    def _packed(self, matrix: GateMatrix) -> native.Product:
+        form, symmetric, tensors = source_of(matrix)
+        layout = matrix.layout
+        plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
+        packed = plan.pack(tensors, self.packed_dtype)
+        self.arrays += [plan, packed]
+        return plan.product(packed)
+
+    def run(
+        self,
+        x: Tensor,
+        rows: int,
+        steps: int,
+        batch: int,
+        lengths: int,
+        h0: int,
+        c0: int,
+        output: int,
+        hn: int,
+        cn: int,
+    ) -> None:
+        """x (…, I) of so many rows, contiguous; the rest as symrnn.h has it, or 0."""
+        if rows <= self.most_rows:
+            structure = self.with_input or self._pack_input()
+            given, gates = x.data_ptr(), 0
+        else:
+            # In a variable, so that it lives as long as the kernels write to it.
+            product = linear(x.view(rows, -1), self._input_weights(), self.bias)
+            structure = self.alone
+            given, gates = 0, product.data_ptr()
+        status = self.function(
+            structure, steps, batch, lengths, self.reverse, given, gates, 0,
+            h0, c0, output, hn, cn, torch.get_num_threads(),
+        )  # fmt: skip
+        if status:
+            native.check(status)
+
+    # Not before a call needs it. If the weights changed since the hidden ones were packed, the next
+    # call will see that they did.
+
+    def _pack_input(self) -> native.Layer:
+        made = layer_structure(
+            self.mode, self.product, self._packed(self.ih), self.bias, self.bias_n
+        )
+        self.with_input = made
+        return made
+
+    def _input_weights(self) -> Tensor:
+        if self.w_ih is not None:
+            return self.w_ih
+        w_ih = self.ih.dense().detach()
+        check_shape(self.ih.layout.name, w_ih, *self.ih.shape)
+        if w_ih.dtype != self.packed_dtype:
+            w_ih = w_ih.to(self.packed_dtype).to(w_ih.dtype)  # the numbers that are packed
+        self.w_ih = w_ih
+        return w_ih
+
+
+class PackedLayers:
+    """All layers and directions of a module, packed.
+
+    weights: in PyTorch's order; those of the input are read when a call first needs them.
+    lasting: whether more than one call is to be made.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, weights: Sequence[LayerWeights], attributes: Attributes, *, lasting: bool
+    ) -> None:
+        like = weights[0].ih.tensors[0]
+        self.dtype = like.dtype
+        self.count = len(weights)
+        self.hidden_size = weights[0].hh.layout.rows
+        packed_dtype = attributes.inference_dtype or self.dtype
+        self._layers = [
+            _PackedLayer(
+                w,
+                like,
+                attributes.mode,
+                packed_dtype,
+                MOST_ROWS if lasting else 0,
+                attributes.bidirectional and k % 2 == 1,
+            )
+            for k, w in enumerate(weights)
+        ]
+        self._has_cells = attributes.mode == "LSTM"
+        # In bytes, what one sequence's state of one layer and direction takes.
+        self._state_bytes = self.hidden_size * self.dtype.itemsize
+
+    def run(
+        self,
+        x: Tensor,
+        shape: Sequence[int],
+        steps: int,
+        batch: int,
+        lengths: int,
+        hx: Sequence[Tensor] | None,
+        state_shape: Sequence[int],
+        attributes: Attributes,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Input x (*shape, I) and the state to the output (*shape, D·H) and the new state.
+
+        Contiguous numbers of ``dtype`` on the CPU. Nothing is checked here.
+
+        shape: of the rows, R in all.
+        lengths: the address of B_t (T,), or 0 where all are B.
+        state_shape: of each part of the new state, and of ``hx``, which is zeros if None.
+        attributes: those that the weights were packed with, but for dropout.
+        """
+        rows = steps * batch if lengths == 0 else shape[0]
+        state = [x.new_empty(*state_shape)]
+        hn, cn, h0, c0 = state[0].data_ptr(), 0, 0, 0
+        if hx is not None:
+            h0 = hx[0].data_ptr()
+        if self._has_cells:
+            state.append(x.new_empty(*state_shape))
+            cn = state[1].data_ptr()
+            c0 = 0 if hx is None else hx[1].data_ptr()
+        part, layers, size = batch * self._state_bytes, self._layers, self.hidden_size
+
+        def one(k: int, x: Tensor) -> Tensor:
+            output, at = x.new_empty(*shape, size), k * part
+            layers[k].run(
+                x, rows, steps, batch, lengths, h0 and h0 + at, c0 and c0 + at,
+                output.data_ptr(), hn + at, cn and cn + at,
+            )  # fmt: skip
+            return output
+
+        return over_layers(x, attributes, one), state
+
+
+def is_ready(packed: PackedLayers, input: Tensor, hx: Any, state_shape: tuple[int, ...]) -> bool:
+    """Whether a call may run on packed weights: :meth:`PackedLayers.run`, as it stands.
+
+    That is if no gradient is wanted and nothing but numbers, and input and state are as they have
+    to be.
+
+    input: a tensor that is not empty; the size of its rows is right.
+    hx: None or a tuple that should hold the parts of the state.
+    """
+    if (
+        torch.is_grad_enabled()
+        or input.dtype is not packed.dtype
+        or not input.is_cpu
+        or not input.is_contiguous()
+        or input.is_neg()
+        or not torch_state.can_bypass_dispatcher()
+    ):
+        return False
+    if hx is None:
+        return True
+    if type(hx) is not tuple or len(hx) != (2 if packed._has_cells else 1):
+        return False
+    return all(
+        type(part) is Tensor
+        and part.shape == state_shape
+        and part.dtype is packed.dtype
+        and part.is_cpu
+        and part.is_contiguous()
+        and not part.is_neg()
+        for part in hx
+    )

@@ -1,0 +1,119 @@
+"""The private corners of torch that have no public door, each with what it is needed for.
+
+Nothing else in :mod:`symrnn.rnn` names a private function of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _disable_current_modes
+
+without_modes: Callable[[], Any] = _disable_current_modes
+"""A context in which no mode of a tracer acts: for constants of our own, made meanwhile."""
+
+_transforms = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_mode = torch._C._is_torch_function_mode_enabled
+_tracer = torch._C._get_tracing_state
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is about to take the call."""
+    return not torch.compiler.is_compiling() and _transforms() is not None
+
+
+def has_tangent(tensors: Sequence[Tensor]) -> bool:
+    """Whether forward-mode derivatives are being taken of any of them."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def can_bypass_dispatcher() -> bool:
+    """Whether a call is nothing but numbers: no tracing, transform, mode, autocast or tangent.
+
+    Only then may the kernels be called past PyTorch's dispatcher. A default device that is the CPU
+    is a mode too, and does nothing here.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and _transforms() is None
+        and _dispatch_modes() == 0
+        and (not _function_mode() or _is_default_cpu())
+        and _tracer() is None
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+    )
+
+
+def _is_default_cpu() -> bool:
+    """Whether the one function mode is ``torch.set_default_device("cpu")``."""
+    modes = _get_current_function_mode_stack()
+    return len(modes) == 1 and type(modes[0]) is DeviceContext and modes[0].device.type == "cpu"
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether every tensor's numbers lie in its memory: none of a class of its own, or negated."""
+    return all(type(t) in (Tensor, Parameter) and not t.is_neg() for t in tensors)
+
+
+def rounds_to_tf32() -> bool:
+    """Whether float32 products of recurrent layers may be rounded to TF32 on a GPU."""
+    # What torch.backends.cudnn.rnn.fp32_precision reads; in some versions a module of the same name
+    # hides that, once it has been imported.
+    precision: str = torch._C._get_fp32_precision_getter("cuda", "rnn")
+    return precision == "tf32"
+
+
+def cudnn_takes(tensors: Sequence[Tensor]) -> bool:
+    """Whether the vendor's operator would run cuDNN on weights made of these."""
+    first = tensors[0]
+    if not first.is_cuda or any(tensor.dtype != first.dtype for tensor in tensors):
+        return False
+    if not torch._use_cudnn_rnn_flatten_weight():  # another vendor's library
+        return False
+    if first.dtype == torch.bfloat16:  # which `is_acceptable` does not know of yet
+        capable = torch.cuda.get_device_capability(first.device) >= (8, 0)
+        return capable and torch.backends.cudnn.enabled
+    return torch.backends.cudnn.is_acceptable(first)
+
+
+def cudnn_layout(
+    mode: str,
+    shapes: tuple[tuple[int, ...], ...],
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    bidirectional: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[int], int]:
+    """Where in its buffer cuDNN has tensors of these shapes, and how long the buffer is.
+
+    In elements. There is no public way to ask, so tensors of these shapes are flattened once, as
+    ``nn.LSTM.flatten_parameters`` does, and the places read off.
+    """
+    from torch.backends.cudnn import rnn
+
+    tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    with torch.cuda.device(device), torch.no_grad():
+        buffer = torch._cudnn_rnn_flatten_weight(
+            tensors,
+            len(shapes) // (num_layers * (2 if bidirectional else 1)),
+            shapes[0][1],
+            rnn.get_cudnn_mode(mode),
+            hidden_size,
+            proj_size,
+            num_layers,
+            False,  # batch_first, which the layout does not depend on
+            bidirectional,
+        )
+    return [int(tensor.storage_offset()) for tensor in tensors], buffer.numel()

@@ -1,0 +1,90 @@
+"""The weights of a layer as a frozen value: what every backend is given.
+
+A backend never sees the module. It reads the tensors here in whichever form it runs on: dense, or
+folded; the packing of :mod:`symrnn.rnn.fused.packing` is made of them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from symrnn.rnn.gates import GateLayout
+from symrnn.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class GateMatrix:
+    """A stacked gate matrix (G·H, C) by the parameters that it is stored as.
+
+    symmetry: the form of the symmetric gates' blocks; None if there are no such gates.
+    parameters: (S, numel), of the S symmetric gates; None if there are none.
+    rest: ((G-S)·H, C), the blocks of the other gates; None if there are none.
+    """
+
+    layout: GateLayout
+    symmetry: Symmetry | None
+    parameters: Tensor | None
+    rest: Tensor | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the matrix is made of."""
+        return [tensor for tensor in (self.parameters, self.rest) if tensor is not None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.layout.gates) * self.layout.rows, self.layout.columns
+
+    @property
+    def folds(self) -> bool:
+        """Whether all gates are symmetric, in a form that folds."""
+        return self.symmetry is not None and self.symmetry.folding is not None and self.rest is None
+
+    def dense(self) -> Tensor:
+        """The matrix (G·H, C); contiguous, and differentiable to the parameters."""
+        if self.parameters is None:
+            assert self.rest is not None
+            return self.rest
+        assert self.symmetry is not None
+        expanded = self.symmetry.expand(self.parameters)
+        if self.rest is None:
+            return expanded.view(-1, self.layout.columns)
+        rest = self.rest.view(-1, self.layout.rows, self.layout.columns)
+        blocks = dict(zip(self.layout.symmetric, expanded.unbind(), strict=True))
+        blocks.update(zip(self.layout.rest, rest.unbind(), strict=True))
+        return torch.cat([blocks[gate] for gate in self.layout.gates])
+
+    def folded(self) -> list[Tensor]:
+        """The small matrices (G, r, c) of all gates; differentiable. Only where it folds."""
+        assert self.symmetry is not None
+        assert self.parameters is not None
+        return self.symmetry.matrices(self.parameters)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The weights of one layer in one direction.
+
+    ih: (G·H, I).  hh: (G·H, P).  bias_ih, bias_hh: (G·H,) or None.
+    hr: the projection (P, H) or None; where it is None, P = H.
+    """
+
+    ih: GateMatrix
+    hh: GateMatrix
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    hr: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the weights are made of, in PyTorch's order."""
+        others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]
+        return [*self.ih.tensors, *self.hh.tensors, *others]
+
+    def dense(self) -> list[Tensor]:
+        """The expanded weights as PyTorch's layer lists them."""
+        others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]
+        return [self.ih.dense(), self.hh.dense(), *others]
