@@ -1,7 +1,13 @@
-"""What holds for every test: seeded, offline, and away from the user's files."""
+"""What holds for every test: seeded, offline, away from the user's files, in any of two processes.
+
+The suite runs in two processes (pytest-xdist, see pyproject.toml; `-n 0` is one), which share out
+the tests as they go: any test may run in either, after any other. What is expensive and the same
+for both is made by the first that wants it, in `shared_folder`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import http.server
 import ipaddress
@@ -27,15 +33,22 @@ from symrnn.native.interface import Gpu, Layer
 
 # The same examples in every run; a machine's speed decides nothing.
 hypothesis.settings.register_profile(
-    "symrnn", derandomize=True, deadline=None, max_examples=25, database=None
+    "symrnn",
+    derandomize=True,
+    deadline=None,
+    max_examples=25,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("symrnn")
 
 
 def pytest_configure() -> None:
-    # The order of sums, and so their last bits, hang on the number of threads; and for the small
-    # tensors of the tests more than one thread only costs time.
+    # The order of sums, and so their last bits, depends on the number of threads; and for the small
+    # tensors of the tests more than one thread only costs time. The variable is for the programs
+    # that tests start; a test that is about threads asks for them.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -58,10 +71,33 @@ def _noticed() -> None:
         native.notice()
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the suite, one for all its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # where each process has its own
+    folder /= "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Of all processes that ask for `path`, one at a time; a process that dies lets go of it."""
+    with path.open("w") as file:
+        with contextlib.suppress(ImportError):  # where there are no such locks, whoever is late
+            import fcntl  # replaces what is there by the same
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _private_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _private_data_folder(shared_folder: Path) -> Iterator[Path]:
     """Corpora of the tests go to a folder of their own, never to the user's cache."""
-    folder = tmp_path_factory.mktemp("symrnn-data")
+    folder = shared_folder / "symrnn-data"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYMRNN_DATA", str(folder))
         yield folder
@@ -185,7 +221,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
-    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in)."""
+    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in).
+
+    What is in that folder already is taken as it is.
+    """
     if not native.available():
         pytest.skip(native.why_not())
     try:
@@ -198,7 +237,11 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
         path = to / "emulate.so"
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
         sources = [f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
-        subprocess.run([*compiler, *flags, *sources, "-o", str(path)], check=True)
+        with locked(to / "lock"):
+            if not path.exists():
+                made = path.with_suffix(f".{os.getpid()}")
+                subprocess.run([*compiler, *flags, *sources, "-o", str(made)], check=True)
+                made.rename(path)
         library = ctypes.CDLL(str(path))
         layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
@@ -211,7 +254,9 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
 
 @pytest.fixture(scope="session")
 def emulator(
-    compile_emulator: Callable[[Path, Path], ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+    compile_emulator: Callable[[Path, Path], ctypes.CDLL], shared_folder: Path
 ) -> ctypes.CDLL:
     """The kernels for GPUs compiled for this machine's CPU."""
-    return compile_emulator(building.FOLDER / "cuda", tmp_path_factory.mktemp("emulator"))
+    folder = shared_folder / "emulator"
+    folder.mkdir(exist_ok=True)
+    return compile_emulator(building.FOLDER / "cuda", folder)

@@ -1145,7 +1145,9 @@ def types_of(model: nn.Module) -> list[type]:
     return [type(part) for part in model.modules()]
 
 
-@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=str)
+@pytest.mark.parametrize(
+    "norm", [nn.utils.spectral_norm, nn.utils.weight_norm], ids=["spectral", "weight"]
+)
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weights_computed_from_others_are_left_alone(norm: Any) -> None:
     model = nn.Sequential(nn.Linear(8, 8), norm(nn.Linear(8, 8)))
