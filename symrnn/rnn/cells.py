@@ -54,7 +54,7 @@ class RecurrentCell(GatedModule):
 
         hx: h (B, H) or (H,), of an LSTM the pair of it and c of the same shape; zeros by default.
         """
-        if not (torch.compiler.is_compiling() or torch.is_grad_enabled() or self._cache.is_empty):
+        if not torch.compiler.is_compiling() and self._cache.entry is not None:
             result = self._fast_path(input, hx)
             if result is not None:
                 return result
@@ -80,8 +80,10 @@ class RecurrentCell(GatedModule):
 
     def _fast_path(self, input: Any, hx: Any) -> Any:
         """As :meth:`symrnn.rnn.layer.RecurrentLayer._fast_path`: the new hx, or None."""
+        if torch.is_grad_enabled() or type(input) is not Tensor:
+            return None
         packed = self._cache.get(self._parameters.values())
-        if packed is None or self.backend not in ("auto", "fused") or type(input) is not Tensor:
+        if packed is None or self.backend not in ("auto", "fused"):
             return None
         if input.dim() not in (1, 2):
             return None

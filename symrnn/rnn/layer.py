@@ -74,7 +74,7 @@ class RecurrentLayer(GatedModule):
         of hx. T time, B batch, I input, L layers, D directions, H hidden, P the projection's size
         or H.
         """
-        if not (torch.compiler.is_compiling() or torch.is_grad_enabled() or self._cache.is_empty):
+        if not torch.compiler.is_compiling() and self._cache.entry is not None:
             result = self._fast_path(input, hx)
             if result is not None:
                 return result
@@ -117,8 +117,10 @@ class RecurrentLayer(GatedModule):
         A step of a small layer takes less time than the checks of :meth:`forward`. Here a call is
         recognised as sound, or None is returned, and :meth:`forward` says what is wrong with it.
         """
+        if torch.is_grad_enabled() or type(input) is not Tensor:
+            return None
         packed = self._cache.get(self._parameters.values())
-        if packed is None or self.backend not in ("auto", "fused") or type(input) is not Tensor:
+        if packed is None or self.backend not in ("auto", "fused"):
             return None
         rows: tuple[int, ...]
         state_shape: tuple[int, ...]

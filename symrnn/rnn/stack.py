@@ -70,13 +70,14 @@ def over_layers(
 
     layer: (k, x) -> output runs the k-th, in PyTorch's order, all its steps.
     """
-    directions = 2 if attributes.bidirectional else 1
     for depth in range(attributes.num_layers):
         if depth > 0 and attributes.dropout > 0:
             # One mask for the whole layer, in the order in which PyTorch's CPU layers draw it.
             x = F.dropout(x, attributes.dropout, attributes.training)
-        sides = [layer(directions * depth + k, x) for k in range(directions)]
-        x = sides[0] if directions == 1 else torch.cat(sides, -1)
+        if attributes.bidirectional:
+            x = torch.cat([layer(2 * depth, x), layer(2 * depth + 1, x)], -1)
+        else:
+            x = layer(depth, x)
     return x
 
 

@@ -64,7 +64,7 @@ def test_the_deployed_model_gives_the_same_numbers(cell: str, symm: str) -> None
 
 @pytest.mark.skipif(not native.available(), reason=native.why_not())
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_the_deployed_model_keeps_what_is_packed_once(cell: str) -> None:
+def test_the_deployed_model_caches_what_is_packed_once(cell: str) -> None:
     model = LanguageModel(11, 6, 6, cell=cell, symm="avg")
     model.initialize(0.5)
     ids = torch.randint(11, (7, 3))
@@ -75,11 +75,11 @@ def test_the_deployed_model_keeps_what_is_packed_once(cell: str) -> None:
         assert deployed.rnn.symm == "avg"
         with torch.inference_mode():
             torch.testing.assert_close(deployed(ids)[0], wanted)
-            packed = deployed.rnn._cache.prepared
+            packed = deployed.rnn._cache.entry
             assert packed is not None
             deployed(ids)
-        assert deployed.rnn._cache.prepared is packed
-        assert model.rnn._cache.prepared is None
+        assert deployed.rnn._cache.entry is packed
+        assert model.rnn._cache.entry is None
     model.rnn.backend = "auto"
     assert model.deployed(autocast=True).rnn.symm == "none"  # which the kernels leave to PyTorch
     model.rnn.inference_dtype = torch.bfloat16

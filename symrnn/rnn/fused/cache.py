@@ -1,8 +1,8 @@
 """The packed weights of a module, cached for as long as they stand for its parameters.
 
 **The rule**: packed weights are used again while each parameter they were made of is the same
-tensor, at the same address, with the same strides and version, and the same in 16 numbers spread
-over it.
+tensor, contiguous at the same address, of the same version, and the same in 16 numbers spread over
+it.
 
 PyTorch counts in the version what it writes: an optimizer's step, ``copy_``, ``load_state_dict``.
 It does not count what is written through ``.data``, through a NumPy view, or by another process
@@ -37,17 +37,16 @@ class _Source(NamedTuple):
     parameter: Tensor | None
     place: Callable[[], int]
     address: int
-    strides: Callable[[], tuple[int, ...]]
-    steps: tuple[int, ...]
+    is_contiguous: Callable[[], bool]
     version: int
     storage: Any
 
     @staticmethod
     def of(p: Tensor | None) -> _Source:
         if p is None:
-            return _Source(None, int, 0, tuple, (), 0, None)
+            return _Source(None, int, 0, bool, 0, None)
         return _Source(
-            p, p.data_ptr, p.data_ptr(), p.stride, p.stride(), p._version, p.untyped_storage()
+            p, p.data_ptr, p.data_ptr(), p.is_contiguous, p._version, p.untyped_storage()
         )
 
 
@@ -81,13 +80,13 @@ class Sources:
         """The rule."""
         if len(parameters) != len(self._sources):
             return False
-        for now, (was, place, address, strides, steps, version, _) in zip(
+        for now, (was, place, address, is_contiguous, version, _) in zip(
             parameters, self._sources, strict=True
         ):
             if now is not was:
                 return False
             if now is not None and (
-                place() != address or strides() != steps or now._version != version
+                place() != address or now._version != version or not is_contiguous()
             ):
                 return False
         return bool(self._sample(*self._given) == self._sampled)
@@ -97,19 +96,15 @@ class Cache:
     """What one module has cached; a copy of the module, or its pickle, begins with nothing."""
 
     def __init__(self) -> None:
-        self._entry: tuple[Any, Sources] | None = None  # one attribute: threads see both or none
-
-    @property
-    def is_empty(self) -> bool:
-        return self._entry is None
+        self.entry: tuple[Any, Sources] | None = None  # one attribute: threads see both or none
 
     def put(self, packed: Any, sources: Sources) -> None:
         """Cache what was made of these parameters."""
-        self._entry = packed, sources
+        self.entry = packed, sources
 
     def get(self, parameters: Collection[Tensor | None]) -> Any:
         """What is cached, if it was made of these parameters as they are now; else None."""
-        entry = self._entry
+        entry = self.entry
         if entry is not None and entry[1].unchanged(parameters):
             return entry[0]
         return None

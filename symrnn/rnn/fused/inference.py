@@ -56,7 +56,6 @@ class _PackedLayer:
         most_rows: int,
         reverse: bool,
     ) -> None:
-        self.function = library().symrnn_forward
         self.mode = mode
         self.reverse = reverse
         self.most_rows = most_rows
@@ -86,34 +85,14 @@ class _PackedLayer:
         self.arrays += [plan, packed]
         return plan.product(packed)
 
-    def run(
-        self,
-        x: Tensor,
-        rows: int,
-        steps: int,
-        batch: int,
-        lengths: int,
-        h0: int,
-        c0: int,
-        output: int,
-        hn: int,
-        cn: int,
-    ) -> None:
-        """x (…, I) of so many rows, contiguous; the rest as symrnn.h has it, or 0."""
+    def operands(self, x: Tensor, rows: int) -> tuple[native.Layer, Tensor | None]:
+        """The structure to run x (…, I) of so many rows, contiguous; and its input product.
+
+        That is (R, G·H) where the kernels are not to multiply the input, else None.
+        """
         if rows <= self.most_rows:
-            structure = self.with_input or self._pack_input()
-            given, gates = x.data_ptr(), 0
-        else:
-            # In a variable, so that it lives as long as the kernels write to it.
-            product = linear(x.view(rows, -1), self._input_weights(), self.bias)
-            structure = self.alone
-            given, gates = 0, product.data_ptr()
-        status = self.function(
-            structure, steps, batch, lengths, self.reverse, given, gates, 0,
-            h0, c0, output, hn, cn, torch.get_num_threads(),
-        )  # fmt: skip
-        if status:
-            native.check(status)
+            return self.with_input or self._pack_input(), None
+        return self.alone, linear(x.view(rows, -1), self._input_weights(), self.bias)
 
     # Not before a call needs it. If the weights changed since the hidden ones were packed, the next
     # call will see that they did.
@@ -163,6 +142,7 @@ class PackedLayers:
             )
             for k, w in enumerate(weights)
         ]
+        self._forward = library().symrnn_forward
         self._has_cells = attributes.mode == "LSTM"
         self._attributes = attributes._replace(dropout=0.0, training=True)
         # In bytes, what one sequence's state of one layer and direction takes.
@@ -198,15 +178,24 @@ class PackedLayers:
             cn = state[1].data_ptr()
             c0 = 0 if hx is None else hx[1].data_ptr()
         part, layers, size = batch * self._state_bytes, self._layers, self.hidden_size
+        forward = self._forward
 
         def one(k: int, x: Tensor) -> Tensor:
-            output, at = x.new_empty(*shape, size), k * part
-            layers[k].run(
-                x, rows, steps, batch, lengths, h0 and h0 + at, c0 and c0 + at,
-                output.data_ptr(), hn + at, cn and cn + at,
+            layer, output, at = layers[k], x.new_empty(*shape, size), k * part
+            structure, product = layer.operands(x, rows)
+            status = forward(
+                structure, steps, batch, lengths, layer.reverse,
+                x.data_ptr() if product is None else 0,
+                0 if product is None else product.data_ptr(),
+                0, h0 and h0 + at, c0 and c0 + at, output.data_ptr(), hn + at, cn and cn + at,
+                torch.get_num_threads(),
             )  # fmt: skip
+            if status:
+                native.check(status)
             return output
 
+        if self.count == 1:  # most of the calls for which a microsecond counts
+            return one(0, x), state
         attributes = self._attributes
         if dropout:
             attributes = attributes._replace(dropout=dropout)
@@ -216,15 +205,13 @@ class PackedLayers:
 def is_ready(packed: PackedLayers, input: Tensor, hx: Any, state_shape: tuple[int, ...]) -> bool:
     """Whether a call may run on packed weights: :meth:`PackedLayers.run`, as it stands.
 
-    That is if no gradient is wanted and nothing but numbers, and input and state are as they have
-    to be.
+    That is if nothing but numbers is wanted, and input and state are as they have to be.
 
-    input: a tensor that is not empty; the size of its rows is right.
+    input: a tensor that is not empty; the size of its rows is right, and gradients are off.
     hx: None or a tuple that should hold the parts of the state.
     """
     if (
-        torch.is_grad_enabled()
-        or input.dtype is not packed.dtype
+        input.dtype is not packed.dtype
         or not input.is_cpu
         or not input.is_contiguous()
         or input.is_neg()

@@ -42,7 +42,7 @@ def layer() -> SymLSTM:
     """With packed weights at hand, the input's too, and those that are not packed."""
     made = SymLSTM(IN, H, 2, symm="avg", symm_hh="fo", symm_ih="i", backend="fused")
     check(made, torch.randn(4, 2, IN))
-    assert not made._cache.is_empty
+    assert made._cache.entry is not None
     return made
 
 
@@ -231,9 +231,9 @@ def test_memory_is_not_mistaken_for_what_lay_there_before() -> None:
 def test_gradients_switched_on_and_off(layer: SymLSTM, flip: bool) -> None:
     x = torch.randn(4, 2, IN)
     layer.requires_grad_(flip)
-    cached = layer._cache._entry
+    cached = layer._cache.entry
     check(layer, x)
-    assert layer._cache._entry is cached
+    assert layer._cache.entry is cached
     assert layer(x)[0].requires_grad == flip
     layer.requires_grad_(not flip)
     assert layer(x)[0].requires_grad != flip
@@ -273,7 +273,7 @@ def test_weights_made_in_inference_mode_are_never_cached() -> None:
         torch.testing.assert_close(layer(x), expected(x))
         layer.weight_ih_l0.mul_(2.0)
         torch.testing.assert_close(layer(x), layer.to_plain()(x))
-    assert layer._cache.is_empty
+    assert layer._cache.entry is None
 
 
 # ---- in the way --------------------------------------------------------------------------------
@@ -295,9 +295,9 @@ def test_copies_pickles_and_state_dicts_hold_nothing_packed(layer: SymLSTM) -> N
     ):
         with torch.no_grad():
             torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
-    assert copy.deepcopy(layer)._cache.is_empty
+    assert copy.deepcopy(layer)._cache.entry is None
     layer.to(torch.float64)
-    assert layer._cache.is_empty
+    assert layer._cache.entry is None
 
 
 def test_a_pickle_of_before_weights_were_cached(layer: SymLSTM) -> None:
