@@ -24,6 +24,7 @@ class RecurrentCell(GatedModule):
 
     PLAIN: ClassVar[type[nn.RNNCellBase]]
 
+    IS_CELL = True
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
 
     def __init__(
