@@ -70,7 +70,7 @@ _layer_untraced = torch.compiler.disable(_layer)
 class _Kind(ABC):
     """What a step of one kind does entry by entry, in place where that saves memory.
 
-    As in :mod:`symrnn.rnn.pointwise`, which is the specification.
+    As in :mod:`symrnn.rnn.modes`, which is the specification.
 
     gates, states: how many of them it has.
     bias_ahead: whether the hidden bias may be added to the input product of all steps.

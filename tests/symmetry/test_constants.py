@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 import threading
 from typing import Any
 
@@ -205,15 +206,18 @@ def test_compiled_in_one_graph_before_any_call(name: str) -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", LINEAR)
-def test_a_matrix_is_one_gather(name: str) -> None:
-    if name == "avg:full":
-        assert not hasattr(get_symmetry(name, 6), "orbit_map")
-        return
-    s = get_symmetry(name, 6)
-    orbit, scale = s.orbit_map
-    assert (orbit.dtype, orbit.shape, orbit.device) == (torch.int32, (6, 6), CPU)
-    v = torch.randn(2, s.numel, dtype=torch.float64)
-    scaled = v if scale is None else v * scale
-    assert (scale is None) == (not name.startswith("avg"))
-    torch.testing.assert_close(scaled[:, orbit], s.expand(v), rtol=0, atol=1e-15)
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", ["block4", "tri4"])
+def test_a_fold_is_compiled_in_one_graph_before_any_call(name: str, stored: bool) -> None:
+    torch.compiler.reset()
+    find_orbits.cache_clear()
+    form = get_symmetry(name, 22)
+    if stored:
+        data = pickle.dumps(form)
+        del form
+        find_orbits.cache_clear()
+        form = pickle.loads(data)
+    compiled = torch.compile(form.matrices, backend="aot_eager", fullgraph=True)
+    v = torch.randn(form.numel)
+    torch.testing.assert_close(compiled(v), form.matrices(v))
+    torch.compiler.reset()

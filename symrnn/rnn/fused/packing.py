@@ -354,6 +354,7 @@ def _all(v: Tensor) -> Tensor:
 
 def _adjoint(w: Tensor, scale: float) -> Tensor:
     """The adjoint of :func:`_expand`, by the kernels: (S, N, N) to (S, numel)."""
+    check_numbers(w=w)
     count, side, _ = w.shape
     found = w.new_empty(count, side * (side + 1) // 2)
     given = w.contiguous()
