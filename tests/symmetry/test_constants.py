@@ -178,9 +178,10 @@ class Twice(nn.Module):
         return self.forms[0](v).sum(0) @ self.forms[1](v) + self.forms[2](u).sum()
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", ["tri", "avg", "avg:full"])
+@pytest.mark.parametrize(
+    ("name", "strict", "fresh"),
+    [("tri", True, True), ("avg", False, True), ("avg", True, False), ("avg:full", False, False)],
+)
 def test_exported_files_hold_the_maps(name: str, strict: bool, fresh: bool) -> None:
     model = Twice(name, fresh)
     v, u = (torch.randn(form.numel) for form in (model.forms[0], model.forms[2]))
@@ -192,7 +193,7 @@ def test_exported_files_hold_the_maps(name: str, strict: bool, fresh: bool) -> N
     torch.testing.assert_close(loaded.module()(v, u), model(v, u))
 
 
-@pytest.mark.parametrize("name", ["tri", "avg", "avg:full"])
+@pytest.mark.parametrize("name", ["avg", "avg:full"])
 def test_compiled_in_one_graph_before_any_call(name: str) -> None:
     torch.compiler.reset()
     model = Twice(name, fresh=True)
