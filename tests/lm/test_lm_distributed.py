@@ -88,9 +88,8 @@ def whole(straight: Path, together: Together, corpus: Path) -> Path:
 def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     processes = together(program, *arguments(corpus, run, WHOLE))
-    end = time.monotonic() + 60
     while not (run / "last.safetensors").exists():
-        assert time.monotonic() < end
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.001)
     for process in processes:
         process.kill()
@@ -123,7 +122,7 @@ def test_an_error_of_one_process_ends_both(
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
     processes = together(failing, *options, place, rank)
-    assert ended(processes, 30) == [2, 2]
+    assert ended(processes) == [2, 2]
     assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
     assert "error:" not in said(tmp_path, 1 - rank)
 
@@ -133,7 +132,7 @@ def test_a_killed_process_ends_the_other(
     together: Together, corpus: Path, tmp_path: Path, rank: int
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
-    codes = ended(together(failing, *options, "killed", rank), 30)
+    codes = ended(together(failing, *options, "killed", rank))
     assert codes == ([-9, 2] if rank == 0 else [2, -9])
     assert said(tmp_path, rank).count("error:") == 0
 

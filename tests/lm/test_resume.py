@@ -48,7 +48,7 @@ def test_killed_at_random_moments(
         process.join()
         kills += 1
     process = spawn("train", "--resume", run)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     assert_same_run(straight, run)
 
@@ -172,7 +172,7 @@ def test_interrupted_twice_leaves_at_once(
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
-    process.join(30)
+    process.join(600)
     assert process.exitcode == 130
     load_checkpoint(run / "last.safetensors")
 

@@ -123,8 +123,8 @@ def hold(folder: Path) -> None:
     with RunFolder.open(folder):
         child = os.fork()
         if child == 0:
-            time.sleep(20)
+            time.sleep(600)
             os._exit(0)
         (folder / "written").write_text(str(child))
         (folder / "written").rename(folder / "held")
-        time.sleep(20)
+        time.sleep(600)

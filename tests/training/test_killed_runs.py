@@ -17,7 +17,7 @@ from symrnn.training import load_checkpoint
 
 
 def finish(process: BaseProcess) -> None:
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 0
 
 

@@ -62,7 +62,7 @@ def begin(environment: dict[str, str], output: str) -> None:
     torch.set_num_threads(1)
 
 
-def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
+def ended(processes: list[BaseProcess], seconds: float = 600) -> list[int | None]:
     """Their exit codes, at the end of all."""
     end = time.monotonic() + seconds
     for process in processes:
@@ -106,7 +106,10 @@ def failing(arguments: list[str], environment: dict[str, str], output: str) -> N
     """
     *arguments, place, rank = arguments
     module, learner = _parts(arguments)
-    world.POLL = world.GRACE = 0.2
+    # Only the sleeping one has to be ended by the other's failure; where all go their way, no
+    # process is ended for being slow.
+    world.POLL = 0.2
+    world.GRACE = 0.2 if place == "asleep" and environment["RANK"] != rank else 600
 
     def fail(*_: object, **__: object) -> None:
         if place == "killed":

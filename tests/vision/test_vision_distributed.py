@@ -128,9 +128,8 @@ def test_killed_and_resumed(
 ) -> None:
     run = tmp_path / "run"
     processes = together(program, *arguments(pictures, run, WRN))
-    end = time.monotonic() + 60
     while not (run / "last.safetensors").exists():
-        assert time.monotonic() < end
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.001)
     for process in processes:
         process.kill()
@@ -164,7 +163,7 @@ def test_an_error_of_one_process_ends_both(
 ) -> None:
     options = arguments(pictures, tmp_path / "run", WRN)
     processes = together(failing, *options, place, rank)
-    assert ended(processes, 30) == [2, 2]
+    assert ended(processes) == [2, 2]
     assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
     assert "error:" not in said(tmp_path, 1 - rank)
 

@@ -52,7 +52,7 @@ def test_killed_at_random_moments(
         process.kill()
         process.join()
     process = spawn("--resume", run)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
     assert_same_run(straight, run)
 
@@ -153,7 +153,7 @@ def test_interrupted_twice_leaves_at_once(
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGCONT)
-    process.join(30)
+    process.join(600)
     assert process.exitcode == 130
     load_checkpoint(run / "last.safetensors")
 

@@ -611,7 +611,7 @@ def test_after_fork(threads: int) -> None:
         results = context.SimpleQueue()
         child = context.Process(target=_in_a_child, args=(layer, x, results), daemon=True)
         child.start()
-        child.join(60)
+        child.join(600)
         assert child.exitcode == 0
         assert results.get() == expected
         torch.testing.assert_close(results.get(), gradient)
