@@ -116,7 +116,7 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0), ("asleep", 1)])
+@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0)])
 def test_an_error_of_one_process_ends_both(
     together: Together, corpus: Path, tmp_path: Path, place: str, rank: int
 ) -> None:
