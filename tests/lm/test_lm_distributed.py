@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from resumed import assert_same_run, lines_of
-from worlds import ended, failing, interrupted, program
+from worlds import ended, failing, interrupted, program, python
 
 import lm.train
 from symrnn.training import RunFolder, load_checkpoint
@@ -164,16 +163,17 @@ def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Pa
     assert said(tmp_path, 1) == ""
 
 
-def test_torchrun(corpus: Path, tmp_path: Path, repository: Path) -> None:
-    out = tmp_path / "run"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    made = subprocess.run(
-        [sys.executable, *command, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count("test perplexity") == 1
+def test_torchrun(
+    corpus: Path,
+    tmp_path: Path,
+    repository: Path,
+    forks: multiprocessing.context.ForkServerContext,
+) -> None:
+    out, output = tmp_path / "run", tmp_path / "said.txt"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")]
+    process = forks.Process(target=python, args=(command, {"PWD": str(repository)}, str(output)))
+    process.start()
+    assert ended([process]) == [0], output.read_text()
+    assert output.read_text().count("test perplexity") == 1
     assert (out / "best.safetensors").exists()
