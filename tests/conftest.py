@@ -11,10 +11,13 @@ import contextlib
 import ctypes
 import http.server
 import ipaddress
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import socket
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -101,6 +104,18 @@ def _private_data_folder(shared_folder: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYMRNN_DATA", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def forks() -> multiprocessing.context.ForkServerContext:
+    """Starts processes from one that has loaded torch, the programs and what tests run in them."""
+    context = multiprocessing.get_context("forkserver")
+    programs = ["lm.train", "symrnn.vision.train", "torch.utils.tensorboard"]
+    context.set_forkserver_preload([*programs, "killed_programs", "vision_children", "worlds"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 class OutsideWorldError(RuntimeError):

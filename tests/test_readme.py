@@ -13,8 +13,10 @@ COMMAND here. An HTML comment on the line above a block says what is different i
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import worlds
 
 from symrnn import native
 
@@ -59,6 +62,15 @@ class Block:
             if command.strip() and not command.startswith("#")
         )
 
+    def commands(self) -> list[list[str]]:
+        """The programs that run, in order; a shell is one only where a line wants it."""
+        if self.language == "python":
+            return [["python", "-c", self.script()]]
+        lines = self.script().splitlines()
+        if all(re.fullmatch(r"python -m [^|&;<>$`*~(){}]*", line) for line in lines):
+            return [shlex.split(line) for line in lines]
+        return [["bash", "-euo", "pipefail", "-c", self.script()]]
+
     def why_not(self) -> str:
         """Why it is not run; "" where it is."""
         if self.rule == "skip":
@@ -88,7 +100,12 @@ def name(document: Path) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_examples_run(document: Path, tmp_path: Path, subtests: pytest.Subtests) -> None:
+def test_examples_run(
+    document: Path,
+    tmp_path: Path,
+    forks: multiprocessing.context.ForkServerContext,
+    subtests: pytest.Subtests,
+) -> None:
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -101,18 +118,34 @@ def test_examples_run(document: Path, tmp_path: Path, subtests: pytest.Subtests)
                 continue
             if why_not := block.why_not():
                 pytest.skip(why_not)
-            shell = ["bash", "-euo", "pipefail", "-c"]
-            program = shell if block.language == "sh" else ["python", "-c"]
-            run = subprocess.run(
-                [*program, block.script()],
-                cwd=tmp_path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            assert run.returncode == 0, f"{block.script()}\n{run.stdout}"
+            for command in block.commands():
+                if command[0] == "python":
+                    code, output = run_python(forks, command[1:], tmp_path)
+                else:
+                    run = subprocess.run(
+                        command,
+                        cwd=tmp_path,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                    )
+                    code, output = run.returncode, run.stdout
+                assert code == 0, f"{block.script()}\n{output}"
+
+
+def run_python(
+    forks: multiprocessing.context.ForkServerContext, arguments: list[str], folder: Path
+) -> tuple[int | None, str]:
+    """Exit code and output of `python` with those arguments, in a process that has torch loaded."""
+    output = folder / ".output"
+    output.write_text("")
+    environment = {"PWD": str(folder), "MPLBACKEND": "agg"}
+    process = forks.Process(target=worlds.python, args=(arguments, environment, str(output)))
+    process.start()
+    process.join()
+    return process.exitcode, output.read_text()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
@@ -140,6 +173,11 @@ def test_reading_of_blocks() -> None:
         "<!-- test: needs no-such-command -->\n```sh\ntrue\n```\n"
     )
     first, second, third, fourth = read_blocks(text)
+    assert first.commands() == [
+        ["python", "-m", "a", "--b", "2", "--epochs", "1"],
+        ["python", "-m", "c", "--epochs", "1"],
+    ]
+    assert fourth.commands() == [["bash", "-euo", "pipefail", "-c", "true"]]
     assert first.script() == "python -m a    --b 2 --epochs 1\npython -m c --epochs 1"
     assert (first.why_not(), second.why_not(), second.line) == ("", "long", 10)
     assert (third.argument, third.body) == ("a.c", "#include <a.h>\n")

@@ -91,7 +91,7 @@ def test_a_server_that_gives_no_answer(
     web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_up = threading.Event()
-    web.answers["silent"] = lambda _: given_up.wait(60)
+    web.answers["silent"] = lambda _: given_up.wait(600)
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     try:
         with pytest.raises(UserError, match=r"/silent: no answer within 0\.1 s$"):
@@ -202,12 +202,12 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def other() -> bool:
         with fetching_into(tmp_path) as aside:
             inside.set()
-            assert leave.wait(30)
+            assert leave.wait(600)
             return aside.is_dir()
 
     with ThreadPoolExecutor(1) as pool:
         there = pool.submit(other)
-        assert inside.wait(30)
+        assert inside.wait(600)
         with fetching_into(tmp_path):
             pass
         leave.set()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import multiprocessing.forkserver
-import os
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -118,23 +115,12 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def _forks() -> multiprocessing.context.ForkServerContext:
-    """Starts processes from one that has loaded torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lm.train", "worlds", "torch.utils.tensorboard"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
-@pytest.fixture(scope="session")
-def spawn(_forks: multiprocessing.context.ForkServerContext) -> Callable[..., BaseProcess]:
+def spawn(forks: multiprocessing.context.ForkServerContext) -> Callable[..., BaseProcess]:
     """`spawn("train", …)` starts a program in a process of its own, without loading torch anew."""
 
     def start(program: str, *arguments: object) -> BaseProcess:
         main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
-        process = _forks.Process(target=run_program, args=(main, DataError), daemon=True)
+        process = forks.Process(target=run_program, args=(main, DataError), daemon=True)
         process.start()
         return process
 
@@ -143,11 +129,11 @@ def spawn(_forks: multiprocessing.context.ForkServerContext) -> Callable[..., Ba
 
 @pytest.fixture
 def together(
-    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
     """`together(function, …)` starts it, of `worlds`, in two processes of lm.train."""
 
     def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
-        return worlds.together(_forks, tmp_path, function, "lm.train", *arguments)
+        return worlds.together(forks, tmp_path, function, "lm.train", *arguments)
 
     return start

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from resumed import assert_same_run, lines_of
-from worlds import ended, failing, interrupted, program
+from worlds import ended, failing, interrupted, program, python
 
 import lm.train
 from symrnn.training import RunFolder, load_checkpoint
@@ -88,9 +87,8 @@ def whole(straight: Path, together: Together, corpus: Path) -> Path:
 def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     processes = together(program, *arguments(corpus, run, WHOLE))
-    end = time.monotonic() + 60
     while not (run / "last.safetensors").exists():
-        assert time.monotonic() < end
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.001)
     for process in processes:
         process.kill()
@@ -117,13 +115,13 @@ def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0), ("asleep", 1)])
+@pytest.mark.parametrize(("place", "rank"), [("step", 1), ("measure", 0)])
 def test_an_error_of_one_process_ends_both(
     together: Together, corpus: Path, tmp_path: Path, place: str, rank: int
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
     processes = together(failing, *options, place, rank)
-    assert ended(processes, 30) == [2, 2]
+    assert ended(processes) == [2, 2]
     assert said(tmp_path, rank).splitlines()[-1] == "error: the disk is full"
     assert "error:" not in said(tmp_path, 1 - rank)
 
@@ -133,7 +131,7 @@ def test_a_killed_process_ends_the_other(
     together: Together, corpus: Path, tmp_path: Path, rank: int
 ) -> None:
     options = arguments(corpus, tmp_path / "run", WHOLE)
-    codes = ended(together(failing, *options, "killed", rank), 30)
+    codes = ended(together(failing, *options, "killed", rank))
     assert codes == ([-9, 2] if rank == 0 else [2, -9])
     assert said(tmp_path, rank).count("error:") == 0
 
@@ -165,16 +163,17 @@ def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Pa
     assert said(tmp_path, 1) == ""
 
 
-def test_torchrun(corpus: Path, tmp_path: Path, repository: Path) -> None:
-    out = tmp_path / "run"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    made = subprocess.run(
-        [sys.executable, *command, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count("test perplexity") == 1
+def test_torchrun(
+    corpus: Path,
+    tmp_path: Path,
+    repository: Path,
+    forks: multiprocessing.context.ForkServerContext,
+) -> None:
+    out, output = tmp_path / "run", tmp_path / "said.txt"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")]
+    process = forks.Process(target=python, args=(command, {"PWD": str(repository)}, str(output)))
+    process.start()
+    assert ended([process]) == [0], output.read_text()
+    assert output.read_text().count("test perplexity") == 1
     assert (out / "best.safetensors").exists()

@@ -326,8 +326,10 @@ def test_too_old(fake: Fake, architectures: list[int]) -> None:
 
 
 def test_two_processes_at_once(fake: Fake) -> None:
-    fake.behaves("sleep 1")
-    both = [fake.start("print(building.build([90]))") for _ in range(2)]
+    begun = [fake.folder / f"begun{number}" for number in range(2)]
+    fake.behaves(f"until [ -e {begun[0]} ] && [ -e {begun[1]} ]; do sleep 0.01; done; sleep 0.2")
+    code = "Path({!r}).touch(); print(building.build([90]))"
+    both = [fake.start(code.format(str(path))) for path in begun]
     said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     path = fake.cache / building.fingerprint() / "sm_90.so"
@@ -345,7 +347,8 @@ def test_two_threads_without_locks(fake: Fake, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    fake.behaves('until [ "$(grep -c stub.cu "$here/calls")" -ge 2 ]; do sleep 0.01; done')
+    both = 'until [ "$(grep -c stub.cu "$here/calls")" -ge 2 ]; do sleep 0.01; done'
+    fake.behaves(f"case $source in */stub.cu) {both};; esac")
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(building.build, [[90], [90]])
     assert first == second

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import random
@@ -25,9 +24,6 @@ from symrnn.training import (
 )
 from symrnn.training.command_line import RUN_DEFAULTS, add_run_options
 from symrnn.training.loop import Learner, Progress, Run
-
-with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard  # loaded once, before the children are forked
 
 BATCHES = 5
 
@@ -123,8 +119,8 @@ def hold(folder: Path) -> None:
     with RunFolder.open(folder):
         child = os.fork()
         if child == 0:
-            time.sleep(20)
+            time.sleep(600)
             os._exit(0)
         (folder / "written").write_text(str(child))
         (folder / "written").rename(folder / "held")
-        time.sleep(20)
+        time.sleep(600)

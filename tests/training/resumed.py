@@ -53,9 +53,7 @@ def seconds_in(run: Path) -> float:
 
 def wait_for_new(file: Path, before: int, process: BaseProcess) -> None:
     """Until the file is another than that of `changed` before, or the process has ended."""
-    end = time.monotonic() + 60
     while changed(file) == before and process.is_alive():
-        assert time.monotonic() < end
         time.sleep(0.001)
 
 

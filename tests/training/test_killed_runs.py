@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -13,11 +16,12 @@ import pytest
 import torch
 from resumed import changed, lines_of, untimed, wait_for_new
 
+from symrnn.files import run_program
 from symrnn.training import load_checkpoint
 
 
 def finish(process: BaseProcess) -> None:
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 0
 
 
@@ -61,11 +65,27 @@ def test_a_run_killed_again_and_again_ends_the_same(
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 
+def test_interrupted_twice_leaves_at_once(
+    tmp_path: Path, spawn: Callable[..., BaseProcess]
+) -> None:
+    # Enough steps that it would go on for minutes.
+    process = spawn(run_program, functools.partial(killed_programs.train, tmp_path, 10**6, 4))
+    wait_for_new(tmp_path / "last.safetensors", 0, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)  # so that both arrive before it ends by the first
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(600)
+    assert process.exitcode == 130
+    load_checkpoint(tmp_path / "last.safetensors")
+
+
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(
     tmp_path: Path, spawn: Callable[..., BaseProcess]
 ) -> None:
     path, moments = tmp_path / "c", random.Random(0)
-    for _ in range(15):
+    for _ in range(8):
         before = changed(path)
         process = spawn(killed_programs.save_forever, path)
         # Let it begin, however slow the machine, then kill it at any moment.

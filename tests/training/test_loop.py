@@ -7,20 +7,21 @@ import os
 import signal
 from pathlib import Path
 
+import matplotlib.figure
 import pytest
-import torch
 from killed_programs import BATCHES, Toy, configured, started
-from resumed import lines_of
+from resumed import KilledError, assert_same_run, dying_after, seconds_in
 
+from symrnn import save_packed
 from symrnn.files import UserError
-from symrnn.training import RunFolder, World, load_checkpoint
+from symrnn.training import RunFolder, Tracker, World, loop
 from symrnn.training.loop import Run
 
 EVERY = {"save_every": 2, "log_every": 3}
 
 
 def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
-    """Epoch, batch and step of each step that was done."""
+    """Do what a training program does; epoch, batch and step of each step that was done."""
     done = []
     toy, progress = run.learner, run.progress
     assert isinstance(toy, Toy)
@@ -37,15 +38,25 @@ def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
             break
         toy.model.eval()
         run.log({"valid": progress.nats})
+        run.figure("empty", lambda: matplotlib.figure.Figure((1, 1)))
+        run.keep_best(progress.nats, lambda path: save_packed(toy.model, path))
     return done
 
 
-def test_a_run_that_was_interrupted_anywhere_ends_the_same(tmp_path: Path) -> None:
+DONE = [(1 + step // 5, 1 + step % 5, 1 + step) for step in range(15)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
     with World() as world, Run("toy", world) as run:
-        started(run, "--out", tmp_path / "whole", **EVERY)
-        done = train(run)
-    assert done == [(1 + step // 5, 1 + step % 5, 1 + step) for step in range(15)]
-    whole = load_checkpoint(tmp_path / "whole" / "last.safetensors")
+        started(run, "--out", folder, **EVERY)
+        assert train(run) == DONE
+    return folder
+
+
+def test_a_run_that_was_interrupted_in_any_step_ends_the_same(whole: Path, tmp_path: Path) -> None:
     for step in range(1, 15):
         out = tmp_path / f"{step}"
         with World() as world, Run("toy", world) as run:
@@ -54,12 +65,90 @@ def test_a_run_that_was_interrupted_anywhere_ends_the_same(tmp_path: Path) -> No
             assert run.stopped == (step % 5 != 0)
         with World() as world, Run("toy", world) as run:
             started(run, "--resume", out)
-            assert first + train(run) == done
-        last = load_checkpoint(out / "last.safetensors")
-        assert last.tensors.keys() == whole.tensors.keys()
-        for name, tensor in whole.tensors.items():
-            assert torch.equal(last.tensors[name], tensor)
-        assert lines_of(out) == lines_of(tmp_path / "whole")
+            assert first + train(run) == DONE
+        assert_same_run(whole, out)
+
+
+@pytest.mark.parametrize("moment", ["scalars", "figure"])
+def test_a_run_that_was_interrupted_at_any_line_ends_the_same(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    moment: str,
+) -> None:
+    """Also in a validation, after which it is over: the last one is finished, and so is the run."""
+    original = getattr(Tracker, moment)
+    for call in range(1, 9 if moment == "scalars" else 4):
+        out, calls = tmp_path / f"{call}", 0
+        number = signal.SIGINT if call % 2 else signal.SIGTERM
+
+        def interrupting(*values: object, at: int = call, number: int = number) -> None:
+            nonlocal calls
+            original(*values)
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch, World() as world, Run("toy", world) as run:
+            patch.setattr(Tracker, moment, interrupting)
+            started(run, "--out", out, **EVERY)
+            first = train(run)
+            run.report({})
+        output = capfd.readouterr()
+        assert f"{number.name}: ending after this step; once more to leave at once" in output.err
+        assert ("interrupted in epoch" in output.out) == (len(first) < len(DONE) or run.stopped)
+        with World() as world, Run("toy", world) as run:
+            started(run, "--resume", out)
+            assert first + train(run) == DONE
+            run.report({})
+        assert "interrupted in epoch" not in capfd.readouterr().out
+        assert_same_run(whole, out)
+
+
+@pytest.mark.parametrize(
+    ("owner", "moment"),
+    [(Tracker, "scalars"), (Tracker, "figure"), (Run, "keep_best"), (loop, "save_checkpoint")],
+)
+def test_a_run_killed_between_any_two_writes_ends_the_same(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, moment: str
+) -> None:
+    """Every line, figure and checkpoint of a run in turn is the last that a killed run wrote."""
+    out, kills, original = tmp_path / "run", 0, getattr(owner, moment)
+    for _ in range(200):
+        # Sometimes late, so that it gets on.
+        monkeypatch.setattr(owner, moment, dying_after(1 + kills % 5, original))
+        begun = (out / "config.json").exists()
+        try:
+            with World() as world, Run("toy", world) as run:
+                started(run, "--resume" if begun else "--out", out, **({} if begun else EVERY))
+                train(run)
+        except KilledError:
+            kills += 1
+            continue
+        break
+    assert kills >= 2
+    assert_same_run(whole, out)
+
+
+def test_time_adds_up_over_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, out = 0.0, tmp_path / "run"
+
+    def tick() -> float:
+        nonlocal clock
+        clock += 1.0
+        return clock
+
+    monkeypatch.setattr("symrnn.training.loop.time.monotonic", tick)
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", out, **EVERY)
+        train(run, interrupt_at=7)
+    kept = seconds_in(out)
+    clock += 1000.0  # nobody trains
+    with World() as world, Run("toy", world) as run:
+        started(run, "--resume", out)
+        train(run)
+    assert 0 < kept < seconds_in(out) < 1000
 
 
 def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from symrnn.files import UserError
 from symrnn.training import (
     environment,
+    keep_freed_memory,
     peak_memory,
     resolve_device,
     seed_everything,
@@ -95,6 +95,12 @@ def test_environment_is_json_and_names_no_host_or_path() -> None:
 
 def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
     """In a process of its own, since it lasts until the process ends."""
-    code = "from symrnn.training import keep_freed_memory; print(keep_freed_memory())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == f"{platform.libc_ver()[0] == 'glibc'}\n"
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            code = int(keep_freed_memory())
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == (platform.libc_ver()[0] == "glibc")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import runpy
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -62,7 +64,7 @@ def begin(environment: dict[str, str], output: str) -> None:
     torch.set_num_threads(1)
 
 
-def ended(processes: list[BaseProcess], seconds: float = 60) -> list[int | None]:
+def ended(processes: list[BaseProcess], seconds: float = 600) -> list[int | None]:
     """Their exit codes, at the end of all."""
     end = time.monotonic() + seconds
     for process in processes:
@@ -80,6 +82,23 @@ def program(arguments: list[str], environment: dict[str, str], output: str) -> N
     drawing = "spectrum_figure" if hasattr(module, "spectrum_figure") else "draw_filters"
     setattr(module, drawing, lambda _: matplotlib.figure.Figure((1, 1)))
     run_program(functools.partial(module.main, arguments[1:]))
+
+
+def python(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """What ``python`` does with -m MODULE … or -c CODE, in the folder PWD of the environment.
+
+    But for what is in memory already: loading torch takes longer than most programs do.
+    """
+    begin(environment, output)
+    os.chdir(environment["PWD"])
+    flag, what, *rest = arguments
+    sys.argv = [flag, *rest]
+    sys.path.insert(0, "")
+    if flag == "-m":
+        sys.modules.pop(what, None)
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -106,7 +125,10 @@ def failing(arguments: list[str], environment: dict[str, str], output: str) -> N
     """
     *arguments, place, rank = arguments
     module, learner = _parts(arguments)
-    world.POLL = world.GRACE = 0.2
+    # Only the sleeping one has to be ended by the other's failure; where all go their way, no
+    # process is ended for being slow.
+    world.POLL = 0.2
+    world.GRACE = 0.2 if place == "asleep" and environment["RANK"] != rank else 600
 
     def fail(*_: object, **__: object) -> None:
         if place == "killed":

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import multiprocessing.forkserver
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,8 +18,6 @@ from PIL import Image
 
 import symrnn.vision.train
 from symrnn.files import run_program
-
-sys.path.insert(0, str(Path(__file__).parent))  # children import vision_children by name
 
 PROGRAM = "symrnn.vision.train"
 
@@ -132,26 +127,15 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.fixture(scope="session")
-def _forks() -> multiprocessing.context.ForkServerContext:
-    """Starts processes from one that has loaded torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PROGRAM, "worlds", "torch.utils.tensorboard"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
 @pytest.fixture
 def spawn(
-    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., BaseProcess]:
     """`spawn("--out", folder, …)` starts the program in a process of its own, unheard."""
 
     def start(*arguments: object) -> BaseProcess:
         values = [PROGRAM, *(str(a) for a in arguments)], {}, str(tmp_path / "spawned.txt")
-        process = _forks.Process(target=worlds.program, args=values, daemon=True)
+        process = forks.Process(target=worlds.program, args=values, daemon=True)
         process.start()
         return process
 
@@ -160,11 +144,11 @@ def spawn(
 
 @pytest.fixture
 def together(
-    _forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
     """`together(function, …)` starts it, of `worlds`, in two processes of the program."""
 
     def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
-        return worlds.together(_forks, tmp_path, function, PROGRAM, *arguments)
+        return worlds.together(forks, tmp_path, function, PROGRAM, *arguments)
 
     return start
