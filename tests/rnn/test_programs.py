@@ -62,7 +62,7 @@ def test_compiled_forward_and_backward_are_equal(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     if module == "layer":
-        eager: nn.Module = SymLSTM(IN, H, symm="avg", symm_hh="fo")
+        eager: nn.Module = SymLSTM(IN, H, 2, symm="avg", symm_hh="fo")
         x = torch.randn(T, B, IN)
     elif module == "gru":
         eager = SymGRU(IN, H, 2, symm="avg", symm_hh="rn")
