@@ -362,9 +362,14 @@ def c_type(declaration: str) -> object:
     """What ctypes calls the type of an argument or a field."""
     declaration = " ".join(declaration.replace("*", " * ").split()).removeprefix("const ")
     if "*" not in declaration:
-        return {"int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64}[
-            declaration.split()[0]
-        ]
+        numbers = {
+            "int": ctypes.c_int,
+            "int32_t": ctypes.c_int32,
+            "int64_t": ctypes.c_int64,
+            "uint64_t": ctypes.c_uint64,
+            "double": ctypes.c_double,
+        }
+        return numbers[declaration.split()[0]]
     structures = {
         "symrnn_map": interface.Map,
         "symrnn_term": interface.Term,
