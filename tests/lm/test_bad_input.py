@@ -444,7 +444,7 @@ PACKED_DAMAGES = {
     pack_another_form: "rnn.weight_hh_l0 has another form: tri8 of side 8 for the gates ifgo of "
     "ifgo in the file, avg of side 8 for the gates ifgo of ifgo in the model",
     pack_other_gates: "rnn.weight_hh_l0 has another form: avg of side 8 for the gates if of ifgo",
-    pack_a_plain_model: "rnn.weight_hh_l0 is a plain matrix in the file; the model keeps it as avg",
+    pack_a_plain_model: "weight_hh_l0 is a plain matrix in the file; the model stores it as avg",
     pack_another_cell: "rnn.weight_hh_l0 has another size: (24, 8) in the file, (32, 8) in the mod",
     pack_another_vocabulary: "encoder.weight has another size: (21, 8) in the file, (3, 8) in the ",
     pack_no_vocabulary: "not a language model: the state of a codec must have kind 'word', ",
