@@ -1,4 +1,4 @@
-"""Recurrent layers with symmetric weights: half the numbers, a nearer memory.
+"""Recurrent layers with symmetric weights: half the parameters, a nearer memory.
 
 >>> from symrnn import SymLSTM
 >>> lstm = SymLSTM(650, 650, num_layers=2, symm="avg")

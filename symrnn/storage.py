@@ -487,7 +487,7 @@ def _forms_of(model: nn.Module) -> dict[str, _Form]:
         if isinstance(part, GatedModule):
             prefix = f"{path}." if path else ""
             symmetric = [layout for layout in part.gate_layouts() if layout.symmetric]
-            specs |= {prefix + layout.name: _gate_spec(layout) for layout in symmetric}
+            specs |= {prefix + layout.name: layout.spec() for layout in symmetric}
         elif isinstance(part, ParametrizationList):
             # The path of a weight's parametrizations, and the weight's own name.
             owner, _, tensor = path.rpartition("parametrizations.")
@@ -499,14 +499,3 @@ def _forms_of(model: nn.Module) -> dict[str, _Form]:
                 )
             specs.update((owner + tensor, form.spec()) for form in own)
     return {name: _read_form(name, spec) for name, spec in specs.items()}
-
-
-def _gate_spec(layout: GateLayout) -> dict[str, Any]:
-    """What makes the form of a stacked matrix with symmetric gates again."""
-    return {
-        "kind": "gates",
-        "symm": layout.form,
-        "side": layout.rows,
-        "gates": layout.gates,
-        "symmetric": layout.symmetric,
-    }

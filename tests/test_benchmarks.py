@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -548,14 +549,17 @@ def test_times_that_answer_goals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @needs_kernels
-def test_a_rehearsal(tmp_path: Path) -> None:
+def test_a_rehearsal(module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tests of the sizes with goals, on the kernels for CPUs."""
-    path = ROOT / "scripts" / "benchmarks" / "gpu" / "run.py"
     options = ["--device", "cpu", "--out", str(tmp_path), "--part", "first"]
-    command = [sys.executable, str(path), *options, "--limit", "2000"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "nothing failed" in ended.stdout
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        status = module("gpu/run").main([*options, "--limit", "2000"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert "nothing failed" in said
     assert {one.name for one in tmp_path.iterdir()} == {"report.md", "results.jsonl", "run.log"}
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     tested = [one for one in records if one.get("errors")]

@@ -684,7 +684,7 @@ def mutated(rng: random.Random, whole: bytes, other: bytes) -> bytes:
     return bytes(data)
 
 
-def test_ten_thousand_mutated_files(tmp_path: Path) -> None:
+def test_thousands_of_mutated_files(tmp_path: Path) -> None:
     def make() -> nn.Module:
         lstm = SymLSTM(2, 3, symm="avg", symm_hh="ig")
         decoder = nn.Linear(3, 3)
@@ -699,7 +699,7 @@ def test_ten_thousand_mutated_files(tmp_path: Path) -> None:
     whole = path.read_bytes()
     before, wanted, now = state_of(model), state_of(original), model.state_dict()
     refused = 0
-    for number in range(10_000):
+    for number in range(2_000):
         with path.open("r+b") as file:  # emptying a file first is what takes a disk its time
             file.truncate(file.write(mutated(rng, whole, other)))
         try:
@@ -710,7 +710,7 @@ def test_ten_thousand_mutated_files(tmp_path: Path) -> None:
         else:
             assert same(now, wanted), number
             model.load_state_dict(before)
-    assert refused > 9_000
+    assert refused > 1_800
 
 
 def test_a_file_of_the_first_version_is_read() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from symrnn.rnn import dispatch, torchscript
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
+from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State
 
@@ -24,6 +25,7 @@ class RecurrentCell(GatedModule):
 
     PLAIN: ClassVar[type[nn.RNNCellBase]]
 
+    IS_CELL = True
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
 
     def __init__(
@@ -161,8 +163,8 @@ class SymLSTMCell(RecurrentCell):
     """
 
     PLAIN = nn.LSTMCell
-    GATES = "ifgo"
-    STATES = "hc"
+    GATES = MODES["LSTM"].gates
+    STATES = MODES["LSTM"].states
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class SymGRUCell(RecurrentCell):
     """
 
     PLAIN = nn.GRUCell
-    GATES = "rzn"
+    GATES = MODES["GRU"].gates
 
     def __init__(
         self,
@@ -225,7 +227,7 @@ class SymRNNCell(RecurrentCell):
     """
 
     PLAIN = nn.RNNCell
-    GATES = "h"
+    GATES = MODES["RNN_TANH"].gates
     ARGUMENTS = (*RecurrentCell.ARGUMENTS, "nonlinearity")
 
     def __init__(

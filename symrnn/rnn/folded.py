@@ -70,15 +70,8 @@ _layer_untraced = torch.compiler.disable(_layer)
 class _Kind(ABC):
     """What a step of one kind does entry by entry, in place where that saves memory.
 
-    As in :mod:`symrnn.rnn.pointwise`, which is the specification.
-
-    gates, states: how many of them it has.
-    bias_ahead: whether the hidden bias may be added to the input product of all steps.
+    As in :mod:`symrnn.rnn.modes`, which is the specification.
     """
-
-    gates = 1
-    states = 1
-    bias_ahead = True
 
     @abstractmethod
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
@@ -99,9 +92,6 @@ class _Kind(ABC):
 
 
 class _LSTM(_Kind):
-    gates = 4
-    states = 2
-
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
         x += hidden
         x[:, :2].sigmoid_()
@@ -128,9 +118,6 @@ class _LSTM(_Kind):
 
 
 class _GRU(_Kind):
-    gates = 3
-    bias_ahead = False  # the reset gate scales it
-
     def forward(self, x: Tensor, hidden: Tensor, state: State) -> tuple[State, list[Tensor]]:
         x[:, :2] += hidden[:, :2]
         x[:, :2].sigmoid_()
@@ -239,6 +226,16 @@ class _Loop(NamedTuple):
     def kind(self) -> _Kind:
         return _KINDS[self.mode]
 
+    @property
+    def gates(self) -> int:
+        """G."""
+        return len(MODES[self.mode].gates)
+
+    @property
+    def states(self) -> int:
+        """Of how many parts a state is."""
+        return len(MODES[self.mode].states)
+
     def order(self, steps: Sequence[Any]) -> list[int]:
         """The numbers of the steps in the order in which they are run."""
         return list(range(len(steps)))[:: -1 if self.reverse else 1]
@@ -249,16 +246,16 @@ class _Loop(NamedTuple):
 
     def parts(self, tensors: Sequence[Tensor]) -> tuple[State, list[Tensor]]:
         """State and small matrices out of one sequence of both."""
-        return list(tensors[: self.kind.states]), list(tensors[self.kind.states :])
+        return list(tensors[: self.states]), list(tensors[self.states :])
 
     def split_gates(self, tensor: Tensor) -> list[Tensor]:
         """(R, G·H) as T views (B_t, G, H)."""
-        return self.split(tensor.unflatten(1, (self.kind.gates, self.side)))
+        return self.split(tensor.unflatten(1, (self.gates, self.side)))
 
     def product(self, folded: list[Tensor], matrices: list[Tensor], bias: Tensor | None) -> Tensor:
         """Folded h (B_t, c) times the small matrices (G·r, c), unfolded: (B_t, G, H)."""
         products = [
-            (part @ m.mT).unflatten(1, (self.kind.gates, -1))
+            (part @ m.mT).unflatten(1, (self.gates, -1))
             for part, m in zip(folded, matrices, strict=True)
         ]
         hidden = self.folding.outputs(products, self.side, -1)
@@ -301,7 +298,8 @@ class _Loop(NamedTuple):
         saving: whether what the backward pass needs is wanted too.
         """
         state, matrices = self.parts(tensors)
-        if self.kind.bias_ahead and bias_ih is not None and bias_hh is not None:
+        ahead = not MODES[self.mode].separate_bias
+        if ahead and bias_ih is not None and bias_hh is not None:
             bias_ih, bias_hh = bias_ih + bias_hh, None
         gates = F.linear(input, w_ih, bias_ih)
         x = self.split_gates(gates)
@@ -336,7 +334,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.loop, *tensors = inputs
-        saved = output[1 + ctx.loop.kind.states :]
+        saved = output[1 + ctx.loop.states :]
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)  # zeros for what is saved too
         ctx.save_for_backward(*tensors, *saved)
@@ -404,7 +402,7 @@ def _backward(
     ]
     d_bias = d_bias_hh = None
     if bias is not None:
-        ahead = loop.kind.bias_ahead
+        ahead = not MODES[loop.mode].separate_bias
         d_bias = d_gates.sum(0)
         d_bias_hh = d_bias.clone() if ahead else torch.cat(list(d_hidden.values())).sum(0).flatten()
     d_input = d_gates @ w_ih if wanted[0] else None

@@ -105,6 +105,16 @@ class GateLayout:
         if self.rest_name is not None:
             draw(parameters[self.rest_name])
 
+    def spec(self) -> dict[str, Any]:
+        """What makes this form of a square matrix again, as JSON knows it."""
+        return {
+            "kind": "gates",
+            "symm": self.form,
+            "side": self.rows,
+            "gates": self.gates,
+            "symmetric": self.symmetric,
+        }
+
     def explain(self, key: str, shape: tuple[int, ...]) -> str | None:
         """Why a state_dict's ``key`` of ``shape`` doesn't fit this matrix; None if it does."""
         if key in self.parameter_names:

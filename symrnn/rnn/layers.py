@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from symrnn.rnn.layer import RecurrentLayer
+from symrnn.rnn.modes import MODES
 
 
 class SymLSTM(RecurrentLayer):
@@ -41,8 +42,8 @@ class SymLSTM(RecurrentLayer):
     """
 
     PLAIN = nn.LSTM
-    GATES = "ifgo"
-    STATES = "hc"
+    GATES = MODES["LSTM"].gates
+    STATES = MODES["LSTM"].states
     ARGUMENTS = (*RecurrentLayer.ARGUMENTS, "proj_size")
 
     def __init__(
@@ -113,7 +114,7 @@ class SymGRU(RecurrentLayer):
     """
 
     PLAIN = nn.GRU
-    GATES = "rzn"
+    GATES = MODES["GRU"].gates
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class SymRNN(RecurrentLayer):
     """
 
     PLAIN = nn.RNN
-    GATES = "h"
+    GATES = MODES["RNN_TANH"].gates
     ARGUMENTS = (*RecurrentLayer.ARGUMENTS, "nonlinearity")
 
     def __init__(

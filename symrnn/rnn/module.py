@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -39,6 +38,9 @@ class GatedModule(nn.Module):
 
     STATES: ClassVar[str] = "h"
     """What a step passes to the next, by letter; "hc" for an LSTM."""
+
+    IS_CELL: ClassVar[bool] = False
+    """Whether a call is one step."""
 
     ARGUMENTS: ClassVar[tuple[str, ...]]
     """The arguments of PyTorch's class; each is an attribute too."""
@@ -147,7 +149,7 @@ class GatedModule(nn.Module):
         weight: Tensor = getattr(self, name) if layout is None else self._matrix(layout).dense()
         return weight
 
-    @cached_property
+    @property
     def _traits(self) -> Traits:
         symmetry = self.symmetry if self.symm_hh == self.GATES else None
         return Traits(
@@ -156,7 +158,7 @@ class GatedModule(nn.Module):
             self.proj_size > 0,
             symmetry is not None and symmetry.own_transpose,
             1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
-            not hasattr(self, "num_layers"),
+            self.IS_CELL,
         )
 
     @property

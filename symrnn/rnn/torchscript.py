@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import Attributes, State, autocast_on, by_layer, steps_of
 from symrnn.rnn.weights import GateMatrix, LayerWeights
+from symrnn.symmetry.linear import LinearSymmetry
 
 
 @cache
@@ -129,8 +130,11 @@ class SymmetricMatrix(nn.Module):
         super().__init__()
         layout, parameters, rest = matrix.layout, matrix.parameters, matrix.rest
         assert parameters is not None
-        assert matrix.symmetry is not None
-        self.symmetry = matrix.symmetry
+        symmetry = matrix.symmetry
+        assert symmetry is not None
+        if isinstance(symmetry, LinearSymmetry):
+            symmetry = symmetry.scriptable(parameters.device)
+        self.symmetry = symmetry
         self.numbers = parameters
         self.rest = parameters.new_empty(0, layout.columns) if rest is None else rest
         self.rows = layout.rows

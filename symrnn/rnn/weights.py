@@ -84,6 +84,16 @@ class LayerWeights:
         others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]
         return [*self.ih.tensors, *self.hh.tensors, *others]
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The same by the names of the module's parameters."""
+        suffix = self.hh.layout.name.removeprefix("weight_hh")
+        others = {"bias_ih": self.bias_ih, "bias_hh": self.bias_hh, "weight_hr": self.hr}
+        return {
+            **dict(zip(self.ih.layout.parameter_names, self.ih.tensors, strict=True)),
+            **dict(zip(self.hh.layout.parameter_names, self.hh.tensors, strict=True)),
+            **{f"{name}{suffix}": t for name, t in others.items() if t is not None},
+        }
+
     def dense(self) -> list[Tensor]:
         """The expanded weights as PyTorch's layer lists them."""
         others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]

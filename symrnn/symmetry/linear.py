@@ -11,7 +11,7 @@ not that of a larger orbit.
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +19,6 @@ from torch import Tensor
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.orbits import Constant, Orbits
-
-
-class OrbitMap(NamedTuple):
-    """How a matrix is gathered from one parameter per orbit: ``W = (v * scale)[orbit]``.
-
-    orbit: int32 (N, N) on the CPU, the number of each entry's orbit; do not write to it.
-    scale: float64 (numel,) on the CPU, one over the square root of the orbit's size; None where
-        the parameters are the entries themselves.
-    """
-
-    orbit: Tensor
-    scale: Tensor | None
 
 
 class LinearSymmetry(Symmetry):
@@ -89,6 +77,16 @@ class OrbitCoordinates(LinearSymmetry):
         super().__init__(name, orbits, len(orbits.sizes.array), folding)
         self.orthonormal = orthonormal
         self.lr_scale = 1.0 if orthonormal else self.numel / self.side**2
+        self._make_part()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._make_part()
+
+    def _make_part(self) -> None:
+        """See that the folding's part of the map is there, which no trace could make."""
+        if self.folding is not None:
+            self.orbits.part(self.folding)
 
     def expand(self, v: Tensor) -> Tensor:
         self._check_parameters(v)
@@ -136,16 +134,6 @@ class OrbitCoordinates(LinearSymmetry):
         part = self.orbits.part(self.folding)
         entries = _spread(v, part, self._scaled_by)
         return self.folding.matrices(entries.unflatten(-1, part.array.shape))
-
-    @property
-    @torch.jit.unused
-    def orbit_map(self) -> OrbitMap:
-        """How a matrix of this form is gathered, for what makes packed weights in one gather."""
-        cpu = torch.device("cpu")
-        scale = None
-        if self.orthonormal:
-            scale = self.orbits.sizes.on(cpu).double().rsqrt()
-        return OrbitMap(self.orbits.orbit.on(cpu).view(self.side, self.side), scale)
 
     @property
     @torch.jit.unused

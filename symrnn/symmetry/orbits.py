@@ -121,10 +121,10 @@ class Orbits:
 
     def part(self, folding: Folding) -> Constant:
         """(r, c), the orbits of the positions that a folding makes its small matrices of."""
-        if folding not in self._parts:
+        if folding not in self._parts:  # never so in a trace: a form asks when it is made
             rows, columns = folding.part(self.side)
             part = self.orbit.array.reshape(self.side, self.side)[rows[:, None], columns]
-            self._parts[folding] = Constant(part)
+            self._parts.setdefault(folding, Constant(part))
         return self._parts[folding]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,9 +136,8 @@ _in_use: WeakValueDictionary[tuple[Any, ...], Orbits] = WeakValueDictionary()
 _making = Lock()
 
 
-@lru_cache(
-    maxsize=16
-)  # the latest few live on, so that a form made anew at every step finds its own
+# The latest few live on, so that a form made anew at every step finds its own.
+@lru_cache(maxsize=16)
 def find_orbits(generators: tuple[Generator, ...], side: int) -> Orbits:
     """The orbits of the group that ``generators`` generate, on a side × side matrix.
 

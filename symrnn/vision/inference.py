@@ -212,7 +212,7 @@ def _may_fold(convolution: nn.Module, norm: nn.Module, read: set[int]) -> bool:
 
 @torch.no_grad()
 def _fold(convolution: Any, norm: Any) -> bool:
-    """Fold a norm into the convolution before it, in place; False if that cannot be written down.
+    """Fold a norm into the convolution before it, in place; False if that cannot be stated exactly.
 
     y = γ·(w∗x + c − μ)/√(σ² + ε) + β = (s·w)∗x + (s·(c − μ) + β) with s = γ/√(σ² + ε).
     """

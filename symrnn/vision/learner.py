@@ -90,7 +90,7 @@ class ImageLearner(Learner):
             return self.model
         model = copy.deepcopy(self.model)
         harden(model, self.soft_where)
-        symmetrize(model, "tri", self.soft_where)  # exactly what it is now, in half the numbers
+        symmetrize(model, "tri", self.soft_where)  # exactly what it is now, in half the parameters
         return model
 
     def add_up(self) -> None:
@@ -116,7 +116,7 @@ def make_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.SGD:
     """The descent of a configuration, of a model on its device.
 
     Every weight decays as it would in a plain layer, by lr · weight_decay of itself a step: where
-    symmetric numbers are trained at a smaller rate, their decay is larger by as much.
+    symmetric parameters are trained at a smaller rate, their decay is larger by as much.
     """
     free, decay = no_decay(model), config["weight_decay"]
     groups = []

@@ -359,6 +359,7 @@ def test_other_layers(check: Any, make: Any, options: dict[str, Any], kind: str)
         (SymGRU, 65, 5, 10, {"num_layers": 2, "bidirectional": True}),
         (SymLSTM, 200, 4, 10, {"batch_first": True}),
         (SymLSTM, 200, 4, 10, {"bias": False}),
+        (SymGRU, 50, 4, 10, {"bias": False}),
         (SymLSTM, 50, 4, 10, {"symm": "tri"}),
         (SymLSTM, 50, 4, 10, {"symm": "avg4"}),
         (SymLSTM, 50, 4, 10, {"symm": "eigen"}),

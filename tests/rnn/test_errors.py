@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -122,16 +123,26 @@ del WRONG_CALLS_OF_ONE_STATE["unbatched c"]
 
 
 @pytest.mark.parametrize(
-    ("layer", "plain", "call"),
+    ("layer", "plain", "call", "symm", "backend"),
     [
-        *((SymLSTM, nn.LSTM, call) for call in WRONG_CALLS),
-        *((SymGRU, nn.GRU, call) for call in WRONG_CALLS_OF_ONE_STATE),
-        *((SymRNN, nn.RNN, call) for call in WRONG_CALLS_OF_ONE_STATE),
+        *(
+            (SymLSTM, nn.LSTM, call, *way)
+            for call in WRONG_CALLS
+            for way in [*itertools.product(["avg"], BACKENDS), ("none", "vendor")]
+        ),
+        *(
+            (SymGRU, nn.GRU, call, *way)
+            for call in WRONG_CALLS_OF_ONE_STATE
+            for way in [("avg", "reference"), ("avg", "vendor"), ("none", "auto")]
+        ),
+        *(
+            (SymRNN, nn.RNN, call, *way)
+            for call in WRONG_CALLS_OF_ONE_STATE
+            for way in [("avg", "script"), ("none", "vendor")]
+        ),
     ],
 )
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("symm", ["none", "avg"])
-def test_calls(symm: str, backend: str, layer: Any, plain: Any, call: str) -> None:
+def test_calls(layer: Any, plain: Any, call: str, symm: str, backend: str) -> None:
     if call == "dtype of state" and backend in ("reference", "script"):
         pytest.skip("the loop meets the state in a product of its own, whose words differ")
     run = (WRONG_CALLS if layer is SymLSTM else WRONG_CALLS_OF_ONE_STATE)[call]

@@ -107,7 +107,7 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
 def test_the_script_writes_a_picture(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = repository / "scripts" / "draw_symmetries.py"
+    path = repository / "scripts" / "tables/symmetries.py"
     spec = importlib.util.spec_from_file_location("draw_symmetries", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

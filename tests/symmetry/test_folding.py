@@ -27,6 +27,7 @@ COSTS = {
     **{f"chunk{k}:rows": Fraction(1, k) for k in CHUNKS},
 }
 FOLDING = list(COSTS)
+SOME_CHUNKS = ["chunk2", "chunk4:rows", "chunk64"]
 
 sides = st.integers(1, 13)
 leads = st.sampled_from([(), (3,), (2, 0), (2, 1, 3)])
@@ -40,7 +41,9 @@ def by_hand(w: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("ij,...j->...i", w, x)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not name.startswith("chunk") or name in SOME_CHUNKS]
+)
 @given(side=sides, lead=leads, strided=st.booleans())
 def test_folding_equals_the_product_by_the_whole_matrix(
     name: str, side: int, lead: tuple[int, ...], strided: bool
@@ -68,8 +71,8 @@ def test_folding_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(folded.double(), exact, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("side", [4, 5, 11])
-@pytest.mark.parametrize("dim", [0, 1, 2, -1, -2, -3])
+@pytest.mark.parametrize("side", [4, 11])
+@pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("name", FOLDING)
 def test_channels_fold_along_any_dimension(name: str, dim: int, side: int) -> None:
     """As a convolution's lie ahead of its space."""
@@ -133,8 +136,14 @@ def test_what_has_nothing_to_save_does_not_fold(name: str) -> None:
         s.matrices(draw(s.numel))
 
 
-@pytest.mark.parametrize("side", [1, 4, 5])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        (name, side)
+        for name in NAMES  # chunks differ in their number alone
+        for side in ([5] if name.startswith("chunk") and name not in SOME_CHUNKS else [1, 4, 5])
+    ],
+)
 def test_gradients(name: str, side: int) -> None:
     s = get_symmetry(name, side)
     x, v = draw(2, side).requires_grad_(), draw(s.numel).requires_grad_()

@@ -103,15 +103,7 @@ def parts(device: str, results: Path, scratch: Path, corpus: Path | None) -> dic
         found[tool] = Part(15, [Command(tool, [*command, *small], tool=True, environment=of)])
     ncu = ["ncu", "--clock-control", "none", "--set", "basic", "--target-processes", "all"]
     ncu += ["--kernel-name", "regex:run_layer", "--launch-count", "1", *small]
-    elsewhere = [
-        "-m",
-        "gpu",
-        "-p",
-        "tests.gpu.conftest",
-        "tests/rnn",
-        "tests/vision",
-        "tests/native",
-    ]
+    elsewhere = ["-m", "gpu", "-p", "tests.gpu.conftest", "tests/vision"]
     found["times"] = Part(80, [Command("times", [*times, "--part", "times"], again=True)])
     found["tests"] = Part(50, [tests("tests", *elsewhere)])
     found["ncu"] = Part(15, [Command("ncu", ncu, tool=True)])

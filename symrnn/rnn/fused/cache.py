@@ -13,7 +13,8 @@ change through v. ``flatten_parameters()`` of a layer drops what is cached, and 
 ``inference_dtype``.
 
 Nothing is cached of parameters whose changes cannot be followed: those made in inference mode,
-which count no changes, and those that are not contiguous.
+which count no changes, those that are not contiguous or not on a CPU, and tensors that stand in the
+place of parameters for a call (``torch.func.functional_call``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ctypes
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -70,9 +72,13 @@ class Sources:
 
     @staticmethod
     def can_be_followed(parameters: Collection[Tensor]) -> bool:
-        """Whether every change of them that PyTorch makes would be seen."""
+        """Whether they lie in memory that may be read, and PyTorch counts their changes."""
         return all(
-            type(p) in (Parameter, Tensor) and not p.is_inference() and p.is_contiguous()
+            type(p) is Parameter
+            and p.is_cpu
+            and p.layout is torch.strided
+            and not p.is_inference()
+            and p.is_contiguous()
             for p in parameters
         )
 
@@ -105,8 +111,11 @@ class Cache:
     def get(self, parameters: Collection[Tensor | None]) -> Any:
         """What is cached, if it was made of these parameters as they are now; else None."""
         entry = self.entry
-        if entry is not None and entry[1].unchanged(parameters):
+        if entry is None:
+            return None
+        if entry[1].unchanged(parameters):
             return entry[0]
+        self.entry = None  # lest it hold the former weights while new ones are packed
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:

@@ -179,15 +179,12 @@ def check(packed: Tensor | None = None, **tensors: Tensor | None) -> None:
 def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The packed numbers (plan.length,) of symmetric matrices of all gates, given whole."""
     plan.check(hidden)
+    if dtype != hidden[0].dtype:
+        raise ValueError(f"packed_dtype should be {hidden[0].dtype}, as hidden is, got: {dtype}")
     group = plan.groups[0]
-    if len(plan.groups) != 1 or not group.symmetric or group.triangle or group.maps:
+    if len(plan.groups) != 1 or not group.symmetric or group.triangle is not None or group.maps:
         raise ValueError("on a GPU hidden should be the symmetric matrices of all gates, whole")
     (given,) = hidden
-    if given.dtype not in DTYPES or dtype not in DTYPES:
-        names = ", ".join(map(str, DTYPES))
-        raise ValueError(
-            f"hidden and packed_dtype should be of {names}, got: {given.dtype}, {dtype}"
-        )
     given = given if given.stride(2) == 1 else given.contiguous()
     packed = given.new_empty(plan.length, dtype=dtype)
     status = _library().symrnn_cuda_pack(

@@ -141,7 +141,8 @@ def _layer(
     kernels = kernels_for(input)
     rows, batch, side = _sizes_of(input, h0)
     plan = hidden_plan(mode, side, form, symmetric)
-    kernels.check(input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0)
+    weights = {f"hidden[{k}]": tensor for k, tensor in enumerate(hidden)}
+    kernels.check(input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0, **weights)
     check_shape("w_ih", w_ih, plan.gates * side, input.size(1))
     check_shape("bias_ih", bias_ih, plan.gates * side)
     check_shape("bias_hh", bias_hh, plan.gates * side)
@@ -270,11 +271,17 @@ def _hidden_gradients(
 
     output (R, H) and h0 (B, H): as ``layer`` gave and took them.
     """
-    plan = hidden_plan(mode, h0.size(1), form, symmetric)
+    kernels = kernels_for(output)
+    rows, batch, side = _sizes_of(output, h0)
+    plan = hidden_plan(mode, side, form, symmetric)
+    kernels.check(d_hidden=d_hidden, output=output, h0=h0)
+    check_shape("output", output, rows, side)
+    check_shape("d_hidden", d_hidden, rows, plan.gates * side)
+    if batch_sizes is not None or batch > 0:
+        check_lengths(batch_sizes, rows, batch)
     before = states_before(output, h0, batch_sizes, reverse)
     by_gate = d_hidden.unflatten(1, (plan.gates, plan.rows))
-    matmul = kernels_for(output).matmul
-    return plan.gradients(by_gate, before, lambda a, b: matmul(a, b, None))
+    return plan.gradients(by_gate, before, lambda a, b: kernels.matmul(a, b, None))
 
 
 def _hidden_gradients_shapes(

@@ -116,17 +116,12 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
 
 
-def _triangle(symmetry: Symmetry) -> float | None:
-    """What the upper triangle's entries off the diagonal are, in units of their parameters.
-
-    None for a form that has not one parameter for each entry of the triangle, in its order.
-    """
+def _triangle(symmetry: Symmetry) -> OrbitCoordinates | None:
+    """The form, if it has one parameter for each entry of the upper triangle, in its order."""
     side = symmetry.side
     if not isinstance(symmetry, OrbitCoordinates) or not symmetry.own_transpose:
         return None
-    if symmetry.numel != side * (side + 1) // 2:
-        return None
-    return math.sqrt(0.5) if symmetry.orthonormal else 1.0
+    return symmetry if symmetry.numel == side * (side + 1) // 2 else None
 
 
 @dataclass(frozen=True)
@@ -176,7 +171,7 @@ class Group:
     symmetric: whether the matrices are their own transposes, and packed as such.
     maps: of a folded product, else None.
     triangle: of matrices that are packed from a parameter for each entry of the upper triangle,
-        what an entry off the diagonal is in units of its parameter; else None.
+        their form; else None.
     """
 
     gates: tuple[int, ...]
@@ -184,14 +179,19 @@ class Group:
     columns: int
     symmetric: bool
     maps: Maps | None = None
-    triangle: float | None = None
+    triangle: OrbitCoordinates | None = None
+
+    @property
+    def scale(self) -> float:
+        """Of a triangle, what an entry off the diagonal is in units of its parameter."""
+        return math.sqrt(0.5) if self.triangle is not None and self.triangle.orthonormal else 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of what it is packed from."""
         if self.triangle is None:
             return len(self.gates), self.rows, self.columns
-        return len(self.gates), self.rows * (self.rows + 1) // 2
+        return len(self.gates), self.triangle.numel
 
     @property
     def is_empty(self) -> bool:
@@ -270,7 +270,7 @@ class Plan:
             else:
                 status = library().symrnn_pack_triangles(
                     *(group.rows, len(group.gates)),
-                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), group.triangle),
+                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), group.scale),
                     *to,
                 )
             native.check(status)
@@ -298,7 +298,7 @@ class Plan:
     def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows."""
         matrices = [
-            of_group if group.triangle is None else _expand(of_group, group.rows, group.triangle)
+            of_group if group.triangle is None else group.triangle.expand(of_group)
             for group, of_group in zip(self.groups, hidden, strict=True)
         ]
         inputs = [x] if self.folding is None else self.folding.inputs(x, -1)
@@ -335,25 +335,14 @@ class Plan:
             d_matrices = matmul(d.flatten(1).mT, part)
             d_matrices = d_matrices.view(len(group.gates), group.rows, group.columns)
             if group.triangle is not None:
-                d_matrices = _adjoint(d_matrices, group.triangle)
+                d_matrices = _adjoint(d_matrices, group.scale)
             found.append(d_matrices)
         return found
 
 
-def _expand(v: Tensor, side: int, scale: float) -> Tensor:
-    """Triangles (S, numel) to matrices (S, N, N), in operators that autograd knows."""
-    row, column = torch.triu_indices(side, side, device=v.device)
-    upper = v.new_zeros(len(v), side, side).index_put((_all(v), row, column), v)
-    above = upper.triu(1) * scale
-    return above + above.mT + torch.diag_embed(upper.diagonal(dim1=-2, dim2=-1))
-
-
-def _all(v: Tensor) -> Tensor:
-    return torch.arange(len(v), device=v.device)[:, None]
-
-
 def _adjoint(w: Tensor, scale: float) -> Tensor:
-    """The adjoint of :func:`_expand`, by the kernels: (S, N, N) to (S, numel)."""
+    """The adjoint of expanding triangles, by the kernels: (S, N, N) to (S, numel)."""
+    check_numbers(w=w)
     count, side, _ = w.shape
     found = w.new_empty(count, side * (side + 1) // 2)
     given = w.contiguous()
@@ -400,7 +389,7 @@ def _group(
     rows: int,
     columns: int,
     symmetric: bool,
-    triangle: float | None = None,
+    triangle: OrbitCoordinates | None = None,
 ) -> Group:
     return Group(tuple(map(gates.index, some)), rows, columns, symmetric, triangle=triangle)
 

@@ -1,7 +1,7 @@
 """``backend="fused"`` on NVIDIA GPUs: the operators, when they are taken, and what stands in.
 
-Most of it runs where there is no GPU: tensors of the CPU are taken for those of a GPU, whose
-kernels run thread by thread on tests/native/emulated_gpu.h. The tests marked gpu want a real one.
+All of it runs where there is no GPU: tensors of the CPU are taken for those of a GPU, whose
+kernels run thread by thread on tests/native/emulated_gpu.h. On a real one: tests/gpu.
 """
 
 from __future__ import annotations
@@ -125,8 +125,14 @@ def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None
 # ---- on a GPU that is emulated -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("symm", ["avg", "tri", "avg4", "tri8", "eigen", "ldl"])
-@pytest.mark.parametrize(("make", "options"), LAYERS)
+@pytest.mark.parametrize(
+    ("make", "options", "symm"),
+    [
+        *((*layer, "avg") for layer in LAYERS),
+        # Matrices reach the kernels whole, whatever they are made from.
+        *((*LAYERS[3], symm) for symm in ("tri", "avg4", "tri8", "eigen", "ldl")),
+    ],
+)
 def test_equals_the_loop(
     emulated: EmulatedLibrary, make: Any, options: dict[str, Any], symm: str
 ) -> None:
@@ -263,97 +269,3 @@ def test_products_of_the_input_follow_the_recurrent_switch(
         with kernels._products_as_recurrent(torch.float32):
             assert (switch.fp32_precision == "tf32") == (wanted == "tf32")
         assert switch.fp32_precision == before
-
-
-# ---- on a real one -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def exact_products() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
-
-
-def on_gpu(make: Any, **options: Any) -> Any:
-    if not cuda.available():
-        pytest.skip(cuda.why_not())
-    return make(IN, options.pop("side", 50), backend="fused", device="cuda", **options)
-
-
-GPU_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("exact_products")
-@pytest.mark.parametrize("dtype", GPU_TOLERANCE)
-@pytest.mark.parametrize("side", [1, 50, 333])
-@pytest.mark.parametrize(("make", "options"), LAYERS[:-1])
-def test_a_gpu_equals_the_loop(
-    make: Any, options: dict[str, Any], side: int, dtype: torch.dtype
-) -> None:
-    layer = on_gpu(make, side=side, dtype=dtype, **options)
-    x = torch.randn(7, 5, IN, device="cuda").to(dtype).requires_grad_()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = results(*layer(x), [x, *layer.parameters()])
-        again = results(*layer(x), [x, *layer.parameters()])
-    close(found, expect(layer, x), GPU_TOLERANCE[dtype])
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-
-
-@pytest.mark.gpu
-def test_tf32_is_near() -> None:
-    layer = on_gpu(SymLSTM, side=200)
-    x = torch.randn(7, 20, IN, device="cuda", requires_grad=True)
-    with torch.backends.cudnn.flags(allow_tf32=True):
-        found = results(*layer(x), [x, *layer.parameters()])
-    close(found, expect(layer, x), 3e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_under_autocast_as_pytorchs(dtype: torch.dtype) -> None:
-    layer = on_gpu(SymLSTM)
-    x = torch.randn(7, 5, IN, device="cuda")
-    exact = layer(x)[0]
-    with torch.autocast("cuda", dtype):
-        output, (h, c) = layer(x)
-        theirs = layer.to_plain()(x)
-        assert (output.dtype, h.dtype, c.dtype) == (theirs[0].dtype, *(s.dtype for s in theirs[1]))
-        output.float().square().sum().backward()
-    torch.testing.assert_close(output.float(), exact, rtol=0, atol=GPU_TOLERANCE[dtype])
-    assert all(p.grad.isfinite().all() for p in layer.parameters())
-
-
-@pytest.mark.gpu
-def test_on_the_current_stream() -> None:
-    layer = on_gpu(SymLSTM)
-    x = torch.randn(7, 5, IN, device="cuda")
-    expected = layer(x)[0]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        found = layer(x.clone())[0]
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(found, expected)
-
-
-@pytest.mark.gpu
-def test_into_a_cuda_graph() -> None:
-    layer = on_gpu(SymLSTM).requires_grad_(False)
-    x = torch.randn(7, 5, IN, device="cuda")
-    layer(x)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = layer(x)[0]
-    x.copy_(torch.randn_like(x))
-    graph.replay()
-    assert torch.equal(output, layer(x)[0])
-
-
-@pytest.mark.gpu
-def test_compiled() -> None:
-    layer = on_gpu(SymLSTM)
-    x = torch.randn(7, 5, IN, device="cuda")
-    torch.testing.assert_close(torch.compile(layer)(x)[0], layer(x)[0])

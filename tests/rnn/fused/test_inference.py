@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -263,6 +264,33 @@ def test_functional_call_leaves_the_cache_alone(layer: SymLSTM) -> None:
         found = torch.func.functional_call(layer, other, (x,))
         torch.testing.assert_close(found, torch.func.functional_call(expected, other, (x,)))
     check(layer, x)
+
+
+def test_tensors_that_stand_in_for_parameters_are_not_cached(layer: SymLSTM) -> None:
+    x = torch.randn(4, 2, IN)
+    other = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
+    references = [weakref.ref(tensor) for tensor in other.values()]
+    with torch.no_grad():
+        torch.func.functional_call(layer, other, (x,))
+    assert layer._cache.entry is None
+    del other
+    assert not any(reference() is not None for reference in references)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l1", "bias_hh_l0", "extra"])
+def test_memory_of_another_device_is_never_read(name: str) -> None:
+    layer = SymLSTM(IN, H, 2, symm="none", backend="fused")
+    like = layer.bias_hh_l0 if name == "extra" else getattr(layer, name)
+    setattr(layer, name, nn.Parameter(torch.empty_like(like, device="meta")))
+    x = torch.randn(4, 2, IN)
+    if name == "extra":  # which is none of the layer's weights
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x)[0], layer(x)[0])
+        return
+    for grad in (False, True):
+        words = rf"{name} should be on the device cpu, got: meta"
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=words):
+            layer(x)
 
 
 def test_weights_made_in_inference_mode_are_never_cached() -> None:

@@ -58,9 +58,15 @@ def leaves(given: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["equal", "unequal"])
-@pytest.mark.parametrize(("make", "symm"), KINDS)
+@pytest.mark.parametrize(
+    ("make", "symm", "sizes", "reverse"),
+    [
+        (SymLSTM, "avg", None, False),
+        (SymGRU, "tri4", SIZES, True),
+        (SymRNN, "block4", SIZES, False),
+    ],
+    ids=["LSTM", "GRU", "RNN"],
+)
 def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> None:
     """Schema, aliasing, shape function, gradient, and the same numbers when traced."""
     given = {**arguments(make, symm, torch.float32, sizes), "reverse": reverse}
@@ -179,10 +185,35 @@ def test_wrong_hidden_weights_are_refused() -> None:
             F64,
             r"dtype should be torch.float32 or torch.bfloat16 for numbers of torch.float32",
         ),
-        ([v.double()], torch.bfloat16, r"dtype should be torch.float64 for numbers of"),
     ]:
         with pytest.raises(ValueError, match=words):
             OPS.layer(*{**given, "hidden": hidden, "packed_dtype": dtype}.values())
+
+
+def test_hidden_weights_of_another_dtype_are_refused() -> None:
+    """The kernels take the type of all numbers from the packed ones."""
+    single, double = (arguments(SymLSTM, "avg", dtype) for dtype in (F32, F64))
+    for given, hidden, dtype in [
+        (single, double["hidden"], F64),
+        (double, single["hidden"], F32),
+        (double, single["hidden"], torch.bfloat16),
+    ]:
+        with pytest.raises(ValueError, match=r"hidden\[0\] should be torch.float.., as input is"):
+            OPS.layer(*{**given, "hidden": hidden, "packed_dtype": dtype}.values())
+
+
+def test_gradients_of_hidden_weights_are_made_of_what_fits() -> None:
+    output, h0 = torch.randn(6, H), torch.randn(B, H)
+    attributes = ("LSTM", "avg", "ifgo", False)
+    right = torch.randn(6, 4 * H)
+    assert OPS.hidden_gradients(right, output, h0, None, *attributes)[0].shape == (4, 15)
+    for d_hidden, words in [
+        (torch.randn(400, 4 * H), r"d_hidden should have shape \(6, 20\), got: \(400, 20\)"),
+        (torch.randn(6, 3 * H), r"d_hidden should have shape \(6, 20\), got: \(6, 15\)"),
+        (right.double(), "output should be torch.float64, as d_hidden is"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            OPS.hidden_gradients(d_hidden, output, h0, None, *attributes)
 
 
 WRONG_PACKED: dict[str, tuple[Tensor, str]] = {
