@@ -217,8 +217,17 @@ def _scaled(u: Tensor, sizes: Constant | None) -> Tensor:
     return u if sizes is None else u * sizes.on(u.device).to(u.dtype).rsqrt()
 
 
+def _select(u: Tensor, orbit: Constant) -> Tensor:
+    """u (..., orbits) -> (..., positions), without scale."""
+    if u.is_cpu:
+        # A gather, which takes int64 alone, runs on all threads; index_select runs on one.
+        index = orbit.on(u.device, wide=True).flatten()
+        return u.gather(-1, index.expand(*u.shape[:-1], -1))
+    return u.index_select(-1, orbit.on(u.device).flatten())
+
+
 class _Spread(torch.autograd.Function):
-    """:func:`_gather` by an int32 map, with :func:`_scatter` for a gradient.
+    """:func:`_gather`, with :func:`_scatter` for a gradient.
 
     Autograd's own gradient of a gather saves its input, half a matrix that nobody needs.
     """
@@ -227,7 +236,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, orbit: Constant, sizes: Constant | None) -> Tensor:
-        return _scaled(u, sizes).index_select(-1, orbit.on(u.device).flatten())
+        return _select(_scaled(u, sizes), orbit)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -240,4 +249,4 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _scaled(tangent, ctx.sizes).index_select(-1, ctx.orbit.on(tangent.device).flatten())
+        return _select(_scaled(tangent, ctx.sizes), ctx.orbit)
