@@ -1,7 +1,8 @@
 """Which backend a call runs on: the one place where "auto" is decided.
 
-The rules are measured (results/backends.md, results/folding.md), on a CPU. On a GPU "auto" is the
-vendor's operator, until the kernels for it have been measured there (results/gpu).
+The rules are measured (results/backends.md, results/folding.md), on a CPU; that for the plain loop
+was measured for the TorchScript loop, whose time is about the same. On a GPU "auto" is the vendor's
+operator, until the kernels for it have been measured there (results/gpu).
 """
 
 from __future__ import annotations
