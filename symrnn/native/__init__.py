@@ -7,12 +7,11 @@
 symrnn.h describes the functions; :mod:`symrnn.native.interface` has their structures for ctypes;
 :mod:`symrnn.native.building`, for setup.py, knows how they are compiled. Nothing else does.
 
-**Threads**: the kernels start none. They run on the thread team of the OpenMP runtime that torch's
-own operators use, which is found through torch's library. Each call takes the number of threads:
-pass ``torch.get_num_threads()``, and ``torch.set_num_threads`` is respected, nothing is
-oversubscribed, and no second pool sleeps beside the first. In children made by fork, and where
-torch has no such runtime (one with GCC's entry points, which LLVM's and Intel's have too), they run
-on the calling thread alone.
+**Threads**: each call takes the number of threads: pass ``torch.get_num_threads()``, and
+``torch.set_num_threads`` is respected. The library has threads of its own, which spin for some
+microseconds after a call and then sleep, so that torch's own team has the cores. A call never waits
+for a thread that the system does not run, as on a busy machine. In children made by fork they are
+started anew.
 
 **Processors**: the library has kernels for AVX-512, AVX2 and any processor, and takes the best
 that runs here. The environment variable ``SYMRNN_CPU`` (avx512, avx2 or portable), read when the
@@ -131,7 +130,6 @@ def _load(path: Path) -> ctypes.CDLL:
         raise AbsentError(f"not built: {_reason(path)}; mend that and {_AGAIN}")
     lib = open_library(path, "symrnn_", FUNCTIONS, building.fingerprint(), _AGAIN)
     _choose_kernels(lib)
-    _share_threads(lib)
     return lib
 
 
@@ -153,39 +151,6 @@ def _choose_kernels(lib: ctypes.CDLL) -> None:
         raise RuntimeError(
             f"SYMRNN_CPU={name}: this processor, or this build, does not have these kernels"
         )
-
-
-_forked = False  # whether this process is a child made by fork, whose torch has lost its threads
-
-
-def _remember_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_remember_fork)
-
-
-def _share_threads(lib: ctypes.CDLL) -> None:
-    """Let the kernels run on torch's OpenMP runtime; without one they use the calling thread alone.
-
-    A search in torch's library goes on in those it is linked with, the runtime among them. That
-    one must be meant, not any that the process has: a second runtime would have a second pool of
-    threads, and would know nothing of torch.set_num_threads.
-    """
-    if _forked:
-        return
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            torch_cpu = ctypes.CDLL(str(folder / name))
-            entries = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-            addresses = [ctypes.cast(torch_cpu[entry], ctypes.c_void_p) for entry in entries]
-        except (OSError, AttributeError):
-            continue
-        lib.symrnn_use_openmp(*addresses)
-        return
 
 
 def users_frame() -> int:

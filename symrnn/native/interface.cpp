@@ -110,14 +110,12 @@ struct Reading {
     float sums[MAX_SHARES];
 
     bool prepare() { return true; }
-    void run(int thread, int threads, Barrier &barrier) {
-        for (int n = 0; n < repeat; ++n) {
-            for (int share = thread; share < shares; share += threads) {
+    void run(Team &team) {
+        for (int n = 0; n < repeat; ++n)
+            team.each(shares, [&](int share) {
                 const int64_t first = bytes * share / shares, last = bytes * (share + 1) / shares;
                 sums[share] = cpu().read(from + first, last - first);
-            }
-            barrier.wait();
-        }
+            });
     }
 };
 
@@ -151,12 +149,6 @@ const char *symrnn_cpu(void) { return cpu().name; }
 int symrnn_use_cpu(const char *name) {
     if (!name) return SYMRNN_NULL;
     return use_cpu(name) ? SYMRNN_OK : SYMRNN_CPU;
-}
-
-int symrnn_use_openmp(void *parallel, void *thread_num, void *num_threads) {
-    if (!parallel || !thread_num || !num_threads) return SYMRNN_NULL;
-    use_openmp(parallel, thread_num, num_threads);
-    return SYMRNN_OK;
 }
 
 int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates) {

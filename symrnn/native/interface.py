@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 3  # SYMRNN_INTERFACE
+INTERFACE = 4  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -131,7 +131,6 @@ FUNCTIONS: Functions = {
     "symrnn_message": (c_char_p, [c_int]),
     "symrnn_cpu": (c_char_p, []),
     "symrnn_use_cpu": (c_int, [c_char_p]),
-    "symrnn_use_openmp": (c_int, [c_void_p, c_void_p, c_void_p]),
     "symrnn_packed_length": (c_int64, [*_SHAPE]),
     "symrnn_pack": (
         c_int,

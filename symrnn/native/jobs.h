@@ -81,16 +81,14 @@ int pack_triangles(const Triangles &shape, const void *from, int64_t gate_stride
 template <typename T>
 int triangle_adjoint(const Triangles &shape, const void *from, double scale, void *to, int threads);
 
-// Runs a job on a thread team: `prepare` once, then `run` on each thread. Returns a status.
-template <typename Job>
-void run_thread(void *job, int thread, int threads, Barrier &barrier) {
-    static_cast<Job *>(job)->run(thread, threads, barrier);
-}
-
+// Runs a job, `prepare` and then `run`, with a thread team. Returns a status.
 template <typename Job>
 int run_job(Job &job, int threads) {
     const bool prepared = job.prepare();
-    if (prepared) run_team(threads, run_thread<Job>, &job);
+    if (prepared) {
+        Team team(threads);
+        job.run(team);
+    }
     scratch.trim();
     shared_scratch.trim();
     return prepared ? SYMRNN_OK : SYMRNN_MEMORY;

@@ -1,10 +1,9 @@
 // symrnn_forward and symrnn_backward: the forward and the backward pass of a layer, by a thread team.
 //
-// Small batches are split by units. At each step every thread multiplies by its share of the weights;
-// after a barrier it adds up the partial sums of its slice of the units and computes the pointwise
-// part; a second barrier ends the step. So the weights are divided among the threads' caches. Batches
-// with enough sequences for every thread are split by sequences: each thread runs its own from the
-// first step to the last, without a barrier.
+// Small batches are split by units. A step has two phases: a share multiplies by its part of the
+// weights; then it adds up the partial sums of its slice of the units and computes the pointwise part.
+// So the weights are divided among the threads' caches. Batches with enough sequences for every thread
+// are split by sequences: one phase, in which each share runs its own from the first step to the last.
 
 #include <string.h>
 
@@ -89,28 +88,28 @@ T *rows_of(void *dense, int64_t row, int64_t width) {
     return dense ? static_cast<T *>(dense) + row * width : nullptr;
 }
 
-// The shares that a thread runs, and the slice of the units (in tiles) of each.
+// Elements of a vector from which on a phase of pointwise work is worth the signals between threads.
+constexpr int64_t WORTH_A_PHASE = 4096;
+
+// The units, cut into a slice of tiles for each share.
 struct Slices {
-    int shares, thread, threads;
+    Team &team;
+    int shares;
     int64_t tiles;
+    bool small;  // whether the caller alone computes all slices
+
+    Slices(Team &team, int shares, int64_t side, int64_t batch)
+        : team(team), shares(shares), tiles(tiles_of(side)), small(side * batch < WORTH_A_PHASE) {}
 
     template <typename Work>
     void each(const Work &work) const {
-        for (int share = thread; share < shares; share += threads)
+        const auto one = [&](int share) {
             work(share, tiles * share / shares, tiles * (share + 1) / shares);
+        };
+        if (!small) return team.each(shares, one);
+        for (int share = 0; share < shares; ++share) one(share);
     }
 };
-
-// Completes a product once all shares have computed their partial sums.
-template <typename T>
-void finish(Product<T> &product, const Slices &slices, int64_t batch, Barrier &barrier) {
-    barrier.wait();
-    if (!product.folded()) return;
-    slices.each([&](int share, int64_t, int64_t) { product.reduce(share); });
-    barrier.wait();
-    slices.each([&](int share, int64_t, int64_t) { product.unfold(share, batch); });
-    barrier.wait();
-}
 
 template <typename T>
 class Forward {
@@ -141,39 +140,33 @@ class Forward {
         return arena.allocate();
     }
 
-    void run(int thread, int threads, Barrier &barrier) {
-        const Slices slices{shares_, thread, threads, tiles_of(side_)};
+    void run(Team &team) {
+        const Slices slices(team, shares_, side_, steps_.batch);
         const int64_t stride = steps_.batch * SIDE;
-        slices.each([&](int share, int64_t first, int64_t last) {
+        slices.each([&](int, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.h0, steps_.first, side_), steps_.batch, side_, stride, first,
                       last, h_);
             if (layer_.mode == SYMRNN_LSTM)
                 to_blocks(rows_of<T>(a_.c0, steps_.first, side_), steps_.batch, side_, stride,
                           first, last, c_);
-            if (layer_.ih) block_input(share);
         });
-        barrier.wait();
         if (layer_.ih) {
-            slices.each([&](int share, int64_t, int64_t) {
-                ih_.multiply(share, thread, x_, rows_);
-            });
-            if (ih_.folded()) finish(ih_, slices, rows_, barrier);
+            Slices(team, shares_, layer_.ih->columns, rows_)
+                .each([&](int, int64_t first, int64_t last) { block_input(first, last); });
+            ih_.run(team, x_, rows_);
         }
         RowCursor cursor(steps_, steps_.reverse);
         for (int64_t n = 0; n < steps_.count; ++n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
-            if (length == 0) continue;  // only when split by sequences: nobody waits at the barriers
-            slices.each([&](int share, int64_t, int64_t) {
-                hh_.multiply(share, thread, h_, length);
-            });
-            finish(hh_, slices, length, barrier);
+            if (length == 0) continue;  // only when split by sequences
+            hh_.run(team, h_, length);
             if (n + 1 < steps_.count) cursor.move_to(steps_.at(n + 1));
             const int64_t next = cursor.row();
             cursor.move_to(t);
+            const int64_t ahead = n + 1 < steps_.count ? next - cursor.row() : 0;
             slices.each([&](int, int64_t first, int64_t last) {
-                step(first, last, cursor, length, n + 1 < steps_.count ? next - cursor.row() : 0);
+                step(first, last, cursor, length, ahead);
             });
-            barrier.wait();
         }
         slices.each([&](int, int64_t first, int64_t last) {
             from_blocks(h_, steps_.batch, side_, stride, first, last,
@@ -185,14 +178,13 @@ class Forward {
     }
 
   private:
-    void block_input(int share) {
-        const int64_t inputs = layer_.ih->columns, tiles = tiles_of(inputs);
+    void block_input(int64_t first, int64_t last) {
+        const int64_t inputs = layer_.ih->columns;
         RowCursor cursor(steps_, false);
         for (int64_t t = 0; t < steps_.count; ++t) {
             cursor.move_to(t);
             to_blocks(rows_of<T>(a_.x, cursor.row(), inputs), steps_.length(t), inputs,
-                      rows_ * SIDE, tiles * share / shares_, tiles * (share + 1) / shares_,
-                      x_ + cursor.own() * SIDE);
+                      rows_ * SIDE, first, last, x_ + cursor.own() * SIDE);
         }
     }
 
@@ -257,8 +249,8 @@ class Backward {
         return arena.allocate();
     }
 
-    void run(int thread, int threads, Barrier &barrier) {
-        const Slices slices{shares_, thread, threads, tiles_of(side_)};
+    void run(Team &team) {
+        const Slices slices(team, shares_, side_, steps_.batch);
         const int64_t stride = steps_.batch * SIDE, own = steps_.first;
         slices.each([&](int, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.d_hn, own, side_), steps_.batch, side_, stride, first, last,
@@ -267,26 +259,25 @@ class Backward {
                       d_c_);
         });
         RowCursor cursor(steps_, !steps_.reverse), before(steps_, !steps_.reverse);
+        int64_t added = 0;  // sequences whose last product is still to be added to d_h_
+        const auto add = [&](int64_t first, int64_t last) {
+            if (added) kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, added * SIDE);
+        };
         for (int64_t n = steps_.count - 1; n >= 0; --n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
             if (length == 0) continue;  // as in the forward pass
             const int64_t running_before = n > 0 ? steps_.length(steps_.at(n - 1)) : 0;
             cursor.move_to(t);
             if (n > 0) before.move_to(steps_.at(n - 1));
-            // No barrier: the same share wrote its slice of the state's gradients.
             slices.each([&](int, int64_t first, int64_t last) {
+                add(first, last);
                 step(first, last, cursor.row(), length, before.row(), running_before);
             });
-            barrier.wait();
-            slices.each([&](int share, int64_t, int64_t) {
-                hh_.multiply(share, thread, d_hidden_, length);
-            });
-            finish(hh_, slices, length, barrier);
-            slices.each([&](int, int64_t first, int64_t last) {
-                kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, length * SIDE);
-            });
+            hh_.run(team, d_hidden_, length);
+            added = length;
         }
         slices.each([&](int, int64_t first, int64_t last) {
+            add(first, last);
             from_blocks(d_h_, steps_.batch, side_, stride, first, last,
                         rows_of<T>(a_.d_h0, own, side_));
             if (layer_.mode == SYMRNN_LSTM)
@@ -341,11 +332,9 @@ struct ByUnits {
 
     bool prepare() { return expanded.prepare() && pass.prepare(); }
 
-    void run(int thread, int threads, Barrier &barrier) {
-        for (int share = thread; expanded.any() && share < shares; share += threads)
-            expanded.expand(share, shares);
-        if (expanded.any()) barrier.wait();
-        pass.run(thread, threads, barrier);
+    void run(Team &team) {
+        if (expanded.any()) team.each(shares, [&](int share) { expanded.expand(share, shares); });
+        pass.run(team);
     }
 };
 
@@ -360,19 +349,17 @@ struct BySequences {
 
     bool prepare() { return expanded.prepare(); }
 
-    void run(int thread, int threads, Barrier &barrier) {
-        for (int share = thread; expanded.any() && share < shares; share += threads)
-            expanded.expand(share, shares);
-        if (expanded.any()) barrier.wait();
-        for (int share = thread; share < shares; share += threads) {
+    void run(Team &team) {
+        if (expanded.any()) team.each(shares, [&](int share) { expanded.expand(share, shares); });
+        team.each(shares, [&](int share) {
             const int64_t first = first_sequence(share), last = first_sequence(share + 1);
-            if (first == last) continue;
+            if (first == last) return;
             Pass<T> own(call, arrays, expanded, first, last - first, 1);
-            Barrier alone(1);
-            if (own.prepare()) own.run(0, 1, alone);
+            Team alone(1);
+            if (own.prepare()) own.run(alone);
             else no_memory = true;
-            if (thread > 0) scratch.trim();  // run_job trims the calling thread's
-        }
+            scratch.trim();
+        });
     }
 
     // The first sequence of share k. All shares have about as many rows.

@@ -24,15 +24,15 @@ class Matmul {
         return arena.allocate();
     }
 
-    void run(int thread, int threads, Barrier &barrier) {
-        for (int share = thread; share < shares_; share += threads) {
+    void run(Team &team) {
+        team.each(shares_, [&](int share) {
             pack(of_.a, of_.a_transposed, of_.m, range(m_tiles_, share), a_);
             pack(of_.b, !of_.b_transposed, of_.n, range(n_tiles_, share), b_);
-        }
-        barrier.wait();
-        for (int share = thread; share < shares_; share += threads)
+        });
+        team.each(shares_, [&](int share) {
             if (m_tiles_ > n_tiles_) multiply(range(m_tiles_, share), {0, n_tiles_});
             else multiply({0, m_tiles_}, range(n_tiles_, share));
+        });
     }
 
   private:

@@ -29,29 +29,15 @@ struct Multiply {
         return arena.allocate();
     }
 
-    void run(int thread, int threads, Barrier &barrier) {
+    void run(Team &team) {
         const int64_t stride = batch * SIDE, y_tiles = tiles_of(y_side());
-        const auto each_share = [&](const auto &work) {
-            for (int share = thread; share < shares; share += threads) work(share);
-        };
-        if (thread == 0)
-            for (int g = 0; g < x_gates(); ++g)
-                for (int64_t b = 0; b < batch; ++b)  // the gates of a row are adjacent
-                    for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
-                        blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
-                            i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
-        barrier.wait();
-        for (int n = 0; n < repeat; ++n) {
-            each_share([&](int share) { product.multiply(share, thread, blocked, batch); });
-            barrier.wait();
-            if (product.folded()) {
-                each_share([&](int share) { product.reduce(share); });
-                barrier.wait();
-                each_share([&](int share) { product.unfold(share, batch); });
-                barrier.wait();
-            }
-        }
-        each_share([&](int share) {
+        for (int g = 0; g < x_gates(); ++g)
+            for (int64_t b = 0; b < batch; ++b)  // the gates of a row are adjacent
+                for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
+                    blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
+                        i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
+        for (int n = 0; n < repeat; ++n) product.run(team, blocked, batch);
+        team.each(shares, [&](int share) {
             const PartialSums sums = product.partial_sums(0);
             for (int64_t tile = y_tiles * share / shares; tile < y_tiles * (share + 1) / shares;
                  ++tile) {

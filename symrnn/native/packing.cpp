@@ -16,21 +16,19 @@ struct Packing {
 
     bool prepare() { return true; }
 
-    void run(int thread, int threads, Barrier &) {
-        const auto [symmetric, rows, columns, gates] = shape;
-        const int64_t tile_columns = tiles_of(columns);
-        for (int share = thread; share < shares; share += threads) {
+    void run(Team &team) {
+        const int64_t panels = tiles_of(shape.rows), tile_columns = tiles_of(shape.columns);
+        team.each(shares, [&](int share) {
             const int64_t last =
-                first_panel(symmetric, tiles_of(rows), tile_columns, share + 1, shares);
-            for (int64_t panel =
-                     first_panel(symmetric, tiles_of(rows), tile_columns, share, shares);
+                first_panel(shape.symmetric, panels, tile_columns, share + 1, shares);
+            for (int64_t panel = first_panel(shape.symmetric, panels, tile_columns, share, shares);
                  panel < last; ++panel) {
-                int64_t at = panel_start(symmetric, tile_columns, gates, panel);
-                for (int g = 0; g < gates; ++g)
-                    for (int64_t q = symmetric ? panel : 0; q < tile_columns; ++q, at += TILE)
+                int64_t at = panel_start(shape.symmetric, tile_columns, shape.gates, panel);
+                for (int g = 0; g < shape.gates; ++g)
+                    for (int64_t q = shape.symmetric ? panel : 0; q < tile_columns; ++q, at += TILE)
                         tile(from + g * gate_stride, panel, q, at);
             }
-        }
+        });
     }
 
     void tile(const T *matrix, int64_t panel, int64_t q, int64_t at) {

@@ -15,10 +15,11 @@
 #include "layout.h"
 #include "scratch.h"
 #include "symrnn.h"
+#include "threads.h"
 
 namespace symrnn {
 
-constexpr int MAX_SHARES = PartialSums::MAX;
+constexpr int MAX_SHARES = PartialSums::MAX;  // and of threads
 constexpr int MAX_TERMS = 8;
 
 inline int shares_for(int threads) { return std::clamp(threads, 1, MAX_SHARES); }
@@ -48,9 +49,9 @@ void apply(const symrnn_map &map, int64_t first, int64_t last, int64_t batch, in
 
 // A product by a thread team: y (G, H) = W · x (C), or transposed y (C) = Σ W[g]ᵀ · x (G, H).
 //
-// `multiply` computes a share's partial sum. Without maps the result is the partial sums of all
-// shares. With maps the product is folded: `reduce` adds the partial sums, then `unfold` applies the
-// output maps. `partial_sums` says where the result is.
+// Each share computes a partial sum. Without maps the result is the partial sums of all shares. With
+// maps the product is folded: the partial sums are added, then the output maps are applied.
+// `partial_sums` says where the result is.
 template <typename T>
 class Product {
   public:
@@ -88,7 +89,7 @@ class Product {
     void reserve(Arena &arena) {
         arena.reserve(sums_, sum_size_ * shares_);
         if (folded_) {
-            arena.reserve(inputs_, folded_in_ * shares_);  // one for each thread
+            arena.reserve(inputs_, folded_in_ * shares_);  // one for each share
             arena.reserve(result_, y_gates_ * y_gate_);
         }
     }
@@ -96,13 +97,36 @@ class Product {
     bool folded() const { return folded_; }
     int64_t x_gate() const { return tiles_of(transposed_ ? w_.rows : w_.columns) * stride_; }
 
-    // The share's partial sum of the product with `batch` vectors; x as [gate][tile][b][16].
-    void multiply(int share, int thread, const T *x, int64_t batch) {
+    // The whole product with `batch` vectors; x as [gate][tile][b][16].
+    void run(Team &team, const T *x, int64_t batch) {
+        team.each(shares_, [&](int share) { multiply(share, x, batch); });
+        if (!folded_) return;
+        team.each(shares_, [&](int share) { reduce(share); });
+        team.each(shares_, [&](int share) { unfold(share, batch); });
+    }
+
+    // The result, from row `b` on.
+    PartialSums partial_sums(int64_t b) const {
+        PartialSums found;
+        found.stride = stride_;
+        found.gate = y_gate_;
+        found.count = folded_ ? 1 : shares_;
+        if (folded_) found.sum[0] = {result_ + b * SIDE, 0, tiles_of(y_side_)};
+        else
+            for (int s = 0; s < shares_; ++s)
+                found.sum[s] = {sums_ + s * sum_size_ + b * SIDE, touched_[s].first,
+                                 touched_[s].last};
+        return found;
+    }
+
+  private:
+    // The share's partial sum of the product.
+    void multiply(int share, const T *x, int64_t batch) {
         T *const sum = sums_ + share * sum_size_;
         const T *folded_x = x;
         if (folded_) {
-            folded_x = inputs_ + thread * folded_in_;
-            if (share == thread) fold(x, batch, inputs_ + thread * folded_in_);
+            folded_x = inputs_ + share * folded_in_;
+            fold(x, batch, inputs_ + share * folded_in_);
             memset(sum, 0, sum_size_ * sizeof(T));
         } else {
             const Range hull = touched_[share];
@@ -132,12 +156,12 @@ class Product {
             m.y = sum + term_[n].at;
             m.x_gate = transposed_ ? (folded_ ? term_[n].in : x_gate()) : 0;
             m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
-            run(m);
+            call_kernel(m);
         }
     }
 
-    // Of a folded product: adds up this share's range of tiles, over all partial sums. A barrier
-    // stands before and after it.
+    // Of a folded product: adds up this share's range of tiles, over all partial sums. A phase of its
+    // own.
     void reduce(int share) {
         const int64_t tiles = sum_size_ / stride_;
         const int64_t first = tiles * share / shares_, last = tiles * (share + 1) / shares_;
@@ -170,21 +194,6 @@ class Product {
         }
     }
 
-    // The result, from row `b` on.
-    PartialSums partial_sums(int64_t b) const {
-        PartialSums found;
-        found.stride = stride_;
-        found.gate = y_gate_;
-        found.count = folded_ ? 1 : shares_;
-        if (folded_) found.sum[0] = {result_ + b * SIDE, 0, tiles_of(y_side_)};
-        else
-            for (int s = 0; s < shares_; ++s)
-                found.sum[s] = {sums_ + s * sum_size_ + b * SIDE, touched_[s].first,
-                                 touched_[s].last};
-        return found;
-    }
-
-  private:
     struct Range {
         int64_t first, last;
     };
@@ -251,7 +260,7 @@ class Product {
         }
     }
 
-    void run(const Multiplication &m) {
+    void call_kernel(const Multiplication &m) {
         if (w_.dtype == SYMRNN_BFLOAT16) kernels<T>().multiply_bfloat16(m);
         else kernels<T>().multiply(m);
     }
@@ -325,7 +334,7 @@ class Expanded {
     const symrnn_product &product() const { return product_; }
     const bool *own_transpose() const { return expanded_; }
 
-    // Expands one of so many shares. A barrier must follow.
+    // Expands one of so many shares. A phase of its own.
     void expand(int share, int shares) {
         for (int n = 0; n < w_.terms; ++n) {
             if (!expanded_[n]) continue;

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 3
+#define SYMRNN_INTERFACE 4
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -96,13 +96,11 @@ const char *symrnn_message(int status); /* never null */
 const char *symrnn_cpu(void);
 int symrnn_use_cpu(const char *name);
 
-/* Run on the threads of an OpenMP runtime of this process, given by the addresses of its
- * GOMP_parallel, omp_get_thread_num and omp_get_num_threads. Without one, and in children made by
- * fork, everything runs on the calling thread. Not to be called while other functions run.
- *
- * `threads`, an argument below, is the size of the thread team (clamped to 1 … 64). It decides how
- * sums are split, and so every bit of a result; how many threads the runtime gives does not. */
-int symrnn_use_openmp(void *parallel, void *thread_num, void *num_threads);
+/* `threads`, an argument below, is the size of the thread team, the caller included (clamped to
+ * 1 … 64). It decides how sums are split, and so every bit of a result; how many threads come does
+ * not. The library has threads of its own for it, which sleep between calls, in children made by
+ * fork too. A call never waits for a thread that the system does not run: its work is divided into
+ * shares that are claimed, and the caller claims what is left. */
 
 /* The number of elements of the packed matrices of so many gates; if negative, minus a status. */
 int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates);

@@ -1,16 +1,27 @@
-// Thread teams of the OpenMP runtime that the process already has.
+// Thread teams whose caller never waits for a thread that has not come.
 //
-// A second thread pool beside PyTorch's would compete with it: its threads spin for milliseconds
-// after each parallel region, on the cores that ours need. So no runtime is linked; the caller
-// passes the entry points of the one in use.
+// Each share of a phase has a word that says which phase it belongs to and how far it is: open,
+// claimed, done. The caller opens the words, claims what it can, and waits for the others; helper i
+// waits for a change of word i. A claim is a compare-and-swap from "open in phase p", so a helper that
+// slept through phases cannot claim by what it saw before: words only grow. What a phase runs is read
+// after a claim alone, when the caller cannot have left the phase. All words live as long as the
+// process, so a helper may look at them at any time.
 
 #include "threads.h"
 
-#include <new>
+#include <stdint.h>
 
-#if defined(__unix__) || defined(__APPLE__)
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -19,92 +30,237 @@
 namespace symrnn {
 namespace {
 
-using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-using Count = int (*)();
+enum : uint64_t { OPEN = 0, CLAIMED = 1, DONE = 2 };
 
-struct OpenMP {
-    Parallel parallel;
-    Count thread_num;
-    Count num_threads;
-};
+constexpr uint64_t word_of(uint64_t phase, uint64_t state) { return phase << 2 | state; }
+constexpr uint64_t phase_of(uint64_t word) { return word >> 2; }
 
-OpenMP runtime{};
-std::atomic<bool> usable{false};
-
-// A child made by fork has one thread, but the runtime still counts on the others: the next parallel
-// region would wait for them for ever.
-void forget_threads() { usable.store(false); }
+// How long a helper spins after a phase. Steps of a stream come faster than this; what spins longer
+// takes the core from torch's own threads, and, on a busy machine, spends the time slice that the next
+// phase needs.
+constexpr std::chrono::microseconds SPIN{60};
+constexpr int PAUSES_BETWEEN_LOOKS = 32;  // at the clock, and at who runs where
 
 void spin_pause() {
 #if defined(__x86_64__) || defined(__i386__)
     _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
 }
 
-void yield_thread() {
-#if defined(__unix__) || defined(__APPLE__)
-    sched_yield();
+int current_cpu() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
 #endif
 }
 
-struct Region {
-    OpenMP runtime;
-    Body body;
-    void *work;
-    alignas(64) std::atomic<int> state;  // of the barrier. 0: none, 1: being made, 2: ready
-    alignas(Barrier) unsigned char barrier[sizeof(Barrier)];
-};
+// Moves the calling thread off a core, if it may run on others.
+void leave_cpu(int cpu) {
+#if defined(__linux__)
+    cpu_set_t others;
+    if (sched_getaffinity(getpid(), sizeof others, &others) != 0) return;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others);
+#else
+    (void)cpu;
+#endif
+}
 
-// The size of a team is known only inside the parallel region, so its barrier is made there.
-void enter(void *argument) {
-    auto &region = *static_cast<Region *>(argument);
-    const int threads = region.runtime.num_threads();
-    int none = 0;
-    if (region.state.compare_exchange_strong(none, 1)) {
-        new (region.barrier) Barrier(threads);
-        region.state.store(2, std::memory_order_release);
+int usable_cpus() {
+#if defined(__linux__)
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
+#endif
+    return MAX_THREADS;
+}
+
+// A word of one share, and the sleep of the helper that begins with it. On a cache line of its own.
+struct alignas(64) Share {
+    std::atomic<uint64_t> word{word_of(0, DONE)};
+    std::atomic<uint32_t> asleep{0};
+
+    bool claim(uint64_t phase) {
+        uint64_t open = word_of(phase, OPEN);
+        return word.load(std::memory_order_relaxed) == open &&
+               word.compare_exchange_strong(open, word_of(phase, CLAIMED), std::memory_order_acquire,
+                                            std::memory_order_relaxed);
     }
-    while (region.state.load(std::memory_order_acquire) != 2) yield_thread();
-    region.body(region.work, region.runtime.thread_num(), threads,
-                *reinterpret_cast<Barrier *>(region.barrier));
-}
+
+#if defined(__linux__)
+    // Until a phase after `seen` is open. Either the caller sees that the helper sleeps, or the helper
+    // sees the caller's word.
+    void sleep(uint64_t seen) {
+        asleep.store(1, std::memory_order_seq_cst);
+        while (phase_of(word.load(std::memory_order_seq_cst)) == seen && asleep.load() == 1)
+            syscall(SYS_futex, &asleep, FUTEX_WAIT_PRIVATE, 1, nullptr, nullptr, 0);
+        asleep.store(0, std::memory_order_relaxed);
+    }
+    void wake() {
+        if (asleep.load(std::memory_order_seq_cst) == 0) return;
+        asleep.store(0, std::memory_order_seq_cst);
+        syscall(SYS_futex, &asleep, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+    }
+#else
+    pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+    void sleep(uint64_t seen) {
+        pthread_mutex_lock(&mutex);
+        asleep.store(1, std::memory_order_seq_cst);
+        while (phase_of(word.load(std::memory_order_seq_cst)) == seen && asleep.load() == 1)
+            pthread_cond_wait(&changed, &mutex);
+        asleep.store(0, std::memory_order_relaxed);
+        pthread_mutex_unlock(&mutex);
+    }
+    void wake() {
+        if (asleep.load(std::memory_order_seq_cst) == 0) return;
+        pthread_mutex_lock(&mutex);
+        asleep.store(0, std::memory_order_seq_cst);
+        pthread_cond_signal(&changed);
+        pthread_mutex_unlock(&mutex);
+    }
+#endif
+};
 
 }  // namespace
 
-void Barrier::wait() {
-    if (threads_ == 1) return;
-    const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        round_.store(round + 1, std::memory_order_release);
-        return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-        if (spins < 2000) spin_pause();
-        else yield_thread();
+struct Crew {
+    std::atomic<bool> taken{false};
+    std::atomic<int> caller_cpu{-1};
+    std::atomic<int> shares{0};
+    uint64_t phase = 0;
+    int helpers = 0;  // started so far; helper i is the i-th thread of a team, from 1 on
+    void (*function)(const void *, int) = nullptr;
+    const void *work = nullptr;
+    Share share[MAX_THREADS];
+    struct Helper {
+        Crew *crew;
+        int own;
+    } helper[MAX_THREADS];
+
+    void start_helpers(int count);
+    void help(int own);
+    uint64_t next_phase(int own, uint64_t seen);
+    void work_on(uint64_t phase, int first, int shares);
+};
+
+namespace {
+
+// As many teams can have helpers at once.
+constexpr int MAX_CREWS = 16;
+Crew crews[MAX_CREWS];
+
+void *run_helper(void *argument) {
+    const auto &helper = *static_cast<Crew::Helper *>(argument);
+    helper.crew->help(helper.own);
+    return nullptr;
 }
 
-void run_team(int threads, Body body, void *work) {
-    if (threads <= 1 || !usable.load(std::memory_order_acquire)) {
-        Barrier alone(1);
-        body(work, 0, 1, alone);
-        return;
+// A child made by fork has one thread: helpers are started anew when a team wants them.
+void forget_helpers() {
+    for (Crew &crew : crews) {
+        crew.helpers = 0;
+        crew.taken.store(false);
+        for (Share &share : crew.share) share.asleep.store(0);
     }
-    Region region{runtime, body, work, {0}, {}};
-    region.runtime.parallel(enter, &region, static_cast<unsigned>(threads), 0);
 }
 
-void use_openmp(void *parallel, void *thread_num, void *num_threads) {
-    static bool hooked = false;
-    usable.store(false);
-    runtime = {reinterpret_cast<Parallel>(parallel), reinterpret_cast<Count>(thread_num),
-               reinterpret_cast<Count>(num_threads)};
-#if defined(__unix__) || defined(__APPLE__)
-    if (!hooked) hooked = pthread_atfork(nullptr, nullptr, forget_threads) == 0;
-    usable.store(hooked && parallel && thread_num && num_threads, std::memory_order_release);
-#else
-    usable.store(parallel && thread_num && num_threads, std::memory_order_release);
-#endif
+bool forks_are_seen() {
+    static const bool hooked = pthread_atfork(nullptr, nullptr, forget_helpers) == 0;
+    return hooked;
+}
+
+thread_local int last_crew = 0;  // whose helpers' caches have what this thread's last team read
+
+}  // namespace
+
+void Crew::work_on(uint64_t phase, int first, int shares) {
+    for (int n = 0; n < shares; ++n) {
+        const int k = (first + n) % shares;
+        if (!share[k].claim(phase)) continue;
+        function(work, k);
+        share[k].word.store(word_of(phase, DONE), std::memory_order_release);
+    }
+}
+
+// The life of a helper.
+void Crew::help(int own) {
+    uint64_t seen = 0;  // the last phase that it looked at
+    for (;;) {
+        const uint64_t phase = next_phase(own, seen);
+        work_on(phase, own, shares.load(std::memory_order_relaxed));
+        seen = phase;
+    }
+}
+
+uint64_t Crew::next_phase(int own, uint64_t seen) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int pauses = 1;; ++pauses) {
+        const uint64_t phase = phase_of(share[own].word.load(std::memory_order_acquire));
+        if (phase != seen) return phase;
+        spin_pause();
+        if (pauses % PAUSES_BETWEEN_LOOKS) continue;
+        // Where the system put this thread on the caller's core, each keeps the other from running.
+        const int cpu = current_cpu();
+        if (cpu >= 0 && cpu == caller_cpu.load(std::memory_order_relaxed)) leave_cpu(cpu);
+        if (std::chrono::steady_clock::now() - start > SPIN) share[own].sleep(seen);
+    }
+}
+
+void Crew::start_helpers(int count) {
+    if (count <= helpers) return;
+    // Signals are for the threads of the program.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_t detached;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    for (pthread_t thread; helpers < count; ++helpers) {
+        const int own = helpers + 1;
+        helper[own] = {this, own};
+        if (pthread_create(&thread, &detached, run_helper, &helper[own]) != 0) break;
+    }
+    pthread_attr_destroy(&detached);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+Team::Team(int threads) : threads_(std::min(threads, MAX_THREADS)) {
+    if (threads_ <= 1 || !forks_are_seen()) return;
+    for (int n = 0; n < MAX_CREWS && !crew_; ++n) {
+        Crew &crew = crews[(last_crew + n) % MAX_CREWS];
+        if (crew.taken.exchange(true, std::memory_order_acquire)) continue;
+        last_crew = (last_crew + n) % MAX_CREWS;
+        crew_ = &crew;
+    }
+    if (!crew_) return;
+    if (crew_->helpers < threads_ - 1)  // more threads than cores would wait for each other
+        crew_->start_helpers(std::min(threads_, usable_cpus()) - 1);
+    crew_->caller_cpu.store(current_cpu(), std::memory_order_relaxed);
+}
+
+Team::~Team() {
+    if (crew_) crew_->taken.store(false, std::memory_order_release);
+}
+
+void Team::run(int shares, Function function, const void *work) {
+    Crew &crew = *crew_;
+    const uint64_t phase = ++crew.phase;
+    crew.function = function;
+    crew.work = work;
+    crew.shares.store(shares, std::memory_order_relaxed);
+    for (int k = 0; k < shares; ++k)
+        crew.share[k].word.store(word_of(phase, OPEN), std::memory_order_seq_cst);
+    for (int k = 1; k < std::min(shares, crew.helpers + 1); ++k) crew.share[k].wake();
+    crew.work_on(phase, 0, shares);
+    for (int k = 0; k < shares; ++k)
+        for (int pauses = 0; crew.share[k].word.load(std::memory_order_acquire) != word_of(phase, DONE);
+             ++pauses)
+            if (pauses < 2000) spin_pause();
+            else sched_yield();
 }
 
 }  // namespace symrnn

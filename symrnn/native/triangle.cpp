@@ -22,13 +22,13 @@ struct ByPanels {
 
     bool prepare() { return true; }
 
-    void run(int thread, int threads, Barrier &) {
+    void run(Team &team) {
         const int64_t tiles = tiles_of(side);
-        for (int share = thread; share < shares; share += threads) {
+        team.each(shares, [&](int share) {
             const int64_t last = first_panel(true, tiles, tiles, share + 1, shares);
             for (int64_t p = first_panel(true, tiles, tiles, share, shares); p < last; ++p)
                 panel(p);
-        }
+        });
     }
 };
 
