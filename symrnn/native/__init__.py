@@ -41,6 +41,7 @@ from symrnn.native.interface import (
     Mode,
     Product,
     Status,
+    Stream,
     Term,
 )
 from symrnn.native.loading import AbsentError, open_library
@@ -54,6 +55,7 @@ __all__ = [
     "Mode",
     "Product",
     "Status",
+    "Stream",
     "Term",
     "available",
     "check",
