@@ -28,8 +28,6 @@ import threading
 import warnings
 from pathlib import Path
 
-import torch
-
 from symrnn.native import building
 from symrnn.native.interface import (
     FUNCTIONS,

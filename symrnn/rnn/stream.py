@@ -53,12 +53,18 @@ class Stream:
         self._module: Any = None
         if _can_be_packed(module):
             weights = module.layer_weights()
-            fused.check(self._state[0].new_empty(1, batch, self._input_size), self._state, weights, attributes)
+            fused.check(
+                self._state[0].new_empty(1, batch, self._input_size),
+                self._state,
+                weights,
+                attributes,
+            )
             self._packed = PackedStack(weights, attributes)
             self._bound = self._packed.bind(self._state)
         else:
             self._module = copy.deepcopy(module).eval().requires_grad_(False)
         self._step_shape = (batch, self._input_size)
+        self._out_shape = (batch, self._width)
 
     def __call__(
         self, x: Tensor, *, out: Tensor | None = None, rows: Sequence[int] | Tensor | None = None
@@ -70,7 +76,8 @@ class Stream:
         rows: which of the sequences these are, B' different indices, where not all go on: x is then
             (B', I) or (T, B', I).
 
-        Returns (B, H) or (T, B, H): in the form of x. ValueError for another shape, dtype or device.
+        Returns (B, H) or (T, B, H): in the form of x. Raises ValueError for another shape, dtype or
+        device.
         """
         packed = self._packed
         # A step of a small layer takes less time than general checks do.
@@ -88,7 +95,7 @@ class Stream:
             if out is None:
                 out = torch.empty(self.batch, self._width, dtype=self._dtype)
             else:
-                self._check_out(out, (self.batch, self._width))
+                self._check_out(out, self._out_shape)
             packed.advance(self._bound, 1, self.batch, x, out)
             return out
         return self._general(x, out, rows)
@@ -159,11 +166,15 @@ class Stream:
                 hx = self._module(x[0], self._whole(state))
                 new = [hx] if len(state) == 1 else list(hx)
                 return new[0].unsqueeze(0), new
-            output, hx = self._module(x.transpose(0, 1) if self._batch_first else x, self._whole(state))
+            output, hx = self._module(
+                x.transpose(0, 1) if self._batch_first else x, self._whole(state)
+            )
             new = [hx] if len(state) == 1 else list(hx)
             return output.transpose(0, 1) if self._batch_first else output, new
         if autocast_on("cpu"):
-            raise RuntimeError("this stream was made outside autocast: call it there, or make another")
+            raise RuntimeError(
+                "this stream was made outside autocast: call it there, or make another"
+            )
         x = x.contiguous()
         output = x.new_empty(*x.shape[:2], self._width)
         bound = self._bound if state is self._state else self._packed.bind(state)
@@ -194,7 +205,7 @@ class Stream:
     def _check_out(self, out: Tensor, shape: tuple[int, ...]) -> None:
         place = self._state[0].device
         if (
-            tuple(out.shape) != shape
+            out.shape != shape
             or out.dtype != self._dtype
             or out.device != place
             or not out.is_contiguous()
@@ -210,7 +221,9 @@ class Stream:
     def _indices(self, rows: Sequence[int] | Tensor) -> Tensor:
         found = [int(row) for row in rows]
         if len(set(found)) != len(found) or not all(0 <= row < self.batch for row in found):
-            raise ValueError(f"rows should be different ints from 0 to {self.batch - 1}, got: {found}")
+            raise ValueError(
+                f"rows should be different ints from 0 to {self.batch - 1}, got: {found}"
+            )
         return torch.tensor(found, dtype=torch.int64, device=self._state[0].device)
 
 
@@ -219,7 +232,10 @@ def _can_be_packed(module: GatedModule) -> bool:
     weight = module._some_weight()
     if module.backend not in ("auto", "fused") or module.proj_size or not weight.is_cpu:
         return False
-    if weight.dtype not in (torch.float32, torch.float64) or not torch_state.can_bypass_dispatcher():
+    if (
+        weight.dtype not in (torch.float32, torch.float64)
+        or not torch_state.can_bypass_dispatcher()
+    ):
         return False
     native.notice()
     return native.available()

@@ -131,7 +131,9 @@ def test_a_state_is_copied_out_and_in() -> None:
     other = layer.stream(2)
     other.state = before
     close(other(x[2:]), after, 0)
-    with pytest.raises(ValueError, match=r"state should have the shapes \[\(2, 2, 18\), \(2, 2, 18\)"):
+    with pytest.raises(
+        ValueError, match=r"state should have the shapes \[\(2, 2, 18\), \(2, 2, 18\)"
+    ):
         other.state = (before[0][:, :1], before[1][:, :1])
     gru = SymGRU(6, 18).stream()
     gru.state = torch.ones(1, 1, 18)
@@ -150,7 +152,7 @@ def test_the_output_goes_where_it_is_wanted(backend: str) -> None:
     assert one(x[1:], out=two) is two
     close(two, other(x[1:]), 0)
     for wrong in (torch.empty(2, 18), torch.empty(1, 18).double(), torch.empty(1, 36)[:, ::2]):
-        with pytest.raises(ValueError, match="out should be a contiguous torch.float32 tensor of"):
+        with pytest.raises(ValueError, match="out should be a contiguous"):
             one(x[0], out=wrong)
 
 
@@ -213,11 +215,15 @@ def test_what_is_wrong_is_named() -> None:
         stream(torch.randn(3, 4))
     with pytest.raises(ValueError, match=r"got: \(0, 2, 4\)"):
         stream(torch.randn(0, 2, 4))
-    with pytest.raises(ValueError, match="x should be torch.float32, got: torch.float64"):
+    with pytest.raises(ValueError, match=r"x should be torch\.float32, got: torch\.float64"):
         stream(torch.randn(2, 4).double())
-    with pytest.raises(ValueError, match=r"rows should be different ints from 0 to 1, got: \[0, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"rows should be different ints from 0 to 1, got: \[0, 2\]"
+    ):
         stream(torch.randn(2, 4), rows=[0, 2])
-    with pytest.raises(ValueError, match=r"rows should be different ints from 0 to 1, got: \[1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"rows should be different ints from 0 to 1, got: \[1, 1\]"
+    ):
         stream.reset([1, 1])
     with pytest.raises(RuntimeError, match="a stream changes its state in place"):
         torch.func.vmap(stream)(torch.randn(3, 2, 4))
