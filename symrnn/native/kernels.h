@@ -15,7 +15,8 @@ namespace symrnn {
 struct Multiplication {
     const void *packed;
     bool symmetric, transposed;
-    bool prefetch;  // whether to prefetch tiles
+    bool prefetch;  // whether to prefetch tiles for many vectors
+    int64_t ahead;  // how many tiles ahead to prefetch for few; 0 for not
     int gates;
     const int *gate;
     int64_t columns;      // in tiles
@@ -100,6 +101,7 @@ struct Cpu {
     const Kernels<float> *float32;
     const Kernels<double> *float64;
     float (*read)(const void *from, int64_t bytes);
+    int ahead;  // how many tiles ahead a product with few vectors prefetches, where L2 ends
 };
 
 // Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.

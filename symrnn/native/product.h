@@ -159,7 +159,8 @@ class Product {
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
-            m.prefetch = wants_prefetch(t);
+            m.prefetch = bytes_of(t) > MANY_PREFETCH;
+            m.ahead = bytes_of(t) > FEW_PREFETCH ? cpu().ahead : 0;
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
             m.columns = tiles_of(t.columns);
@@ -227,12 +228,13 @@ class Product {
                 first_panel(t.symmetric, panels, columns, share + 1, shares_)};
     }
 
-    // Whether a term exceeds the caches by so much that prefetching its tiles pays. Measured: at half
-    // this size prefetching costs more than it saves.
-    bool wants_prefetch(const symrnn_term &t) const {
+    // Sizes of packed matrices from which on prefetching their tiles pays. Measured: with many vectors
+    // it costs more than it saves at half of this; with few where the matrices do not fit a core's L2.
+    static constexpr int64_t MANY_PREFETCH = int64_t(16) << 20, FEW_PREFETCH = int64_t(1) << 20;
+
+    int64_t bytes_of(const symrnn_term &t) const {
         const int64_t size = w_.dtype == SYMRNN_BFLOAT16 ? 2 : sizeof(T);
-        return packed_length(t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) * size >
-               int64_t(16) << 20;
+        return packed_length(t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) * size;
     }
 
     // The tiles of the result that a share adds to.
