@@ -101,7 +101,6 @@ struct Cpu {
     const Kernels<float> *float32;
     const Kernels<double> *float64;
     float (*read)(const void *from, int64_t bytes);
-    int ahead;  // how many tiles ahead a product with few vectors prefetches, where L2 ends
 };
 
 // Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.

@@ -22,7 +22,7 @@ namespace avx2 {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, read, 8};
+static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, read};
 
 }  // namespace avx2
 

@@ -13,7 +13,7 @@ namespace portable {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, read, 0};
+static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, read};
 
 }  // namespace portable
 

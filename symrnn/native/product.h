@@ -160,7 +160,7 @@ class Product {
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
             m.prefetch = bytes_of(t) > MANY_PREFETCH;
-            m.ahead = bytes_of(t) > FEW_PREFETCH ? cpu().ahead : 0;
+            m.ahead = bytes_of(t) > FEW_PREFETCH ? tiles_ahead() : 0;
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
             m.columns = tiles_of(t.columns);
@@ -229,8 +229,8 @@ class Product {
     }
 
     // Sizes of packed matrices from which on prefetching their tiles pays. Measured: with many vectors
-    // it costs more than it saves at half of this; with few where the matrices do not fit a core's L2.
-    static constexpr int64_t MANY_PREFETCH = int64_t(16) << 20, FEW_PREFETCH = int64_t(1) << 20;
+    // it costs more than it saves at half of this; with few it pays beyond a core's L2.
+    static constexpr int64_t MANY_PREFETCH = int64_t(16) << 20, FEW_PREFETCH = int64_t(2) << 20;
 
     int64_t bytes_of(const symrnn_term &t) const {
         const int64_t size = w_.dtype == SYMRNN_BFLOAT16 ? 2 : sizeof(T);
