@@ -97,6 +97,12 @@ class EncodedText:
     def __repr__(self) -> str:
         return f"EncodedText({self.name}, {self.tokens} tokens, {self.lines} lines)"
 
+    def count(self, id: int) -> int:
+        """How many of the ids are this one."""
+        step = _CHUNK  # not all at once: an array of bools as long as the text
+        chunks = (self.ids[start : start + step] for start in range(0, self.tokens, step))
+        return sum(int(np.count_nonzero(chunk == id)) for chunk in chunks)
+
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], codec: Codec | None = None, *, verify: bool = False

@@ -48,7 +48,7 @@ class Block:
 
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, or a DataError that says why not."""
+    """The file or pipe opened for reading bytes, or a DataError that says why not."""
     try:
         if os.path.isdir(path):
             raise DataError(f"{os.fspath(path)!r} is a folder, want a text file")
@@ -57,19 +57,30 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
         raise DataError(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
 
+def standard_input() -> BinaryIO:
+    """Standard input as bytes, or a DataError if it is closed."""
+    if sys.stdin is None:
+        raise DataError("standard input is closed: there is no text to read")
+    return sys.stdin.buffer
+
+
 def read_blocks(
-    path: str | os.PathLike[str], *, whole_lines: bool = True, progress: bool = False
+    path: str | os.PathLike[str] | BinaryIO, *, whole_lines: bool = True, progress: bool = False
 ) -> Iterator[Block]:
     """The text of a file, block by block.
 
+    path: of a file or a pipe; or a binary stream, which is read to its end and closed.
     whole_lines: every block ends at a line end. Otherwise a block may end after any word, so
         that a single line of any length can be read.
     progress: show a bar on a terminal.
     """
-    name = repr(os.fspath(path))
+    if isinstance(path, (str, os.PathLike)):
+        name, stream = repr(os.fspath(path)), open_binary(path)
+    else:
+        name, stream = str(getattr(path, "name", "the text")), path
     with (
-        open_binary(path) as file,
-        progress_bar(os.fstat(file.fileno()).st_size, f"reading {name}", progress) as bar,
+        stream as file,
+        progress_bar(_size(file), f"reading {name}", progress) as bar,
     ):
         rest = file.read(len(codecs.BOM_UTF8))
         start = len(rest) if rest == codecs.BOM_UTF8 else 0
@@ -155,6 +166,14 @@ def progress_bar(total: int | None, what: str, show: bool) -> Any:
             return _NoBar()
         return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
     return _NoBar()
+
+
+def _size(file: BinaryIO) -> int | None:
+    """How many bytes a file has; None for a pipe and for a stream in memory."""
+    try:
+        return os.fstat(file.fileno()).st_size or None
+    except OSError:
+        return None
 
 
 class _NoBar:

@@ -15,6 +15,7 @@ import torch
 import lm.evaluate
 import lm.generate
 import lm.train
+from data import open_corpus
 from lm.model import LanguageModel
 from lm.spectrum import spectrum_figure
 from symrnn import native, open_packed
@@ -80,6 +81,10 @@ def test_the_builtin_corpus_and_its_bound(
     report = capsys.readouterr().out
     bound = float(report.split("test perplexity")[1].split("best possible ")[1].split(")")[0])
     assert bound < value_of(out, "test/perplexity") < 5 * bound
+    for split, best in open_corpus("builtin").entropy.perplexity.items():
+        if split != "train":
+            lm.evaluate.main([str(out), "--split", split, "--threads", "1"])
+            assert f"best possible         {best:.4f} per word\n" in capsys.readouterr().out
 
 
 def test_what_a_run_leaves_behind(
