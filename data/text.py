@@ -9,8 +9,9 @@ What counts as a line, everywhere in this package:
   white space separate words;
 - a UTF-8 byte order mark at the start of a file is not part of the text.
 
-Refused with a DataError that names the file and the place: bytes that are not UTF-8, NUL bytes
-(a sign of UTF-16 or of a binary file), a missing file, a file without any text.
+Refused with a DataError that names the file and the place: bytes that are not UTF-8 (in a str:
+surrogates, as which Python has such bytes of a command line), NUL bytes (a sign of UTF-16 or of a
+binary file), a missing file, a file without any text.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def read_blocks(
 def blocks_of_lines(lines: Iterable[str], name: str) -> Iterator[Block]:
     """The same from lines in memory (or from any iterable of str), each with or without its `\\n`.
 
-    DataError, naming `name` and the line's number, for an item that is no str, has a `\\n` within
-    or a NUL; and if there is no line at all.
+    DataError, naming `name` and the line's number, for an item that is no str, has a `\\n` within,
+    a NUL or a surrogate; and if there is no line at all.
     """
     gathered: list[str] = []
     size, first, number = 0, 1, 0
@@ -139,6 +140,8 @@ def blocks_of_lines(lines: Iterable[str], name: str) -> Iterator[Block]:
             raise DataError(f"{name}, line {number}: a line end within the line: {line[:80]!r}")
         if "\0" in line:
             raise DataError(f"{name}, line {number}: a NUL character is not text")
+        if not is_unicode(line):
+            raise DataError(f"{name}, line {number}: not UTF-8: {line[:80]!r}")
         gathered.append(line)
         size += len(line)
         if size > BLOCK_BYTES:
@@ -155,6 +158,15 @@ def strip_line_end(line: str) -> str:
     if line.endswith("\n"):
         line = line[:-1]
     return line[:-1] if line.endswith("\r") else line
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a str can be written as UTF-8: it has no surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def progress_bar(total: int | None, what: str, show: bool) -> Any:
