@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.codec import Codec
 from data.corpus import SPLITS, Corpus, encode_source, list_corpora, open_corpus
-from data.errors import DataError
+from data.errors import DataError, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,4 +75,4 @@ def summary(corpus: Corpus) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

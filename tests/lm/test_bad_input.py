@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +20,13 @@ import worlds
 from torch import nn
 
 import lm.evaluate
+import lm.generate
 import lm.train
+from data import DataError
 from lm.model import LanguageModel
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
-from symrnn.files import UserError
+from symrnn.files import UserError, run_program
 from symrnn.training import load_checkpoint, save_checkpoint
 
 Refused = Callable[..., str]
@@ -107,6 +112,57 @@ def test_prompt(refused: Refused, finished: Path) -> None:
     message = refused("generate", finished, "--prompt", "w1 unheard")
     assert "the word 'unheard' is not in the vocabulary" in message
     assert "'<eos>'" in refused("generate", finished, "--prompt", "w1 <eos> w2")
+
+
+@pytest.mark.parametrize("run", ["finished", "pieces_run"])
+def test_a_prompt_that_is_not_utf8(
+    refused: Refused, run: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(run)
+    argument = os.fsdecode(b"w1 \xff")
+    assert refused("generate", folder, "--prompt", argument) == r"--prompt: not UTF-8: 'w1 \udcff'"
+    for content, message in (
+        (b"w1 \xff", "--prompt: <stdin>, byte 3: not UTF-8 (invalid start byte)"),
+        (b"", "--prompt: <stdin> is empty: it has no line of text"),
+    ):
+        stdin = io.TextIOWrapper(io.BufferedReader(Named(content)))
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert refused("generate", folder, "--prompt", "-") == message
+    monkeypatch.setattr("sys.stdin", None)
+    for option in ("--prompt", "--data"):
+        program = "generate" if option == "--prompt" else "evaluate"
+        assert "standard input is closed" in refused(program, folder, option, "-")
+
+
+class Named(io.BytesIO):
+    """Standard input, by its name."""
+
+    name = "<stdin>"
+
+
+def test_output_that_the_terminal_cannot_hold_is_escaped(
+    finished: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word of the corpus, and the name of its folder."""
+    folder = shutil.copytree(corpus, tmp_path / "texte…")
+    arguments = [finished, "--prompt", "naïve", "--tokens", 1]
+    table = [finished, "--data", folder, "--per-token"]
+    training = ["--data", folder, *SMALL.split(), "--dry-run"]
+    for main, options, wanted in (
+        (lm.generate.main, arguments, r"na\xefve "),
+        (lm.evaluate.main, table, "na\\xefve\t"),
+        (lm.evaluate.main, table[:-1], r"texte\u2026"),
+        (lm.train.main, training, r"texte\u2026"),
+        (lm.train.main, ["--help"], r"\u2016W"),
+    ):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        program = functools.partial(main, [str(option) for option in options])
+        monkeypatch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            run_program(program, DataError)
+        assert end.value.code == 0
+        stdout.flush()
+        assert wanted in stdout.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
 
 
 # ---- options -------------------------------------------------------------------------------------
