@@ -169,8 +169,9 @@ class WordCodec(Codec):
                 break
         raise DataError(
             f"{block.source}, line {line}: the word {word!r} is not in the vocabulary of "
-            f"{len(self)} words, and that has no {self.vocabulary.unk!r} to stand for it: "
-            "use a vocabulary with '<unk>' (vocab_size adds it)"
+            f"{len(self)} words, and that has no {self.vocabulary.unk!r} to stand for it. Train "
+            "with --min-count 2 (min_count=2): the rare words of the train text become '<unk>', "
+            "and a model learns what to expect of unknown ones"
         )
 
 
@@ -439,7 +440,7 @@ def _runs_without_unk(words: list[str]) -> Iterator[list[str]]:
     yield words[start:]
 
 
-_STAND_INS = {"\u2581": "\ufdd0", "\u2585": "\ufdd1"}
+STAND_INS = {"\u2581": "\ufdd0", "\u2585": "\ufdd1"}
 """What goes to sentencepiece in place of the characters that it has for its own use."""
 
 
@@ -448,7 +449,7 @@ def _escaped_lines(block: Block) -> list[str]:
     if EOS in block.text:
         _refuse_eos(block, str.split)
     text = block.text
-    for character, stand_in in _STAND_INS.items():
+    for character, stand_in in STAND_INS.items():
         if stand_in in text:
             line = block.line + text[: text.index(stand_in)].count("\n")
             raise DataError(
@@ -461,7 +462,7 @@ def _escaped_lines(block: Block) -> list[str]:
 
 
 def _unescaped(text: str) -> str:
-    for character, stand_in in _STAND_INS.items():
+    for character, stand_in in STAND_INS.items():
         text = text.replace(stand_in, character)
     return text
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from data.cache import cache_folder, new_folder
 from data.catalogue import CATALOGUE, SPLITS
 from data.codec import (
+    STAND_INS,
     Codec,
     SentencePieceCodec,
     Tokenizer,
@@ -71,7 +72,7 @@ class Corpus:
 
     name: of the catalogue, or of the folder.
     entropy: for `builtin`, the exact bound on what a model can reach; else None, also where
-        `vocab_size` made words of it `<unk>`.
+        `vocab_size` or `min_count` made words of it `<unk>`.
     """
 
     name: str
@@ -106,6 +107,7 @@ def open_corpus(
     *,
     tokenizer: Tokenizer | str = "word",
     vocab_size: int | None = None,
+    min_count: int | None = None,
     vocab_file: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -120,6 +122,9 @@ def open_corpus(
         be given here, so that the codec can encode further text.
     vocab_size: for words, at most so many ids: the most frequent words, `<eos>` and `<unk>`, which
         the others become; None keeps all. For sentencepiece, the number of pieces: required.
+    min_count: for words, those that stand fewer times in the train text become `<unk>`, in all
+        three texts; that is how a model learns what to expect of words it has never seen. None
+        keeps all. With vocab_size, both hold.
     vocab_file: for words, a file with the vocabulary, one token per line, in place of that of the
         train text.
     cache_dir: the cache of downloads and encoded texts (`cache_folder`). Encoded texts are found
@@ -129,7 +134,7 @@ def open_corpus(
 
     Raises DataError for anything wrong with the arguments, the files or the network.
     """
-    settings = _Settings(tokenizer, vocab_size, vocab_file)
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab_file)
     if _is_encoded(source):
         return _open_given(Path(source), settings)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
@@ -194,12 +199,13 @@ def encode_source(
     *,
     tokenizer: str = "word",
     vocab_size: int | None = None,
+    min_count: int | None = None,
     vocab_file: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Corpus:
     """The same into the new folder `out`; the cache is used for downloads only."""
-    settings = _Settings(tokenizer, vocab_size, vocab_file)
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab_file)
     if _is_encoded(source):
         raise DataError(f"{os.fspath(source)!r} is already encoded: copy the folder")
     target = _new_folder(out)
@@ -218,6 +224,7 @@ def encode_corpus(
     tokenizer: Tokenizer | str = "word",
     vocab: Any = None,
     vocab_size: int | None = None,
+    min_count: int | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -231,12 +238,12 @@ def encode_corpus(
     vocab: a list of tokens, a dict from token to id, or an object with `get_itos()` such as what
         `torchtext.vocab.build_vocab_from_iterator` gives; it must have `<eos>`. None makes it from
         the train text.
-    vocab_size: as for `open_corpus`.
+    vocab_size, min_count: as for `open_corpus`.
     name: what the corpus is called; by default as the folder.
 
     Raises DataError as `open_corpus` does, and if `out` is there and not empty.
     """
-    settings = _Settings(tokenizer, vocab_size, None, vocab)
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab=vocab)
     target = _new_folder(out)
     texts = {"train": train, "valid": valid, "test": test}
     target_name = name if name is not None else target.resolve().name
@@ -266,9 +273,10 @@ class _Settings:
 
     def __init__(
         self,
-        tokenizer: Tokenizer | str,
-        vocab_size: int | None,
-        vocab_file: str | os.PathLike[str] | None,
+        tokenizer: Tokenizer | str = "word",
+        vocab_size: int | None = None,
+        min_count: int | None = None,
+        vocab_file: str | os.PathLike[str] | None = None,
         vocab: Any = None,
     ) -> None:
         if isinstance(tokenizer, str) and tokenizer not in ("word", "sentencepiece"):
@@ -278,15 +286,24 @@ class _Settings:
         self.sentencepiece = tokenizer == "sentencepiece"
         if vocab_size is not None:
             vocab_size = require_integer("vocab_size", vocab_size, least=2)
-            if vocab_file is not None or vocab is not None:
+        if min_count is not None:
+            min_count = require_integer("min_count", min_count, least=1)
+        for name, value in (("vocab_size", vocab_size), ("min_count", min_count)):
+            if value is not None and (vocab_file is not None or vocab is not None):
                 which = "vocab_file" if vocab_file is not None else "vocab"
-                raise DataError(f"vocab_size and {which} exclude each other: give one of them")
+                raise DataError(f"{name} and {which} exclude each other: give one of them")
         if self.sentencepiece and (vocab_file is not None or vocab is not None):
             raise DataError("a vocabulary is for words; sentencepiece takes vocab_size")
+        if self.sentencepiece and min_count is not None:
+            raise DataError(
+                f"min_count is for words, got {min_count} with tokenizer 'sentencepiece', whose "
+                "pieces make up any word"
+            )
         if self.sentencepiece and vocab_size is None:
             raise DataError("tokenizer 'sentencepiece' needs vocab_size, such as 8000")
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.min_count = min_count
         self.vocab_file = vocab_file
         self.vocabulary: Vocabulary | None = None
         if vocab_file is not None:
@@ -303,6 +320,10 @@ class _Settings:
             "vocab_size": self.vocab_size,
             "vocabulary": list(self.vocabulary.tokens) if self.vocabulary else None,
         }
+        if self.min_count is not None:
+            what["min_count"] = self.min_count
+        if self.sentencepiece:
+            what["stand_ins"] = STAND_INS  # formerly a text lost them
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode("ascii")).hexdigest()[:32]
 
 
@@ -365,9 +386,9 @@ def _plan_builtin(settings: _Settings) -> _Plan:
             nats[split], tokens[split] = float(sample.nats.sum()), int(sample.tokens.sum())
         used = settings
         entropy: Entropy | None = Entropy(grammar.entropy_rate, nats, tokens)
-        if settings.vocabulary is None and settings.vocab_size is None:
+        if (settings.vocabulary, settings.vocab_size, settings.min_count) == (None, None, None):
             # All words of the grammar, so that none is unknown that the train text happens to lack.
-            used = _Settings("word", None, None, Vocabulary(grammar.tokens()))
+            used = _Settings(vocab=grammar.tokens())
         elif not settings.sentencepiece:
             entropy = None  # some words may have become <unk>
         _encode_splits(out, "builtin", texts, used, entropy=entropy)
@@ -416,6 +437,7 @@ def _encode_splits(
             settings.tokenizer,
             settings.vocab_size,
             out / "train.ids",
+            min_count=settings.min_count,
         )
         rest = SPLITS[1:]
     for split in rest:
@@ -438,7 +460,7 @@ def _encode_splits(
 
 def _open_given(folder: Path, settings: _Settings) -> Corpus:
     """The corpus in an encoded folder that the user named, with arguments that must fit it."""
-    for argument in ("vocab_size", "vocab_file"):
+    for argument in ("vocab_size", "min_count", "vocab_file"):
         value = getattr(settings, argument)
         if value is not None:
             raise DataError(

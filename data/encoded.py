@@ -253,6 +253,8 @@ def encode_first(
     tokenizer: Tokenizer | str,
     vocab_size: int | None,
     out: str | os.PathLike[str],
+    *,
+    min_count: int | None = None,
 ) -> tuple[WordCodec, EncodedText]:
     """The vocabulary of a text and the text encoded with it, in one pass over the text.
 
@@ -260,12 +262,16 @@ def encode_first(
     vocab_size: None for all tokens in order of first appearance. Otherwise the vocabulary has at
         most so many: `<eos>`, `<unk>` (added if the text lacks it) and the most frequent others,
         of equally frequent ones the first to appear; the rest of the text becomes `<unk>`.
+    min_count: None for all tokens. Otherwise a token that stands fewer times in the text becomes
+        `<unk>`, which is added if the text lacks it.
 
     Ids are first given in order of appearance in 32 bits; further passes, over the ids, count,
     drop and narrow them.
     """
     if vocab_size is not None:
         vocab_size = require_integer("vocab_size", vocab_size, least=2)
+    if min_count is not None:
+        min_count = require_integer("min_count", min_count, least=1)
     seen = _FirstAppearance()
     probe = make_codec(tokenizer, [EOS])  # stands in until the tokens are known
     with _Writer(out, 4) as provisional:
@@ -274,11 +280,11 @@ def encode_first(
             ids = np.fromiter(map(seen.__getitem__, tokens), dtype=np.uint32, count=len(tokens))
             provisional.append(ids, probe.words_of(block, tokens), block.text.count("\n"))
         vocabulary = list(seen)
-        if vocab_size is not None:
+        if vocab_size is not None or min_count is not None:
             counts: NDArray[np.int64] = np.zeros(len(seen), dtype=np.int64)
             for ids in provisional.read_back():
                 counts += np.bincount(ids, minlength=len(seen))
-            vocabulary = _most_frequent(vocabulary, counts, vocab_size)
+            vocabulary = _most_frequent(vocabulary, counts, vocab_size, min_count or 1)
         codec = make_codec(tokenizer, vocabulary)
         width = id_width(len(codec))
         if width == 4 and vocabulary == list(seen):
@@ -306,11 +312,13 @@ class _FirstAppearance(dict[str, int]):
         return id
 
 
-def _most_frequent(tokens: list[str], counts: NDArray[np.int64], size: int) -> list[str]:
+def _most_frequent(
+    tokens: list[str], counts: NDArray[np.int64], size: int | None, least: int
+) -> list[str]:
     """The most frequent tokens, in order of first appearance, `<unk>` last if the text lacks it."""
     chosen: set[str] = set()
     for place in np.argsort(-counts, kind="stable"):
-        if len(chosen) == size - 2:
+        if counts[place] < least or (size is not None and len(chosen) == size - 2):
             break
         if tokens[place] not in (EOS, UNK):
             chosen.add(tokens[place])

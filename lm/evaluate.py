@@ -15,8 +15,8 @@ from torch import Tensor
 from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_split
 from data.corpus import SPLITS
 from data.text import standard_input
-from lm.options import model_parser
-from lm.perplexity import measure
+from lm.options import TRAINED_UNKNOWN, UNTRAINED, model_parser
+from lm.perplexity import Unknown, measure
 from lm.saved import Saved, load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
 from symrnn.files.atomic import replacing
@@ -57,11 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         seconds = time.perf_counter() - started
 
+    unknown = Unknown.of(text, saved.codec)
     lines = [
         f"checkpoint            {saved.path}",
         f"text                  {name}",
         f"tokens                {score.tokens:,}",
         f"words                 {score.words:,}",
+        f"unknown words         {unknown}",
         f"nats                  {score.nats:.4f}",
         f"perplexity per token  {score.perplexity:.4f}",
         f"perplexity per word   {score.word_perplexity:.4f}",
@@ -69,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"tokens per second     {score.tokens / seconds:,.0f}",
     ]
     if bound is not None:
-        lines.insert(7, f"best possible         {bound:.4f} per word")
+        lines.insert(8, f"best possible         {bound:.4f} per word")
     # Beside a table on stdout, what else there is to say goes to stderr.
     print("\n".join(lines), file=sys.stderr if options.per_token == "-" else sys.stdout)
+    if unknown.count and saved.config.get(TRAINED_UNKNOWN) == 0:
+        print(f"notice: {UNTRAINED}: here {unknown}", file=sys.stderr)
     return 0
 
 

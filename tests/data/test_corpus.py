@@ -65,8 +65,12 @@ def test_other_settings_are_another_encoding(folder, cache):
     small = open_corpus(folder, vocab_size=3, cache_dir=cache)
     assert len(small.codec) == 3
     assert small.codec.decode(small.train.ids) == "the <unk> <unk>\nthe <unk>\n"
-    assert small.fingerprint != whole.fingerprint
-    assert len(list((cache / "encoded").iterdir())) == 2
+    often = open_corpus(folder, min_count=2, cache_dir=cache)
+    assert often.codec.decode(often.train.ids) == "the <unk> <unk>\nthe <unk>\n"
+    often = open_corpus(folder, min_count=1, cache_dir=cache)
+    assert often.codec.vocabulary.tokens == (*whole.codec.vocabulary.tokens, "<unk>")
+    assert len({corpus.fingerprint for corpus in (whole, small, often)}) == 3
+    assert len(list((cache / "encoded").iterdir())) == 4
 
 
 def test_a_vocabulary_file_takes_the_place_of_the_train_text(folder, cache, tmp_path):
@@ -91,7 +95,13 @@ def test_sentencepiece(folder, cache):
         ({"tokenizer": "sentencepiece"}, "needs vocab_size"),
         ({"tokenizer": "sentencepiece", "vocab_size": 8000}, "vocab_size must be at most"),
         ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
-        ({"vocab_size": 5, "vocab_file": "v"}, "exclude each other"),
+        ({"vocab_size": 5, "vocab_file": "v"}, "vocab_size and vocab_file exclude each other"),
+        ({"min_count": 5, "vocab_file": "v"}, "min_count and vocab_file exclude each other"),
+        ({"min_count": 0}, "min_count must be at least 1, got 0"),
+        (
+            {"tokenizer": "sentencepiece", "vocab_size": 9, "min_count": 2},
+            "min_count is for words, got 2 with tokenizer 'sentencepiece'",
+        ),
         ({"tokenizer": "sentencepiece", "vocab_file": "v"}, "vocabulary is for words"),
         ({"vocab_file": "no such file"}, "'no such file' cannot be read"),
         ({"tokenizer": str.lower}, "encode with data.encode_corpus first"),
@@ -131,7 +141,9 @@ class TestWrongFolder:
 
     def test_a_word_the_train_text_lacks(self, folder, cache):
         (folder / "valid.txt").write_text("the dog\nthe bird sees\n")
-        self.refused(folder, cache, r"valid.txt', line 2: the word 'bird'.*vocab_size adds it")
+        self.refused(
+            folder, cache, r"valid.txt', line 2: the word 'bird'.*Train with --min-count 2 "
+        )
 
     def test_an_unwritable_cache(self, folder, tmp_path):
         (tmp_path / "file").write_text("")
@@ -233,7 +245,11 @@ class TestEncodedFolder:
 
     def test_refuses_settings_that_would_do_nothing(self, folder, tmp_path):
         encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
-        for arguments in ({"vocab_size": 5}, {"tokenizer": "sentencepiece", "vocab_size": 9}):
+        for arguments in (
+            {"vocab_size": 5},
+            {"min_count": 2},
+            {"tokenizer": "sentencepiece", "vocab_size": 9},
+        ):
             with pytest.raises(DataError, match=r"already encoded.*does not apply"):
                 open_corpus(tmp_path / "out", **arguments)
         with pytest.raises(DataError, match="already encoded, with tokenizer 'word'"):
@@ -306,6 +322,7 @@ class TestBuiltin:
         )
         assert pieces.valid.words == pieces.entropy.tokens["valid"]
         assert open_corpus("builtin", vocab_size=500, cache_dir=shared_cache).entropy is None
+        assert open_corpus("builtin", min_count=9, cache_dir=shared_cache).entropy is None
 
 
 # Changes if and only if the text of `builtin` does: then raise data.grammar.VERSION.

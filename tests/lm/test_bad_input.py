@@ -207,6 +207,8 @@ def test_output_that_the_terminal_cannot_hold_is_escaped(
         ("--tied --embedding-size 5", "tied wants embedding_size = hidden_size, got: 5 and 8"),
         ("--symm-ih i --embedding-size 5", "symm_ih='i' wants square input weights"),
         ("--tokenizer sentencepiece", "needs vocab_size"),
+        ("--tokenizer sentencepiece --vocab-size 28 --min-count 2", "min_count is for words, got"),
+        ("--min-count 0", "--min-count: should be an integer of at least 1, got: '0'"),
         ("--tokenizer sentencepiece --vocab-size 500", "vocab_size must be at most"),
         ("--batch-size 5000", "the text is too short"),
         ("--resume", "--resume wants the run's folder"),

@@ -116,6 +116,18 @@ def test_the_table_of_tokens_sums_to_the_total(
     assert "perplexity per token" in captured.err
 
 
+def test_how_much_of_the_text_is_unknown(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--out", tmp_path / "run", "--vocab-size", 10, "--epochs", 1)
+    text = tmp_path / "text"
+    text.write_text("unheard of\n<unk> w3 <unk>\n" * 500 + "\n")
+    said = evaluate(capsys, tmp_path / "run", "--data", text)
+    codec = load_saved(tmp_path / "run", torch.device("cpu")).codec
+    known = 500 * (codec.encode_line("w3")[0] != codec.unk_id)
+    assert said["unknown words"] == f"{2_500 - known:,} ({(2500 - known) / 3501:.2%} of tokens)"
+
+
 def test_a_token_takes_one_line_whatever_it_holds() -> None:
     assert lm.evaluate.escaped("naïve ▁x") == "naïve ▁x"
     assert lm.evaluate.escaped("a\tb\n\\\u2028\x85") == "a\\tb\\n\\\\\\u2028\\x85"
