@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import abc
 import base64
-import binascii
 import contextlib
 import hashlib
 import json
 import os
 import re
+import reprlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -363,6 +363,14 @@ def make_codec(tokenizer: Tokenizer | str, vocab: Any) -> WordCodec:
     return CallableCodec(vocabulary, tokenizer)
 
 
+_STATE_TYPES: dict[str, dict[str, type]] = {
+    "word": {"tokens": list},
+    "callable": {"tokens": list, "unk": str, "tokenizer": str},
+    "sentencepiece": {"model": str},
+}
+"""What the state of each kind of codec holds."""
+
+
 def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Codec:
     """The codec that `Codec.state()` describes.
 
@@ -372,23 +380,32 @@ def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Co
     Raises DataError if the state is not one this version knows.
     """
     kind = state.get("kind") if isinstance(state, dict) else None
-    try:
-        if kind == "callable":
-            vocabulary = Vocabulary(state["tokens"], unk=state["unk"])
-            if tokenizer is None and state["tokenizer"] == "whitespace":
-                tokenizer = "whitespace"
-            function = str.split if is_whitespace(tokenizer) else tokenizer
-            return CallableCodec(vocabulary, function, state["tokenizer"])  # type: ignore[arg-type]
-        if tokenizer is not None:
-            raise DataError(f"tokenizer is for a codec of kind 'callable' only, this is {kind!r}")
-        if kind == "word":
-            return WordCodec(Vocabulary(state["tokens"]))
-        if kind == "sentencepiece":
-            return SentencePieceCodec(base64.b64decode(state["model"], validate=True))
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise DataError(f"the state of the codec of kind {kind!r} is damaged: {error!r}") from error
+    types = _STATE_TYPES.get(kind, {}) if isinstance(kind, str) else {}
+    for name, wanted in types.items():
+        if not isinstance(state.get(name), wanted):
+            raise DataError(
+                f"the state of the codec of kind {kind!r} is damaged: {name!r} must be a "
+                f"{wanted.__name__}, got {type(state.get(name)).__name__}"
+            )
+    if kind == "callable":
+        vocabulary = Vocabulary(state["tokens"], unk=state["unk"])
+        if tokenizer is None and state["tokenizer"] == "whitespace":
+            tokenizer = "whitespace"
+        function = str.split if is_whitespace(tokenizer) else tokenizer
+        return CallableCodec(vocabulary, function, state["tokenizer"])  # type: ignore[arg-type]
+    if tokenizer is not None:
+        raise DataError(f"tokenizer is for a codec of kind 'callable' only, this is {kind!r}")
+    if kind == "word":
+        return WordCodec(Vocabulary(state["tokens"]))
+    if kind == "sentencepiece":
+        try:
+            model = base64.b64decode(state["model"], validate=True)
+        except ValueError as error:  # binascii's is one, and so is that for what is not ASCII
+            raise DataError(f"the sentencepiece model is damaged: {error}") from error
+        return SentencePieceCodec(model)
     raise DataError(
-        f"the state of a codec must have kind 'word', 'callable' or 'sentencepiece', got {kind!r}"
+        f"the state of a codec must have kind 'word', 'callable' or 'sentencepiece', got "
+        f"{reprlib.repr(kind)}"
     )
 
 

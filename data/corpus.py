@@ -61,6 +61,16 @@ class Entropy:
         """For each split the grammar's own perplexity per word: no model can expect less."""
         return {split: math.exp(self.nats[split] / self.tokens[split]) for split in self.nats}
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Entropy:
+        """From what `state` gave; KeyError, TypeError or ValueError if it is something else."""
+        nats = {split: float(state["nats"][split]) for split in SPLITS}
+        tokens = {split: int(state["tokens"][split]) for split in SPLITS}
+        entropy = cls(float(state["rate"]), nats, tokens)
+        if min(tokens.values()) < 1 or not all(map(math.isfinite, entropy.perplexity.values())):
+            raise ValueError(f"there is no perplexity of {nats} nats in {tokens} tokens")
+        return entropy
+
     def state(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {"rate": self.rate, "nats": dict(self.nats), "tokens": dict(self.tokens)}
@@ -496,7 +506,7 @@ def _read_codec(
         about = json.loads(path.read_text(encoding="ascii"))
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise DataError(f"{str(path)!r} is not the codec of an encoded corpus of symrnn")
@@ -508,10 +518,12 @@ def _read_codec(
     try:
         of_function = about["codec"]["kind"] == "callable" and callable(tokenizer)
         codec = codec_from_state(about["codec"], tokenizer if of_function else None)
-        entropy = Entropy(**about["entropy"]) if about["entropy"] else None
-        return codec, entropy, str(about["name"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is damaged: {error!r}") from error
+        entropy = None if about["entropy"] is None else Entropy.of(about["entropy"])
+        if not isinstance(about["name"], str):
+            raise TypeError("the name must be a str")
+        return codec, entropy, about["name"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{str(path)!r} is damaged: {error!r:.200}") from error
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from error
 

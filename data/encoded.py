@@ -80,6 +80,11 @@ class EncodedText:
                 f"{name} is damaged: it has {size} bytes, its header promises "
                 f"{_HEADER_BYTES + tokens * width}"
             )
+        if not 0 < lines <= min(tokens, words):
+            raise DataError(
+                f"{name} is damaged: each line end is a token and a word, but its header has "
+                f"{lines} lines, {tokens} tokens and {words} words"
+            )
         self.name = name
         self.tokens: int = tokens
         self.words: int = words
@@ -110,7 +115,7 @@ class EncodedText:
         """The encoded text in a file.
 
         codec: if given, the codec the file must have been made with.
-        verify: read the whole file and compare its checksum.
+        verify: read the whole file, and compare its ids with the header and the codec.
 
         Raises DataError if the file is missing, foreign, cut short or damaged, or of another codec.
         """
@@ -123,25 +128,34 @@ class EncodedText:
         ):
             raise DataError(f"{name} was made with another codec than the one beside it")
         if verify:
-            text.verify()
+            text.verify(None if codec is None else codec.eos_id)
         return text
 
-    def verify(self) -> None:
-        """DataError if the ids do not have the checksum or the range that the header promises."""
+    def verify(self, eos_id: int | None = None) -> None:
+        """DataError if the ids have not the checksum, range and line ends that the header promises.
+
+        eos_id: of the codec, for the line ends.
+        """
         assert self.path is not None, "a temporary text was just written"
         digest = hashlib.sha256()
-        largest = 0
+        largest = ends = 0
         with open_binary(self.path) as file:  # reading the map would count as memory in use
             file.seek(_HEADER_BYTES)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                largest = max(largest, int(np.frombuffer(chunk, self.ids.dtype).max()))
+                ids = np.frombuffer(chunk, self.ids.dtype)
+                largest = max(largest, int(ids.max()))
+                ends += int(np.count_nonzero(ids == eos_id))
         if digest.hexdigest() != self.ids_sha256:
             raise DataError(f"{self.name} is damaged: its ids do not match their checksum")
         if largest >= self.vocabulary_size:
             raise DataError(
                 f"{self.name} is damaged: it has the id {largest}, of a vocabulary of "
                 f"{self.vocabulary_size}"
+            )
+        if eos_id is not None and ends != self.lines:
+            raise DataError(
+                f"{self.name} is damaged: it has {ends} line ends, its header promises {self.lines}"
             )
 
 

@@ -266,20 +266,34 @@ def test_other_codecs_have_other_fingerprints(pieces):
     assert len({codec.fingerprint() for codec in codecs}) == 4
 
 
+deep: list = []
+for _ in range(50_000):
+    deep = [deep]
+
+
 @pytest.mark.parametrize(
-    "state",
+    ("state", "message"),
     [
-        None,
-        {},
-        {"kind": "morse"},
-        {"kind": "word"},
-        {"kind": "word", "tokens": 3},
-        {"kind": "word", "tokens": ["a"]},
-        {"kind": "sentencepiece", "model": "%"},
+        (None, "must have kind 'word', 'callable' or 'sentencepiece', got None"),
+        ({}, "got None"),
+        ({"kind": "morse"}, "got 'morse'"),
+        ({"kind": deep}, r"got \[\[\["),
+        ({"kind": "word"}, "'tokens' must be a list, got NoneType"),
+        ({"kind": "word", "tokens": 3}, "'tokens' must be a list, got int"),
+        ({"kind": "word", "tokens": {"<eos>": 0}}, "'tokens' must be a list, got dict"),
+        ({"kind": "word", "tokens": ["a"]}, "lacks '<eos>'"),
+        ({"kind": "word", "tokens": ["<eos>", deep]}, r"token 1 must be .*, got \[\[\["),
+        ({"kind": "callable", "tokens": ["<eos>"], "unk": [], "tokenizer": "f"}, "'unk' must be"),
+        ({"kind": "callable", "tokens": ["<eos>"], "unk": "a"}, "'tokenizer' must be a str"),
+        ({"kind": "sentencepiece", "model": 3}, "'model' must be a str, got int"),
+        ({"kind": "sentencepiece", "model": "%"}, "the sentencepiece model is damaged"),
+        ({"kind": "sentencepiece", "model": "é"}, "the sentencepiece model is damaged"),
+        ({"kind": "sentencepiece", "model": ""}, "not a sentencepiece model"),
     ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
 )
-def test_a_state_that_is_none_is_refused(state):
-    with pytest.raises(DataError):
+def test_a_state_that_is_none_is_refused(state, message):
+    with pytest.raises(DataError, match=message):
         codec_from_state(state)
 
 

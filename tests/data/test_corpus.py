@@ -3,13 +3,16 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import data.download
-from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus
+from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus, open_split
+from data.cache import new_folder
 from data.catalogue import CATALOGUE
 
 TEXTS = {"train": "the cat sees\nthe dog\n", "valid": "the dog sees\n", "test": "the cat\n"}
@@ -158,6 +161,37 @@ def test_the_cache_is_where_the_environment_says(folder, tmp_path, monkeypatch):
     assert tmp_path / "home" / ".cache" / "symrnn" in open_corpus(folder).train.path.parents
 
 
+def test_without_a_home_the_error_names_the_variable(folder, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SYMRNN_DATA")
+    monkeypatch.setattr(Path, "home", no_home)
+    for source in (folder, "builtin"):
+        with pytest.raises(DataError, match=r"no home folder.*cache_dir or in \$SYMRNN_DATA"):
+            open_corpus(source)
+    assert data.download.main(["ptb"]) == 2
+    codec = open_corpus(folder, cache_dir=folder / "cache").codec
+    assert open_split(folder, "test", codec)[0].tokens == 3  # which needs no cache
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that has the locks")
+def test_what_a_killed_process_was_encoding_is_removed_and_no_others(folder, cache):
+    script = (
+        "import os, sys; from data import cache; from pathlib import Path\n"
+        "with cache.new_folder(Path(sys.argv[1])) as made:\n"
+        "    (made / 'train.ids').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    encoded = cache / "encoded"
+    subprocess.run([sys.executable, "-c", script, encoded / "one"], check=False)
+    assert len(list(encoded.glob(".*/train.ids"))) == 1
+    (encoded / ".mine").mkdir()
+    with new_folder(encoded / "two") as living:
+        made = open_corpus(folder, cache_dir=cache).train.path.parent
+        assert set(encoded.iterdir()) == {living, made, encoded / ".mine"}
+    assert set(encoded.iterdir()) == {encoded / "two", made, encoded / ".mine"}
+
+
 @pytest.mark.parametrize("damage", ["short", "flipped", "missing", "codec", "other codec"])
 def test_a_damaged_cache_is_said_not_used(folder, cache, damage):
     ids = open_corpus(folder, cache_dir=cache).train.path
@@ -208,6 +242,10 @@ def test_who_comes_second_takes_what_the_first_made(folder, cache, monkeypatch):
     monkeypatch.setattr(os, "rename", beaten)
     assert open_corpus(folder, cache_dir=cache).fingerprint == expected.fingerprint
     assert list((cache / "encoded").iterdir()) == [kept]
+
+
+def entropy(nats, tokens):
+    return {"rate": 1.0, "nats": nats, "tokens": tokens}
 
 
 class TestEncodedFolder:
@@ -266,10 +304,32 @@ class TestEncodedFolder:
             ("{}", "is not the codec"),
             ('{"format": "symrnn-corpus", "version": 99}', "has version 99"),
             ('{"format": "symrnn-corpus", "version": 1}', "damaged"),
+            ("[" * 50_000 + "]" * 50_000, r"codec\.json' is damaged: maximum recursion depth"),
         ):
             (folder / "codec.json").write_text(content)
             with pytest.raises(DataError, match=message):
                 open_corpus(folder)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"name": 3},
+            {"name": None},
+            {"codec": None},
+            {"codec": []},
+            {"entropy": 3},
+            {"entropy": entropy({}, {})},
+            {"entropy": entropy(dict.fromkeys(TEXTS, "x"), dict.fromkeys(TEXTS, 1))},
+            {"entropy": entropy(dict.fromkeys(TEXTS, 1), dict.fromkeys(TEXTS, 0))},
+            {"entropy": entropy(dict.fromkeys(TEXTS, 1e9), dict.fromkeys(TEXTS, 1))},
+        ],
+    )
+    def test_a_codec_file_that_was_edited_by_hand(self, folder, tmp_path, change):
+        encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
+        path = tmp_path / "out" / "codec.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(DataError, match=r"codec\.json'( is damaged)?: "):
+            open_corpus(tmp_path / "out")
 
     def test_does_not_write_over_anything(self, folder, tmp_path):
         with pytest.raises(DataError, match="already there"):

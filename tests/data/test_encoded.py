@@ -218,6 +218,23 @@ class TestDamage:
         EncodedText.open(out, six)
         self.refused(out, "it has the id 6, of a vocabulary of 6", codec=six, verify=True)
 
+    @pytest.mark.parametrize(
+        ("place", "value", "message"),
+        [
+            (32, 2, "it has 3 line ends, its header promises 2"),
+            (32, 0, "its header has 0 lines, 11 tokens and 11 words"),
+            (24, 0, "its header has 3 lines, 11 tokens and 0 words"),
+            (24, 2, "its header has 3 lines, 11 tokens and 2 words"),
+        ],
+    )
+    def test_counts_that_are_not_those_of_the_ids(self, out, codec, place, value, message):
+        """Though every checksum is right."""
+        content = bytearray(out.read_bytes())
+        content[place : place + 8] = value.to_bytes(8, "little")
+        content[104:108] = zlib.crc32(content[:104]).to_bytes(4, "little")
+        out.write_bytes(content)
+        self.refused(out, message, codec=codec, verify=True)
+
     def test_a_vocabulary_of_another_size_than_the_codec_has(self, out, codec):
         content = bytearray(out.read_bytes())
         content[12] += 1
