@@ -123,7 +123,9 @@ def open_text(
         if split is not None:
             raise UserError(f"--split {split} is for a corpus, but --data {data} is one file")
         return data, encode_file(standard_input() if data == "-" else data, saved.codec), None
-    source, split = data or saved.config["data"], split or "test"
+    source, split = data or saved.config.get("data"), split or "test"
+    if not isinstance(source, str):
+        raise UserError(f"{saved.path}: does not say what it was trained on; --data names a text")
     try:
         text, bound = open_split(source, split, saved.codec)
     except DataError as error:

@@ -13,7 +13,7 @@ import torch
 from data import Codec, DataError
 from data.text import read_blocks, standard_input
 from lm.model import LanguageModel, State
-from lm.options import model_parser
+from lm.options import TRAINED_UNKNOWN, UNTRAINED, model_parser
 from lm.sampling import draw
 from lm.saved import load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     print(f"{saved.path}, seed {options.seed}", file=sys.stderr)
+    if saved.codec.unk_id in prompt and saved.config.get(TRAINED_UNKNOWN) == 0:
+        print(f"notice: {UNTRAINED}, as some of the prompt are", file=sys.stderr)
     generator = torch.Generator().manual_seed(options.seed)
     text = TextStream(saved.codec)
     for id in prompt:

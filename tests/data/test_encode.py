@@ -31,6 +31,12 @@ def test_shows_the_counts_and_writes_a_folder_that_opens(folder, tmp_path, capsy
     assert corpus.name == "texts"
 
 
+def test_rare_words_become_unk(folder, tmp_path):
+    assert main([str(folder), "--min-count", "2", "--out", str(tmp_path / "out")]) == 0
+    corpus = open_corpus(tmp_path / "out")
+    assert corpus.codec.decode(corpus.train.ids) == "a b <unk>\na b\n"
+
+
 def test_without_out_it_fills_the_cache(folder, tmp_path, capsys):
     assert main([str(folder), "--cache", str(tmp_path / "cache")]) == 0
     assert len(list((tmp_path / "cache" / "encoded").iterdir())) == 1

@@ -535,6 +535,18 @@ def test_a_damaged_best_model_of_a_run_to_be_tested(
     assert str(file) in refused("train", "--resume", run_copy)
 
 
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on(
+    refused: Refused, run_copy: Path, corpus: Path
+) -> None:
+    file = run_copy / "best.safetensors"
+    config = open_packed(file).meta["config"]
+    for data in (None, 3, ["builtin"]):
+        repack(file, config={**config, "data": data})
+        message = refused("evaluate", file)
+        assert message == f"{file}: does not say what it was trained on; --data names a text"
+    assert lm.evaluate.main([str(file), "--data", str(corpus), "--threads", "1"]) == 0
+
+
 def test_a_missing_checkpoint(refused: Refused, run_copy: Path) -> None:
     missing = run_copy / "none.safetensors"
     assert f"{missing}: there is no such checkpoint file" in refused("evaluate", missing)

@@ -220,6 +220,11 @@ def test_an_unknown_word_that_was_never_trained_is_warned_of(
     said = capsys.readouterr()
     assert f"notice: {warning}: here 1 (" in said.err
     assert "unknown words         1 (" in said.out
+    for prompt, warned in (("w1", False), ("w1 戦", True)):
+        lm.generate.main([str(out), "--prompt", prompt, "--tokens", "1"])
+        assert (
+            f"notice: {warning}, as some of the prompt are" in capsys.readouterr().err
+        ) == warned
     assert train("--data", unheard, *pieces, "--dry-run") == 0
     assert f"notice: {warning}: valid 0 (0.00% of tokens), test 1 (" in capsys.readouterr().err
 
