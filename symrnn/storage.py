@@ -396,7 +396,7 @@ class _Tensor(_Form):
 
     def build(self, numbers: list[Tensor]) -> Tensor:
         form = SymmetricTensor(symm=self.symm, axes=self.axes, shape=self.shape, groups=self.groups)
-        return form(numbers[0])
+        return form.expand(numbers[0])
 
     def __str__(self) -> str:
         groups = "" if self.groups == 1 else f" in {self.groups} groups"

@@ -63,6 +63,24 @@ class GateLayout:
         """The names of the parameters that the matrix is stored as."""
         return [name for name in (self.symmetric_name, self.rest_name) if name is not None]
 
+    @property
+    def ways(self) -> str:
+        """How a matrix with symmetric gates is stored, and how to change it."""
+        return (
+            f"{self.name} is computed from {' and '.join(self.parameter_names)} at every reading. "
+            f"Assign it, module.{self.name} = tensor, and the nearest symmetric one is taken, or "
+            "draw with module.reset_parameters(draw)"
+        )
+
+    @property
+    def no_parameter(self) -> str:
+        """What is said to those who take a matrix with symmetric gates for a parameter."""
+        names = " or ".join(self.parameter_names)
+        return (
+            f"{self.name} is symmetric, and no parameter: name {names}, of which it is computed "
+            "and which can be normalised, pruned or dropped; the matrix stays symmetric"
+        )
+
     def empty(self, symmetry: Symmetry | None, **factory: Any) -> dict[str, Tensor]:
         """These parameters by name, uninitialized."""
         made = {}

@@ -285,7 +285,10 @@ class RecurrentLayer(GatedModule):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The expanded weights of each layer and direction, as ``nn.LSTM.all_weights``."""
-        return [layer.dense() for layer in self.layer_weights()]
+        return [
+            [getattr(self, name) for name in self._weight_names if name.endswith(suffix)]
+            for suffix in self._suffixes()
+        ]
 
     def flatten_parameters(self) -> None:
         """Drop the packed weights that are cached for the native kernels; the next call packs anew.

@@ -7,6 +7,7 @@ and assigning a symmetric matrix by its name, and the errors of a state_dict tha
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -23,6 +24,7 @@ from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry.expanded import ExpandedWeight, read_only
 
 Made = TypeVar("Made", bound="GatedModule")
 
@@ -109,6 +111,10 @@ class GatedModule(nn.Module):
         draw: fills a tensor in place with the values of a plain layer's entries; by default
             uniform in ±1/√hidden_size, as PyTorch does. Forms of the ``avg`` family draw a full
             matrix so and take its mean, as the paper does.
+
+        Entries are drawn one by one. Whoever wants a matrix with properties of its own assigns it,
+        and gets the nearest symmetric one: ``lstm.weight_hh_l0 =
+        nn.init.orthogonal_(torch.empty(4 * H, H))``.
         """
         bound = 1.0 / math.sqrt(self.hidden_size)
         fill = draw or (lambda tensor: tensor.uniform_(-bound, bound))
@@ -352,7 +358,7 @@ class GatedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         layout = self.__dict__.get("_layouts", {}).get(name)
         if layout is not None and layout.symmetric:
-            return self._matrix(layout).dense()
+            return read_only(self._matrix(layout).dense(), layout.ways)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -360,6 +366,13 @@ class GatedModule(nn.Module):
         if layout is None or not layout.symmetric:
             super().__setattr__(name, value)
             return
+        if isinstance(value, Parameter) or value.requires_grad:
+            stored = " and ".join(layout.parameter_names)
+            warnings.warn(
+                f"the numbers of what is assigned to {name} are copied, to {stored}: it takes no "
+                f"part in training; assign its detach() where that is meant",
+                stacklevel=2,
+            )
         with torch.no_grad():
             for key, nearest in layout.nearest(value, self.symmetry).items():
                 getattr(self, key).copy_(nearest)
