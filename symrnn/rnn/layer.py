@@ -59,8 +59,7 @@ class RecurrentLayer(GatedModule):
         self.dropout = plain.dropout
         self.bidirectional = plain.bidirectional
         self.proj_size = plain.proj_size
-        self.backend = backend
-        self._register(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self._register(plain, symm, symm_hh, symm_ih, backend, device=device, dtype=dtype)
         self.reset_parameters()
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
@@ -120,7 +119,7 @@ class RecurrentLayer(GatedModule):
         if torch.is_grad_enabled() or type(input) is not Tensor:
             return None
         packed = self._cache.get(self._parameters.values())
-        if packed is None or self.backend not in ("auto", "fused"):
+        if packed is None or self._backend not in ("auto", "fused"):
             return None
         rows: tuple[int, ...]
         state_shape: tuple[int, ...]
