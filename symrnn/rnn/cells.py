@@ -59,6 +59,8 @@ class RecurrentCell(GatedModule):
             result = self._fast_path(input, hx)
             if result is not None:
                 return result
+        if self._is_traced_by_fx(input):
+            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(self.wrong_dimensions().format(input.dim()))
         single = self.STATES == "h"

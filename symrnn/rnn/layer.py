@@ -78,6 +78,8 @@ class RecurrentLayer(GatedModule):
             if result is not None:
                 return result
 
+        if self._is_traced_by_fx(input):
+            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             self._check_input(data, 2)

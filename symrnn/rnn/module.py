@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from symrnn.rnn import torch_state
@@ -176,6 +176,26 @@ class GatedModule(nn.Module):
             and self.symmetry.folding is not None
             and self.symm_hh == self.GATES
         )
+
+    @staticmethod
+    def _is_traced_by_fx(input: Any) -> bool:
+        return isinstance(input, fx.Proxy)
+
+    def _as_leaf(self, *arguments: Any) -> Any:
+        """A call that torch.fx traces: one node, as one of PyTorch's module is.
+
+        Its tracers ask where a module's class stands, and take those of ``torch.nn`` alone for
+        leaves; other modules they run.
+        """
+        tracer = arguments[0].tracer
+        path = tracer.path_of_module(self)
+        if not path:
+            name = type(self).__name__
+            raise fx.proxy.TraceError(
+                f"{name} is one node of a graph of torch.fx: trace a module that holds it, such as "
+                f"nn.Sequential({name}(…))"
+            )
+        return tracer.create_proxy("call_module", path, arguments, {})
 
     # ---- packed weights ----------------------------------------------------------------------
 
