@@ -74,7 +74,7 @@ def save_packed(
 
     Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
     the largest of ``dtype``; ValueError for another ``dtype`` and for what has no packed form: a
-    tensor that is sparse or on the meta device, extra state that is no tensor, further
+    tensor that is sparse, sharded or on the meta device, extra state that is no tensor, further
     parametrizations on a symmetric one; TypeError for ``meta`` that is not JSON.
 
     >>> save_packed(model, "model.safetensors", dtype=torch.float16)
@@ -93,6 +93,13 @@ def save_packed(
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} of the state_dict is {type(tensor).__name__}, not a tensor")
+        if _is_sharded(tensor):
+            raise ValueError(
+                f"{name} is sharded over processes: gather the state_dict by get_model_state_dict("
+                "model, options=StateDictOptions(full_state_dict=True)) of "
+                "torch.distributed.checkpoint.state_dict, load it into an unsharded model and pack "
+                "that"
+            )
     for form in forms.values():
         for key in form.keys:
             if key not in state:
@@ -167,13 +174,21 @@ class Packed:
         Raises PackedError, before anything was changed, for a matrix stored in another form or
         plain in the file alone; a tensor of another shape or type; a number above the largest of
         the model's type; tensors that only one of the two has; and where the model ties what are
-        two tensors in the file. ValueError for a model on the meta device.
+        two tensors in the file. ValueError for a model on the meta device, or a sharded
+        one.
         """
         forms = _forms_of(model)
         state = model.state_dict()
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor) or tensor.is_meta:
                 raise ValueError(f"{name} of the model is no tensor, or on the meta device")
+            if _is_sharded(tensor):
+                raise ValueError(
+                    f"{name} of the model is sharded over processes: fill an unsharded one, and "
+                    "shard that, or pass its state_dict to set_model_state_dict(model, state_dict, "
+                    "options=StateDictOptions(full_state_dict=True)) of "
+                    "torch.distributed.checkpoint.state_dict"
+                )
         for name in [*forms, *self._forms]:
             self._check_form(name, forms.get(name), state)
         # What fills each tensor of the model: one of the file, or the matrix of a form.
@@ -274,6 +289,11 @@ class Packed:
                 f"{self.path}: {form.name}, {form}, cannot be built: {error}"
             ) from error
         return self._rounded(form.name, full, like)
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as FSDP2 makes them: asked so, its module need not be imported."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _same_tensors(state: Mapping[str, Tensor]) -> list[list[str]]:
@@ -396,7 +416,7 @@ class _Tensor(_Form):
 
     def build(self, numbers: list[Tensor]) -> Tensor:
         form = SymmetricTensor(symm=self.symm, axes=self.axes, shape=self.shape, groups=self.groups)
-        return form(numbers[0])
+        return form.expand(numbers[0])
 
     def __str__(self) -> str:
         groups = "" if self.groups == 1 else f" in {self.groups} groups"

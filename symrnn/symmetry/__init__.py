@@ -2,7 +2,12 @@
 
 from symrnn.symmetry.drawing import draw_symmetries, draw_symmetry
 from symrnn.symmetry.form import Symmetry
-from symrnn.symmetry.registry import check_symmetry_name, get_symmetry, list_symmetries
+from symrnn.symmetry.registry import (
+    check_symmetry_name,
+    get_symmetry,
+    is_symmetry_name,
+    list_symmetries,
+)
 from symrnn.symmetry.tensor import SymmetricTensor
 
 __all__ = [
@@ -12,5 +17,6 @@ __all__ = [
     "draw_symmetries",
     "draw_symmetry",
     "get_symmetry",
+    "is_symmetry_name",
     "list_symmetries",
 ]

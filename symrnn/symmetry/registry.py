@@ -126,10 +126,13 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     return make(name, side)
 
 
+def is_symmetry_name(name: str) -> bool:
+    """Whether :func:`get_symmetry` knows a form called ``name``."""
+    return name in _FORMS or _RANKED.fullmatch(name) is not None
+
+
 def check_symmetry_name(argument: str, name: str, *others: str) -> None:
     """Raise ValueError unless ``name``, given as ``argument``, is a symmetry or of ``others``."""
-    if name in others or name in _FORMS:
-        return
-    if not (isinstance(name, str) and _RANKED.fullmatch(name)):
+    if name not in others and not (isinstance(name, str) and is_symmetry_name(name)):
         allowed = ", ".join([*others, *_FORMS, "eigen:R (a rank R)"])
         raise ValueError(f"{argument} should be one of {allowed}, got: {name!r}")
