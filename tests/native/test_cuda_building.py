@@ -508,11 +508,9 @@ def test_no_home(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYMRNN_DATA", "/for/data/only")
     assert building.cache() == Path("/home/somebody/.cache/symrnn/kernels")
 
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    fails("there is no home folder to put them in; another folder can be given in SYMRNN_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)  # a user without an entry
+    fails("there is no home folder to cache files in; another can be given in $SYMRNN_CACHE")
 
 
 def test_relative_cache(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

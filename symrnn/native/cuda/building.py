@@ -39,6 +39,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from symrnn.files import UserError, cache_folder
 from symrnn.native.building import (
     NotBuiltError,
     command_from,
@@ -99,15 +100,10 @@ def nvcc() -> list[str]:
 
 def cache() -> Path:
     """Where libraries are cached: $SYMRNN_CACHE, else ~/.cache/symrnn/kernels."""
-    given = os.environ.get("SYMRNN_CACHE")
-    if given:
-        return Path(given).absolute()
     try:
-        return Path.home() / ".cache" / "symrnn" / "kernels"
-    except RuntimeError:
-        raise NotBuiltError(
-            "there is no home folder to put them in; another folder can be given in SYMRNN_CACHE"
-        ) from None
+        return cache_folder("SYMRNN_CACHE", "kernels").absolute()
+    except UserError as error:
+        raise NotBuiltError(str(error)) from None
 
 
 def find(architectures: Collection[int]) -> Path | None:

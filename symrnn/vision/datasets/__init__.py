@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from symrnn.files import UserError
+from symrnn.files import UserError, cache_folder
 from symrnn.files.errors import describe_os_error
 from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, obtain_cifar, read_cifar
 from symrnn.vision.datasets.dataset import Batch, Dataset
@@ -70,12 +70,9 @@ def open_dataset(
     if name == "shapes":
         return ResidentDataset(name, list(CLASSES), *generate_shapes(), device)
     if place is None:
-        place = obtain_cifar(LAYOUTS[name], _cache_folder(), download=download)
+        cache = cache_folder("SYMRNN_DATA") / "vision"
+        place = obtain_cifar(LAYOUTS[name], cache, download=download)
     return ResidentDataset(name, *read_cifar(place, LAYOUTS[name]), device)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("SYMRNN_DATA") or Path.home() / ".cache" / "symrnn") / "vision"
 
 
 def _require_folder(name: str) -> None:
