@@ -2,8 +2,13 @@
 
 from symrnn.symmetry.drawing import draw_symmetries, draw_symmetry
 from symrnn.symmetry.form import Symmetry
-from symrnn.symmetry.registry import check_symmetry_name, get_symmetry, list_symmetries
-from symrnn.symmetry.tensor import SymmetricTensor
+from symrnn.symmetry.registry import (
+    check_symmetry_name,
+    get_symmetry,
+    list_symmetries,
+    numel_of,
+)
+from symrnn.symmetry.tensor import SymmetricTensor, parameter_shape
 
 __all__ = [
     "SymmetricTensor",
@@ -13,4 +18,6 @@ __all__ = [
     "draw_symmetry",
     "get_symmetry",
     "list_symmetries",
+    "numel_of",
+    "parameter_shape",
 ]
