@@ -173,11 +173,11 @@ class Packed:
         held = self.tensors.keys() | self.tied.keys()
         absorbed = {key for form in self._forms.values() for key in form.keys}
         self._check_names((held - absorbed) | self._forms.keys(), state)
-        for name, tensor in state.items():
-            form = self._forms.get(name)
-            shape = form.full_shape if form else tuple(self._tensor(name).shape)
-            if shape != tuple(tensor.shape):
-                raise self._another("size", name, shape, tuple(tensor.shape))
+        shapes = {name: form.full_shape for name, form in self._forms.items()}
+        shapes |= {name: tuple(self._tensor(name).shape) for name in state if name not in shapes}
+        for name, shape in shapes.items():
+            if shape != tuple(state[name].shape):
+                raise self._another("size", name, shape, tuple(state[name].shape))
 
     def load_into(self, model: nn.Module) -> None:
         """Fill ``model``, on any device, which must match name by name.
@@ -507,7 +507,7 @@ def _read_form(name: str, spec: dict[str, Any]) -> _Form:
 def _check_contents(
     tensors: Mapping[str, Tensor], forms: Mapping[str, _Form], tied: Mapping[str, str]
 ) -> None:
-    """Raises ValueError unless a file has the forms' parameters, of their sizes, and what is tied."""
+    """Raises ValueError unless a file has the forms' parameters, of their sizes, and the tied."""
     for name, stored in tied.items():
         if name in tensors or stored not in tensors:
             raise ValueError(f"{name} cannot be tied to {stored}")
@@ -519,11 +519,11 @@ def _check_contents(
         if name in held:
             raise ValueError(f"{name} is stored as {form}, and plain too")
         for key, shape in zip(form.keys, form.shapes, strict=True):
-            stored = tuple(tensors[tied.get(key, key)].shape)
-            if stored != shape:
+            found = tuple(tensors[tied.get(key, key)].shape)
+            if found != shape:
                 raise ValueError(
                     f"{name} is stored as {form}, whose parameters have another size: {shape}, and "
-                    f"{key} has {stored}"
+                    f"{key} has {found}"
                 )
 
 

@@ -539,7 +539,10 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["forms"][FORM].pop("side"), "contradicts itself"),
     (lambda c, t: c["forms"][FORM].update(kind="pickle"), "known are matrix, tensor, gates"),
     (lambda c, t: c["forms"][FORM].update(kind=[]), "contradicts itself"),
-    (lambda c, t: c["forms"]["conv.weight"].update(axes="space"), r"another size: \(8, 4, 6\), and"),
+    (
+        lambda c, t: c["forms"]["conv.weight"].update(axes="space"),
+        r"another size: \(8, 4, 6\), and",
+    ),
     (
         lambda c, t: c["forms"]["conv.weight"].update(axes=[1]),
         r"axes should be one of .*got: \[1\]",
