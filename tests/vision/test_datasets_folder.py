@@ -117,6 +117,72 @@ def test_folders_in_folders_capitals_and_links(tmp_path: Path) -> None:
     assert dataset.skipped == 0
 
 
+def names_of(folder: Path) -> list[str]:
+    """The training pictures that are found, each by class and name."""
+    return [name.decode() for name in open_folder(folder)._train.names.tolist()]
+
+
+def test_a_link_gives_no_class_the_pictures_of_another(tmp_path: Path) -> None:
+    """Nor those of the validation set; and none of its own a second time."""
+    folder = write_folder(tmp_path / "set", train=1, val=1)
+    train, ant = folder / "train", folder / "train" / "ant"
+    save(tmp_path / "elsewhere" / "deep" / "c.png", picture())
+    for bee in ("bee", "set's bee"):
+        if bee != "bee":  # a class folder that lies elsewhere
+            (train / "bee").rename(tmp_path / bee)
+            (train / "bee").symlink_to(tmp_path / bee)
+        wanted = names_of(folder)
+        assert wanted == ["ant/0.png", "bee/0.png"]
+        for number, target in enumerate(
+            [
+                "..",
+                "../bee",
+                ".",
+                folder,
+                tmp_path,
+                "/",
+                train / "bee",
+                train / "bee" / ".." / "ant",
+            ]
+        ):
+            (ant / f"link {number}").symlink_to(target)
+        (tmp_path / "elsewhere" / "deep" / "up").symlink_to("..")
+        (tmp_path / "elsewhere" / "deep" / "bee").symlink_to(train / "bee")
+        (tmp_path / "elsewhere" / "deep" / "again").symlink_to(tmp_path / "elsewhere" / "deep")
+        (ant / "first").symlink_to(tmp_path / "elsewhere")
+        (ant / "second").symlink_to(tmp_path / "elsewhere" / "deep")
+        assert names_of(folder) == ["ant/0.png", "ant/second/c.png", "bee/0.png"]
+        for link in (*ant.iterdir(), *(tmp_path / "elsewhere" / "deep").iterdir()):
+            if link.is_symlink():
+                link.unlink()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, train=1, val=1)
+    train, ant = folder / "train", folder / "train" / "ant"
+    for link, target in ((ant / "round", "round"), (ant / "a", "b"), (ant / "b", "a")):
+        link.symlink_to(target)
+    (train / "round").symlink_to("round")
+    (train / "gone").symlink_to("nothing")
+    (ant / "round.png").symlink_to("round.png")  # a picture that cannot be read
+    (ant / "gone.png").symlink_to("nothing")
+    os.mkfifo(ant / "pipe.png")
+    (ant / "linked pipe.png").symlink_to("pipe.png")
+    assert names_of(folder) == ["ant/0.png", "ant/gone.png", "ant/round.png", "bee/0.png"]
+
+
+def test_classes_that_hold_each_other(tmp_path: Path) -> None:
+    """What their pictures are would be said twice, and differently."""
+    folder = write_folder(tmp_path, train=1, val=1)
+    for target in ("bee", "bee/wood", ".", ".."):
+        (folder / "train" / "bee" / "wood").mkdir(exist_ok=True)
+        link = folder / "train" / "cow"
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=r"^class folder .* holds what '(ant|bee|cow)' holds: "):
+            open_folder(folder)
+        link.unlink()
+
+
 def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, train=1, val=1)
     before = open_folder(folder).fingerprint
