@@ -3,7 +3,11 @@ ones."""
 
 from __future__ import annotations
 
+import errno
+import gc
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -524,11 +528,73 @@ def test_files_that_vanish_while_training(tmp_path: Path, workers: int) -> None:
         train(dataset)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long the parent waits before it looks whether its workers live: not for 5 s."""
+    wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.1,))
+
+
+WORKERS = (
+    r"^a process that decodes pictures cannot go on: {}; it passes batches on through shared "
+    r"memory.*: fewer --workers \(0: none\) need less of it, of memory and of open files$"
+)
+DIED = WORKERS.format(r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly")
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_folder(write_folder(tmp_path), workers=1)
     monkeypatch.setattr("symrnn.vision.datasets.folder._decoded", lambda *_: os._exit(9))
-    with pytest.raises(UserError, match="a process that decodes pictures ended: DataLoader worker"):
+    with pytest.raises(UserError, match=DIED):
         train(dataset)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_is_killed_while_the_model_trains(tmp_path: Path) -> None:
+    """The error comes where batches are asked for, not in the midst of a step."""
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    batches = dataset.train_batches(0, 1, seed=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # a signal's handler has its turn
+    with pytest.raises(UserError, match=DIED):
+        list(batches)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_room_in_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A batch that could not be passed on was dropped, and waited for for ever."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(UserError, match=DIED):
+        train(dataset)
+    words = "notice: a batch of pictures cannot be passed on: unable to allocate shared memory(shm)"
+    assert capfd.readouterr().err.startswith(words)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_no_room_for_the_workers_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Semaphores lie in shared memory too, and pipes want descriptors."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", refuse)
+    with pytest.raises(UserError, match=WORKERS.format(r"\[Errno 28\] No space left on device")):
+        train(dataset)
+    gc.collect()
 
 
 # ---- folders that are not like that --------------------------------------------------------------

@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import multiprocessing.queues
 import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -24,6 +27,7 @@ import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from symrnn.files import UserError
 from symrnn.files.errors import describe_os_error
@@ -144,18 +148,13 @@ class FolderDataset(Dataset):
             num_workers=min(self.workers, len(batches)),
             collate_fn=_collated,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # it draws a number of its own, not of the program's
         )
-        try:
-            for images, labels, broken in loader:
-                self._note(places.files, broken)
-                images = self._normalise(images.to(self.device, non_blocking=True))
-                yield images, labels.to(self.device, non_blocking=True)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(f"a process that decodes pictures ended: {error}") from error
+        for images, labels, broken in _from_workers(loader) if loader.num_workers else loader:
+            self._note(places.files, broken)
+            images = self._normalise(images.to(self.device, non_blocking=True))
+            yield images, labels.to(self.device, non_blocking=True)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -400,9 +399,47 @@ def _collated(pictures: list[_Picture]) -> tuple[Tensor, Tensor, list[tuple[int,
     return torch.from_numpy(pixels), torch.tensor([picture.label for picture in read]), broken
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Ctrl-C goes to the workers as well, and what they decode is needed to end properly."""
+def _from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers of a loader collate. Raises UserError once one of them cannot go on."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = iter(loader)
+        # It looks after its workers while it waits. The handler that it installed besides would
+        # raise at any other time as well, in the midst of a step or of writing a checkpoint.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        yield from batches
+    except (OSError, RuntimeError, MemoryError, EOFError) as error:
+        # One that could not be made in full is not to be torn down as if it had been.
+        _MultiProcessingDataLoaderIter._shutdown = True
+        why = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise UserError(
+            f"a process that decodes pictures cannot go on: {why}; it passes batches on through "
+            f"shared memory{_size_of_shared_memory()}: fewer --workers (0: none) need less of it, "
+            "of memory and of open files"
+        ) from error
+
+
+def _size_of_shared_memory() -> str:
+    """Where it is and how large, in brackets; "" where it is not a file system."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:  # not on Linux
+        return ""
+    return f" (/dev/shm, {found.f_blocks * found.f_frsize / 2**20:,.0f} MiB)"
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C goes to the workers as well, and what they decode is needed to end properly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By default a batch that cannot be sent is dropped, and the parent waits for it for ever.
+    # There is no public door: concurrent.futures overrides this method too.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    print(f"notice: a batch of pictures cannot be passed on: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _processors() -> int:
