@@ -499,6 +499,30 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         save_packed(nn.Linear(2, 2), tmp_path / "none" / "m")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Cannot allocate memory (os error 12)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    save_packed(Model("avg"), tmp_path / "packed")
+    save_checkpoint(tmp_path / "checkpoint", Model("avg").state_dict(), {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    for name, load in (("packed", open_packed), ("checkpoint", load_checkpoint)):
+        path, noun = tmp_path / name, name.replace("packed", "packed model")
+        words = f"{path}: cannot be read: the memory is too small for the {noun}, of "
+        with pytest.raises((PackedError, CheckpointError), match=f"^{re.escape(words)}"):
+            load(path)
+
+
 # ---- forged and mutated files -------------------------------------------------------------------
 
 Contents = dict[str, Any]
