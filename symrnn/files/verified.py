@@ -98,10 +98,10 @@ class FileKind:
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors, on the CPU and in the order saved, and `meta`; needs the size in memory.
 
-        Raises `error`, with a message for each, for a path that is missing, a folder, not
-        readable, or too large for the memory; for an empty file, a pickle of `torch.save` (never opened: that would run its
-        code), a file that is not safetensors, one that is but of another kind or version; for a
-        truncated or overlong file; and if anything in it was changed.
+        Raises `error`, with a message for each, for a path that is missing, a folder, not readable,
+        or too large for the memory; for an empty file, a pickle of `torch.save` (never opened: that
+        would run its code), a file that is not safetensors, one that is but of another kind or
+        version; for a truncated or overlong file; and if anything in it was changed.
         """
         library = self._library(path)
         try:

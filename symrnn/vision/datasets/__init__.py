@@ -55,8 +55,17 @@ def open_dataset(
 
     Raises UserError for anything wrong with the arguments, the files or the network.
     """
-    device = torch.device(device)
-    name, place = os.fspath(name_or_folder), None
+    try:
+        return _open(os.fspath(name_or_folder), torch.device(device), image_size, workers, download)
+    except OSError as error:  # a folder of another user, a name too long, too few descriptors
+        place = error.filename or os.fspath(name_or_folder)
+        raise UserError(f"data: {place}: {describe_os_error(error)}") from error
+
+
+def _open(
+    name: str, device: torch.device, image_size: int | None, workers: int | None, download: bool
+) -> Dataset:
+    place = None
     if name not in list_datasets():
         _require_folder(name)
         folder = Path(name)
