@@ -107,7 +107,7 @@ def load_saved(
         config["precision"] = precision or config["precision"]
         if weights is not None:
             config["weights"] = weights
-        _check_types(config)
+        _check_types(config, stored.meta)
         check_machine(config, device)
         codec = codec_from_state(stored.meta["codec"])
         _check_sizes(config, len(codec), stored)
@@ -133,13 +133,19 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 """What a configuration says of the model, and of which type it is."""
 
+_OUTCOME: dict[str, tuple[type, ...]] = {"epoch": (int,), "valid_perplexity": (int, float)}
+"""What else the meta of a best model says."""
 
-def _check_types(config: Mapping[str, Any]) -> None:
-    """Raise TypeError for a part of a stored configuration that is not of its type."""
-    for name, kinds in _KINDS.items():
-        if type(config[name]) not in kinds:
+
+def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raise TypeError for a part of what is stored that is not of its type."""
+    stored = {name: config[name] for name in _KINDS}
+    stored |= {name: meta[name] for name in _OUTCOME if name in meta}
+    for name, value in stored.items():
+        kinds = (_KINDS | _OUTCOME)[name]
+        if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"its {name} should be of type {wanted}, got: {config[name]!r}")
+            raise TypeError(f"its {name} should be of type {wanted}, got: {value!r}")
     if config["precision"] not in PRECISIONS:
         raise TypeError(
             f"its precision should be one of {', '.join(PRECISIONS)}, got: {config['precision']!r}"

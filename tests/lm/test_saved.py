@@ -212,3 +212,14 @@ def test_a_configuration_that_describes_no_model(
         with pytest.raises(CheckpointError) as error:
             load_saved(tmp_path / "m", torch.device("cpu"))
         assert str(error.value).startswith(f"{tmp_path / 'm'}: not a language model: {message}")
+
+
+def test_an_outcome_of_another_type(tmp_path: Path) -> None:
+    write_model(tmp_path / "m", "packed")
+    meta = open_packed(tmp_path / "m").meta
+    for name, wanted in (("epoch", "int"), ("valid_perplexity", "int or float")):
+        save_packed(LanguageModel(3, 8, 8), tmp_path / "m", meta={**meta, name: "3"})
+        with pytest.raises(
+            CheckpointError, match=f"its {name} should be of type {wanted}, got: '3"
+        ):
+            load_saved(tmp_path / "m", torch.device("cpu"))
