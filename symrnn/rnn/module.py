@@ -18,8 +18,10 @@ from torch.nn import Parameter
 from symrnn.rnn import torch_state
 from symrnn.rnn.dispatch import Traits, check_backend
 from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.fused import plans
 from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedLayers
+from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.parameters import Parameters
 from symrnn.rnn.stack import Attributes, State
@@ -28,6 +30,8 @@ from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.expanded import ExpandedWeight, read_only
 
 Made = TypeVar("Made", bound="GatedModule")
+
+_MOST_PLANS = 16  # of calls, each for one shape of input
 
 
 class GatedModule(nn.Module):
@@ -237,6 +241,17 @@ class GatedModule(nn.Module):
             self._cache.put(packed, sources)
         return packed
 
+    def _plan_call(self, shapes: Shapes, steps: int, batch: int) -> None:
+        """Have the next call of these shapes made in C, if it is one of a few steps."""
+        entry = self._cache.entry
+        if entry is None or steps * batch > plans.MOST_ROWS:
+            return
+        packed, sources = entry
+        stack = packed.stack()
+        if stack is None or len(packed.plans) >= _MOST_PLANS:
+            return
+        packed.plans[shapes.x] = plans.call_plan(stack, sources, shapes, steps, batch, self.IS_CELL)
+
     @property
     def inference_dtype(self) -> torch.dtype | None:
         """What the weights are packed as where no gradient is wanted: None for as they are.
@@ -275,6 +290,7 @@ class GatedModule(nn.Module):
                 'backend="folded" wants hidden weights of all gates in a form that folds, such as '
                 f'"tri8" or "block4", got: {self._symmetry_repr()}'
             )
+        self._cache = Cache()
         self._backend = name
 
     def _some_weight(self) -> Tensor:
