@@ -152,6 +152,8 @@ class Tracker:
                 raise
 
     def _error(self, error: OSError) -> UserError:
+        if not self._folder.path.is_dir():  # TensorBoard opens its file anew for every write
+            return UserError(f"{self._folder.path}: the run's folder was renamed or deleted")
         return UserError(f"{self._folder.metrics}: metrics: {describe_os_error(error)}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from symrnn.files import UserError, errors, run_program
 
@@ -31,6 +33,7 @@ def fail(error: BaseException) -> Callable[[], int]:
         (fail(UserError("--lr: -1 is not above 0")), 2, "error: --lr: -1 is not above 0\n"),
         (fail(ForeignError("no corpus")), 2, "error: no corpus\n"),
         (fail(KeyboardInterrupt()), 130, ""),
+        (fail(errors.Terminated()), 143, ""),
         (fail(BrokenPipeError()), 141, ""),
         (fail(SystemExit(4)), 4, ""),
     ],
@@ -49,6 +52,85 @@ def test_our_own_bugs_keep_their_traceback() -> None:
         run_program(fail(ForeignError()))
     with pytest.raises(ZeroDivisionError):
         run_program(lambda: 1 // 0)
+
+
+def while_interrupted() -> int:
+    """The disk fills up while a file is cleaned up on the way out."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        try:
+            raise OSError(errno.ENOSPC, "no room")
+        except OSError as error:
+            raise UserError("the disk is full") from error
+
+
+def raised_again(error: OSError, first: BaseException) -> UserError:
+    """What a thread left is raised while `first` is handled, which came of it."""
+    try:
+        raise first from error
+    except BaseException:
+        try:
+            raise error
+        except OSError as again:
+            assert again.__context__ is first
+            assert first.__cause__ is again
+            return UserError("the disk is full")
+
+
+def test_an_error_on_the_way_out_of_an_interrupt_is_not_told() -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(while_interrupted)
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "message"),
+    [
+        (UserError("the disk is full"), 2, "error: the disk is full\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (errors.Terminated(), 143, ""),
+    ],
+)
+def test_errors_that_caused_each_other_end_too(
+    first: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = OSError(errno.ENOSPC, "no room")
+    error = raised_again(stored, first)
+    error.__cause__ = stored
+    assert list(errors.causes(error)) == [error, stored, first]
+    with pytest.raises(SystemExit) as caught:
+        run_program(fail(error))
+    assert caught.value.code == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "", "a.txt"), "a.txt: the disk is full"),
+        (OSError(errno.EMFILE, "", "a.txt"), "a.txt: this process may open no more files "),
+        (OSError(errno.ENFILE, ""), "output: the machine can open no more files"),
+        (OSError(errno.ENOMEM, ""), "output: the memory is too small"),
+        (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error"),
+        (MemoryError(), "the memory is too small"),
+        (MemoryError("Unable to allocate 8 TiB"), "the memory is too small: Unable to allocate 8"),
+        (RuntimeError("CUDA out of memory. Tried\nto"), "the memory is too small: CUDA out of mem"),
+    ],
+)
+def test_what_a_machine_lacks_is_no_bug(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(fail(error))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_memory_that_pytorch_cannot_get() -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: torch.empty(1 << 60).dim())
+    assert caught.value.code == 2
 
 
 # The file alone, since importing its package loads torch.
@@ -80,3 +162,10 @@ def test_output_to_a_full_disk_is_a_users_error(unbuffered: str) -> None:
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=settings)
     assert done.stderr == b"error: output: the disk is full\n"
     assert done.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_error_that_cannot_be_told_has_its_exit_code() -> None:
+    program = [sys.executable, "-c", PRINTS.replace("100_000", "1")]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(program, stdout=full, stderr=full).returncode == 2

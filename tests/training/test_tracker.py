@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.files import UserError
+from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder, Tracker
 
 
@@ -218,3 +219,24 @@ def test_a_full_disk_is_a_users_error(small_disk: Path) -> None:
         # If the disk was full for TensorBoard's thread too, it remembers and says so again.
         with contextlib.suppress(UserError):
             tracker.close()
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, lambda path: path.rename(path.with_name("other"))])
+def test_a_folder_that_goes_away_ends_the_run(
+    run: RunFolder, gone: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard's thread stores its error, and raises the same one at each call."""
+    pytest.importorskip("tensorboard")
+
+    def main() -> None:
+        with Tracker(run, resume_step=None) as tracker:
+            tracker.flush()
+            gone(run.path)
+            tracker.scalars(1, {"a": 1})
+            tracker.flush()
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == 2
+    message = f"error: {run.path}: the run's folder was renamed or deleted\n"
+    assert capsys.readouterr().err == message
