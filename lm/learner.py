@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
 from symrnn.training.loop import Learner, Progress
 
 
+@dataclass
+class LanguageProgress(Progress):
+    """Where the training of a language model stands."""
+
+    tested: dict[str, Any] | None = None  # the fields of the test text's score, at the end
+
+
 class LanguageLearner(Learner):
     """A language model, its optimizer, and the hidden state of this process's streams.
 
@@ -22,10 +30,11 @@ class LanguageLearner(Learner):
     """
 
     model: LanguageModel
+    progress: LanguageProgress
 
     def __init__(self, model: LanguageModel, config: dict[str, Any], world: World) -> None:
         optimizer = torch.optim.SGD(parameter_groups(model, config["lr"]), lr=config["lr"])
-        super().__init__(model, optimizer, Progress(best=math.inf, lr=config["lr"]))
+        super().__init__(model, optimizer, LanguageProgress(best=math.inf, lr=config["lr"]))
         self.config = config
         self.world = world
         self.hidden: State | None = None

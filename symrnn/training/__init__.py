@@ -12,7 +12,7 @@ from symrnn.training.checkpoint import (
     restore_model,
     save_checkpoint,
 )
-from symrnn.training.interrupt import Interrupt
+from symrnn.training.interrupt import Interrupt, Stopped
 from symrnn.training.process import (
     autocast,
     environment,
@@ -33,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Interrupt",
     "RunFolder",
+    "Stopped",
     "Tracker",
     "World",
     "autocast",

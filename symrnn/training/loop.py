@@ -13,8 +13,9 @@ A training program, in one process or in many::
                     run.log({"train/loss": loss})
             if run.stopped:
                 break
-            run.keep_best(validate(model), save)
-        run.report({...})
+            with run.measuring():
+                run.keep_best(validate(model, run.terminated), save)
+        return run.end(lambda: {...})
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import contextlib
 import math
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -49,7 +51,7 @@ from symrnn.training.command_line import (
     require_compiler,
     unused_folder,
 )
-from symrnn.training.interrupt import Interrupt
+from symrnn.training.interrupt import SIGNALS, Interrupt, Stopped
 from symrnn.training.process import environment, keep_freed_memory, peak_memory, set_threads
 from symrnn.training.run_folder import RunFolder
 from symrnn.training.state import pack_state, unpack_state
@@ -119,18 +121,21 @@ class Run:
     whose lines and files go nowhere. A checkpoint follows all lines of its step and no other line
     of that step follows it, so that a run killed anywhere and resumed has every line once.
 
+    Ctrl-C ends it after the step or validation under way, with its report. SIGTERM, from those who
+    kill after some seconds, ends it after the step under way or within a validation, without.
+
     program: its module, as ``python -m`` takes it.
-    plan: what the first interrupt leads to, for the line that it prints.
+    then: what the first Ctrl-C leads to after the step, for the line that it prints.
 
     device: of this process; known from :meth:`configure` on.
     resumed: the folder of the run that is continued; None for a new run.
-    stopped: whether an interrupt ended the steps within an epoch.
+    stopped: whether an interrupt ended the run within an epoch.
     """
 
     device: torch.device
     learner: Learner
 
-    def __init__(self, program: str, world: World, plan: str = "ending after this step") -> None:
+    def __init__(self, program: str, world: World, then: str = "") -> None:
         self.program = program
         self.world = world
         self.resumed: Path | None = None
@@ -138,7 +143,9 @@ class Run:
         self._out: Path | None = None
         self._folder: RunFolder | None = None
         self._tracker: Tracker | None = None
-        self._interrupt = Interrupt(plan)
+        self._interrupt = Interrupt("ending after this step", then)
+        self._ended_by: signal.Signals | None = None  # the same in all processes
+        self._logged = True  # whether there are lines that the steps before did not write
         self._bar: Any = None
         self._open = contextlib.ExitStack()
 
@@ -222,10 +229,14 @@ class Run:
                 self._folder = self._open.enter_context(RunFolder.create(path, config))
         if self._folder is not None:
             print(f"the run is kept in {self._folder.path}", flush=True)
-        begun = self._restore()
-        if self._folder is None:
+        begun, progress = self._restore(), self.progress
+        if self._finished:
+            print(f"it is finished: {progress.epoch - 1} epochs, {progress.step} steps", flush=True)
+        elif begun:
+            print(f"continuing after step {progress.step}, in epoch {progress.epoch}", flush=True)
+        if self._folder is None or self._finished:
             return
-        step = self.progress.step if begun else None
+        step = progress.step if begun else None
         self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
         if not begun:
             self._tracker.hparams(config, {})
@@ -256,8 +267,6 @@ class Run:
                 raise CheckpointError(
                     f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
                 ) from error
-        where = f"step {self.progress.step}, in epoch {self.progress.epoch}"
-        print(f"continuing after {where}", flush=True)
         return True
 
     # ---- the loop ------------------------------------------------------------------------------
@@ -267,6 +276,10 @@ class Run:
         """Where the run stands."""
         return self.learner.progress
 
+    @property
+    def _finished(self) -> bool:
+        return self.progress.epoch > self.config["epochs"]
+
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left, from 1 to ``count``, with a checkpoint after each.
 
@@ -275,8 +288,10 @@ class Run:
         progress = self.progress
         with self._interrupt:
             # Asked here too, as an interrupt may come during a validation.
-            while progress.epoch <= count and not self.world.any(self._interrupt.requested):
+            while progress.epoch <= count and not self._interrupted():
                 yield progress.epoch
+                if self.stopped:  # within a validation
+                    return
                 progress.epoch += 1
                 progress.batch = 0
                 self.learner.end_epoch()
@@ -310,12 +325,41 @@ class Run:
                 yield batch
                 self._bar.update(self._batch_size)
                 if progress.batch == self.batches:
-                    return  # the checkpoint comes after the validation
-                self.stopped = self.world.any(self._interrupt.requested)
+                    break  # the checkpoint comes after the validation
+                self.stopped = self._interrupted()
                 if self.stopped or progress.step % self.config["save_every"] == 0:
                     self._save()
                 if self.stopped:
                     return
+        self._logged = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """A validation or test, which may take long: on a SIGTERM it is given up, in all processes.
+
+        What measures asks :meth:`terminated` again and again, and raises :class:`Stopped`; that
+        ends the block, and the epochs. The run goes on from here, or from the last checkpoint
+        if the block has written lines, which it will write again.
+        """
+        try:
+            yield
+        except Stopped:
+            self.stopped = True
+            self._ended_by = signal.SIGTERM
+            if not self._logged:
+                self._save()
+
+    def terminated(self) -> bool:
+        """Whether this process was sent a SIGTERM."""
+        return self._interrupt.number == signal.SIGTERM
+
+    def _interrupted(self) -> bool:
+        """Whether an interrupt of any process ends the run; a SIGTERM counts more."""
+        came = self.world.sum([float(self._interrupt.number == number) for number in SIGNALS])
+        for number, count in zip(SIGNALS, came, strict=True):
+            if count:
+                self._ended_by = number
+        return self._ended_by is not None
 
     @property
     def due(self) -> bool:
@@ -324,6 +368,7 @@ class Run:
 
     def log(self, values: Mapping[str, float], note: str | None = None) -> None:
         """Log numbers at the present step; ``note`` stands beside the progress bar."""
+        self._logged = True
         if self._tracker is not None:
             self._tracker.scalars(self.progress.step, values)
         if note is not None:
@@ -404,16 +449,23 @@ class Run:
         assert self._folder is not None
         return self._folder.best
 
-    def report(self, values: Mapping[str, str]) -> None:
-        """Say what came of the run: the program's lines, its time and memory."""
-        if self._folder is None:
-            return
-        print()
-        if self.progress.epoch <= self.config["epochs"]:
-            print(f"interrupted in epoch {self.progress.epoch}; to go on:")
-            print(f"  python -m {self.program} --resume {shlex.quote(str(self._folder.path))}")
-        time_and_memory = {
-            "time": f"{self.progress.seconds:.1f} s",
-            "peak memory": f"{peak_memory(self.device) / 2**20:.0f} MiB",
-        }
-        print_table({**values, **time_and_memory})
+    def end(self, results: Callable[[], Mapping[str, str]]) -> int:
+        """Say what came of the run: the program's lines, its time and memory.
+
+        results: makes the lines, in the first process, and not after a SIGTERM.
+
+        Returns what the program ends with: 0, or as shells have it, 128 + the signal that ended the
+        run before its last epoch.
+        """
+        if self._folder is not None:
+            print()
+            if not self._finished:
+                print(f"interrupted in epoch {self.progress.epoch}; to go on:")
+                print(f"  python -m {self.program} --resume {shlex.quote(str(self._folder.path))}")
+            if self._ended_by != signal.SIGTERM:
+                time_and_memory = {
+                    "time": f"{self.progress.seconds:.1f} s",
+                    "peak memory": f"{peak_memory(self.device) / 2**20:.0f} MiB",
+                }
+                print_table({**results(), **time_and_memory})
+        return 0 if self._finished or self._ended_by is None else 128 + self._ended_by
