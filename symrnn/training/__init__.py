@@ -1,7 +1,7 @@
 """What the training programs share: the loop, run folder, exact resume, trackers, processes.
 
-The loop, which shows how the rest is used, is ``symrnn.training.loop``; unlike what is named here
-it needs the packages of the extra "train".
+The loop, which shows how the rest is used, is ``symrnn.training.loop``. The packages of the extra
+"train" give it curves, figures and a progress bar; without them it trains all the same.
 """
 
 from symrnn.training.checkpoint import (

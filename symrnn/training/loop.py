@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from symrnn.files.errors import UserError
 from symrnn.training.checkpoint import (
@@ -308,7 +307,7 @@ class Run:
         progress = self.progress
         self._since = (time.perf_counter(), progress.batch)
         self.learner.model.train()
-        self._bar = tqdm(
+        self._bar = _progress_bar(
             total=self.batches * self._batch_size,
             initial=progress.batch * self._batch_size,
             desc=f"epoch {progress.epoch}/{self.config['epochs']}",
@@ -380,8 +379,8 @@ class Run:
         return (self.progress.batch - first) * self._batch_size / (self._since[0] - since)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Log a picture at the present step."""
-        if self._tracker is not None:
+        """Log a picture at the present step, if the tracker takes any."""
+        if self._tracker is not None and self._tracker.takes_figures:
             self._tracker.figure(self.progress.step, name, draw())
 
     def outcome(self, metrics: Mapping[str, float]) -> None:
@@ -469,3 +468,23 @@ class Run:
                 }
                 print_table({**results(), **time_and_memory})
         return 0 if self._finished or self._ended_by is None else 128 + self._ended_by
+
+
+def _progress_bar(**options: Any) -> Any:
+    """tqdm's, or where it is not installed, one that shows nothing."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(**options)
+
+
+class _NoBar(contextlib.nullcontext[None]):
+    def update(self, _: int) -> None:
+        pass
+
+    def set_postfix_str(self, _: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

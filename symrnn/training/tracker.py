@@ -27,7 +27,7 @@ class Tracker:
     "Infinity" and "-Infinity", which `float()` of Python reads; TensorBoard gets them as they are.
     Each line is handed to the operating system at once, so a kill loses none; TensorBoard's
     events wait for `flush`, or half a minute. Without TensorBoard installed there is
-    metrics.jsonl alone, and one notice on stderr.
+    metrics.jsonl alone, without matplotlib there are no figures, and one notice on stderr says so.
 
     Args:
         folder: of the run; held open by the caller.
@@ -36,6 +36,8 @@ class Tracker:
             points of later steps. None begins anew: whatever there was is dropped.
 
     Raises UserError if metrics.jsonl cannot be read or written (full disk); so do all methods.
+
+    takes_figures: whether `figure` has where to write, and what to draw with.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None) -> None:
@@ -56,6 +58,7 @@ class Tracker:
             if isinstance(error, OSError):
                 raise self._error(error) from error
             raise
+        self.takes_figures = self._writer is not None and _can_draw()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records `values` (numbers, or tensors of one element) at `step` (0 or more).
@@ -77,7 +80,7 @@ class Tracker:
 
     def figure(self, step: int, tag: str, figure: Figure) -> None:
         """Records a matplotlib figure at `step` in TensorBoard, and closes it."""
-        if self._writer is None:
+        if self._writer is None or not self.takes_figures:
             return
         try:
             self._writer.add_figure(tag, figure, step, close=True)
@@ -207,6 +210,20 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int and step >= 0 else None
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is there, and takes the settings that it finds."""
+    try:
+        import matplotlib.pyplot  # noqa: F401  what TensorBoard's writer draws with
+    except (ImportError, ValueError) as error:  # the latter for MPLBACKEND, as of a notebook
+        print(
+            f"notice: matplotlib cannot be imported (pip install 'symrnn[train]'): {error}: there "
+            "are no figures",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 class _ReportedOnce:

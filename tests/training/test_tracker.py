@@ -197,11 +197,28 @@ def test_without_tensorboard_there_is_one_notice_and_the_json(
         tracker.figure(1, "f", None)  # type: ignore[arg-type]
         tracker.hparams({"a": 1}, {"b": 2.0})
         tracker.flush()
+        assert not tracker.takes_figures
     assert [line["a"] for line in lines(run)] == [1.0]
     assert not run.tensorboard.exists()
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "symrnn[train]" in error
+
+
+def test_without_matplotlib_there_is_one_notice_and_no_figure(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with Tracker(run, resume_step=None) as tracker:
+        assert not tracker.takes_figures
+        tracker.scalars(1, {"a": 1})
+        tracker.figure(1, "f", None)  # type: ignore[arg-type]
+    assert points(run, "a") == [(1, 1.0)]
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "notice: matplotlib cannot be imported (pip install 'symrnn[train]'): import of "
+    )
+    assert error.count("\n") == 1
 
 
 def test_a_full_disk_is_a_users_error(small_disk: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,28 @@ def test_avg_follows_the_path_of_the_averaged_full_matrix() -> None:
 
 
 # ---- runs ----------------------------------------------------------------------------------------
+
+EXTRAS = ("matplotlib", "pooch", "tensorboard", "tqdm")
+
+
+@pytest.mark.parametrize("packages", [EXTRAS, ["matplotlib"]])
+def test_without_what_is_no_necessity(
+    train: Callable[..., int],
+    tmp_path: Path,
+    with_picture: None,
+    without: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    packages: Sequence[str],
+) -> None:
+    """Of curves, figures and bars is said at the start that there are none, and all else is done."""
+    without(*packages)
+    out = tmp_path / "run"
+    assert train("--out", out) == 0
+    output = capsys.readouterr()
+    assert output.err.count("notice: ") == 1
+    assert "(pip install 'symrnn[train]'): " in output.err
+    assert value_of(out, "epoch") == 2
+    assert (out / "tensorboard").exists() == ("tensorboard" not in packages)
 
 
 def test_what_a_run_leaves_behind(
