@@ -203,7 +203,7 @@ def test_without_what_is_no_necessity(
     capsys: pytest.CaptureFixture[str],
     packages: Sequence[str],
 ) -> None:
-    """Of curves, figures and bars is said at the start that there are none, and all else is done."""
+    """That there are no curves or figures is said at the start, and all else is done."""
     without(*packages)
     out = tmp_path / "run"
     assert train("--out", out) == 0
