@@ -21,6 +21,7 @@ from symrnn.training.command_line import (
     add_machine_options,
     add_run_options,
     add_symmetry_options,
+    check_configuration,
     check_soft_symmetry,
     continued,
     known_or_path,
@@ -191,6 +192,15 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
-    given = {**given, **gates_of(given, given.get("cell") or config.get("cell", DEFAULTS["cell"]))}
-    names = {*resolve({}), *MARKS}
-    return continued(config, given, folder, program="lm.train", names=names)
+    check_configuration(
+        config,
+        folder,
+        program="lm.train",
+        parser=make_parser(),
+        resolve=resolve,
+        defaults=DEFAULTS,
+        marks=MARKS,
+    )
+    return continued(
+        config, {**given, **gates_of(given, given.get("cell", config["cell"]))}, folder
+    )

@@ -155,15 +155,18 @@ def _test(run: Run, corpus: Corpus) -> Score:
 
 def _results(run: Run, learner: LanguageLearner, corpus: Corpus) -> dict[str, str]:
     """What came of the run: the best model's perplexities and parameters."""
+    progress = learner.progress
     if not run.best.exists():  # interrupted before any validation
         model = learner.final()
-        _save_best(run.best, run, model, corpus, _measure(run, model, corpus, "valid"))
+        score = _measure(run, model, corpus, "valid")
+        progress.best = score.nats / score.tokens
+        _save_best(run.best, run, model, corpus, score)
     best = load_saved(run.best, run.device, backend=run.config["backend"])
-    valid = best.meta["valid_perplexity"]
-    tested = learner.progress.tested  # of a finished run
+    valid = exponential(progress.best)
+    tested = progress.tested  # of a finished run
     test = Score(**tested) if tested else _measure(run, best.model, corpus, "test")
     return {
-        "best model": f"epoch {best.meta['epoch']}, {run.best}",
+        "best model": f"epoch {best.meta.get('epoch')}, {run.best}",
         "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
         "test perplexity": f"{test.perplexity:.2f}{_per_word(test)}{_bound(corpus, 'test')}",
         **counts_of(best.model, best.codec),

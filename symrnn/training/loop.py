@@ -27,7 +27,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +44,7 @@ from symrnn.training.checkpoint import (
     save_checkpoint,
 )
 from symrnn.training.command_line import (
+    MACHINE,
     folder_to_resume,
     given,
     print_table,
@@ -53,7 +54,7 @@ from symrnn.training.command_line import (
 from symrnn.training.interrupt import SIGNALS, Interrupt, Stopped
 from symrnn.training.process import environment, keep_freed_memory, peak_memory, set_threads
 from symrnn.training.run_folder import RunFolder
-from symrnn.training.state import pack_state, unpack_state
+from symrnn.training.state import check_like, pack_state, unpack_state
 from symrnn.training.tracker import Tracker
 from symrnn.training.world import World
 
@@ -79,6 +80,18 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError for what a checkpoint cannot say of a run."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type not in ("int", "float"):
+                continue
+            if type(value) is not int and (field.type == "int" or type(value) is not float):
+                raise TypeError(f"{field.name} should be of type {field.type}, got: {value!r}")
+            # At first the best is what any other is better than.
+            if field.name != "best" and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} should be 0 or more, got: {value!r}")
 
 
 class Learner:
@@ -109,8 +122,28 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state` gave, after model and progress."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take up what :meth:`state` gave, after model and progress.
+
+        Raises KeyError, TypeError, ValueError or RuntimeError for anything else.
+        """
+        saved, own = state["optimizer"], self.optimizer.state_dict()
+        check_like(saved, {**own, "state": {}}, "optimizer")
+        if [g["params"] for g in saved["param_groups"]] != [
+            g["params"] for g in own["param_groups"]
+        ]:
+            raise ValueError("optimizer/param_groups are of other parameters")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if len({frozenset(entries) for entries in saved["state"].values()}) > 1:
+            raise ValueError("optimizer/state should have the same entries for each parameter")
+        for index, entries in saved["state"].items():
+            if type(index) is not int or not 0 <= index < len(parameters):
+                raise ValueError(f"optimizer/state has {index!r}, for {len(parameters)} parameters")
+            check_like(entries, {}, f"optimizer/state/{index}")
+            for name, value in entries.items():
+                if value is not None:
+                    place = f"optimizer/state/{index}/{name}"
+                    check_like(value, parameters[index].detach(), place)
+        self.optimizer.load_state_dict(saved)
 
 
 class Run:
@@ -141,6 +174,7 @@ class Run:
         self.stopped = False
         self._out: Path | None = None
         self._folder: RunFolder | None = None
+        self._checkpoint: Checkpoint | None = None
         self._tracker: Tracker | None = None
         self._interrupt = Interrupt("ending after this step", then)
         self._ended_by: signal.Signals | None = None  # the same in all processes
@@ -184,6 +218,8 @@ class Run:
             elif world.first:
                 self._folder = self._open.enter_context(RunFolder.open(self.resumed))
                 config = resume(self._folder.config, given(options), self.resumed)
+                if self._folder.last.exists():
+                    self._checkpoint = _last_checkpoint(self._folder, config)
         config = world.share(lambda: config)
         with world.agreeing():
             self.device = world.device(config["device"])
@@ -245,28 +281,42 @@ class Run:
 
     def _restore(self) -> bool:
         """Take up the run's last checkpoint, in all processes; whether there is one."""
-        checkpoint: Checkpoint | None = None
-        with self.world.agreeing():
-            if self._folder is not None and self._folder.last.exists():
-                checkpoint = load_checkpoint(self._folder.last)
-        checkpoint = self.world.share(lambda: checkpoint)
+        checkpoint = self.world.share(lambda: self._checkpoint)
+        self._checkpoint = None  # it is as large as the model
         if checkpoint is None:
             return False
         learner = self.learner
         with self.world.agreeing():
             restore_model(learner.model, checkpoint)
             try:
+                for name, tensor in model_tensors(learner.model).items():
+                    check_like(checkpoint.tensors[name], tensor, name)
                 state = unpack_state(checkpoint.tensors, checkpoint.meta["state"])
                 progress = dict(state["progress"])
                 if "window" in progress:  # the language model's name for it, formerly
                     progress["batch"] = progress.pop("window")
                 learner.progress = type(learner.progress)(**progress)
+                self._check_progress()
                 learner.load_state(state)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise CheckpointError(
                     f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
                 ) from error
         return True
+
+    def _check_progress(self) -> None:
+        """Raise ValueError unless epoch, batch and step fit together and the run's length."""
+        progress = self.progress
+        begun = (progress.epoch - 1) * self.batches + progress.batch
+        if not (
+            1 <= progress.epoch <= self.config["epochs"] + (progress.batch == 0)
+            and progress.batch <= self.batches
+            and progress.step == begun
+        ):
+            raise ValueError(
+                f"step {progress.step} is not batch {progress.batch} of {self.batches} in epoch "
+                f"{progress.epoch} of {self.config['epochs']}"
+            )
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -379,9 +429,9 @@ class Run:
         return (self.progress.batch - first) * self._batch_size / (self._since[0] - since)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Log a picture at the present step, if the tracker takes any."""
-        if self._tracker is not None and self._tracker.takes_figures:
-            self._tracker.figure(self.progress.step, name, draw())
+        """Log a picture at the present step; it is not drawn where there is no tracker of such."""
+        if self._tracker is not None:
+            self._tracker.figure(self.progress.step, name, draw)
 
     def outcome(self, metrics: Mapping[str, float]) -> None:
         """Log what the run came to, beside its configuration."""
@@ -468,6 +518,21 @@ class Run:
                 }
                 print_table({**results(), **time_and_memory})
         return 0 if self._finished or self._ended_by is None else 128 + self._ended_by
+
+
+def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
+    """The checkpoint that a run goes on from; CheckpointError if it is of another configuration."""
+    checkpoint = load_checkpoint(folder.last)
+    saved = checkpoint.meta.get("config")
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{folder.last}: not a checkpoint that a run goes on from")
+    for name in (config.keys() | saved.keys()) - set(MACHINE):
+        if name not in config or name not in saved or config[name] != saved[name]:
+            raise CheckpointError(
+                f"{folder.last}: not the checkpoint of this run: {name} is "
+                f"{saved.get(name)!r} in it, {config.get(name)!r} in config.json"
+            )
+    return checkpoint
 
 
 def _progress_bar(**options: Any) -> Any:

@@ -36,8 +36,6 @@ class Tracker:
             points of later steps. None begins anew: whatever there was is dropped.
 
     Raises UserError if metrics.jsonl cannot be read or written (full disk); so do all methods.
-
-    takes_figures: whether `figure` has where to write, and what to draw with.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None) -> None:
@@ -58,7 +56,7 @@ class Tracker:
             if isinstance(error, OSError):
                 raise self._error(error) from error
             raise
-        self.takes_figures = self._writer is not None and _can_draw()
+        self._draws = self._writer is not None and _can_draw()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records `values` (numbers, or tensors of one element) at `step` (0 or more).
@@ -78,11 +76,12 @@ class Tracker:
         except OSError as error:
             raise self._error(error) from error
 
-    def figure(self, step: int, tag: str, figure: Figure) -> None:
-        """Records a matplotlib figure at `step` in TensorBoard, and closes it."""
-        if self._writer is None or not self.takes_figures:
+    def figure(self, step: int, tag: str, figure: Figure | Callable[[], Figure]) -> None:
+        """Records a matplotlib figure, or what draws one, at `step` in TensorBoard; closes it."""
+        if self._writer is None or not self._draws:
             return
         try:
+            figure = figure() if callable(figure) else figure
             self._writer.add_figure(tag, figure, step, close=True)
         except OSError as error:
             raise self._error(error) from error
@@ -207,7 +206,7 @@ def _step_of(line: bytes) -> int | None:
         return None
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int and step >= 0 else None
 
