@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from symrnn.files.atomic import replacing
 from symrnn.files.errors import UserError, describe_os_error
 from symrnn.training.run_folder import RunFolder
+
+_EVENTS = "events.out.tfevents."  # what the names of TensorBoard's files begin with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -255,6 +258,23 @@ def _summary_writer(folder: RunFolder, purge_step: int) -> SummaryWriter | None:
     if not isinstance(threading.excepthook, _ReportedOnce):
         threading.excepthook = _ReportedOnce(threading.excepthook)
     again = folder.tensorboard.is_dir() and any(folder.tensorboard.iterdir())
+    if again:
+        _put_before_now(folder.tensorboard)
     return SummaryWriter(
         log_dir=str(folder.tensorboard), purge_step=purge_step if again else None, flush_secs=30
     )
+
+
+def _put_before_now(events: Path) -> None:
+    """Renames event files where one would be read after a file that begins now.
+
+    TensorBoard reads them in the order of their names, which hold the time of their beginning, and
+    drops points by step as a later file says. So if the clock was set back, the number of a file
+    takes the place of its time.
+    """
+    files = sorted(file for file in events.iterdir() if file.name.startswith(_EVENTS))
+    if not files or files[-1].name < f"{_EVENTS}{int(time.time()):010}":
+        return
+    for number, file in enumerate(files, 1):
+        rest = file.name.removeprefix(_EVENTS).partition(".")[2]
+        file.rename(file.with_name(f"{_EVENTS}{number:010}.{rest}"))

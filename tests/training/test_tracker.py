@@ -7,7 +7,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,26 @@ def test_resume_at_step_0_and_beginning_anew(run: RunFolder) -> None:
                 tracker.scalars(0, {"a": 0})
             tracker.scalars(1, {"a": 1})
     assert points(run, "a") == [(0, 0.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize("clocks", [(300, 200, 100), (300, 100, 200), (100, 300, 200), (5, 5, 5)])
+def test_resume_drops_what_came_after_whatever_the_clock_says(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, clocks: Sequence[int]
+) -> None:
+    """Set back, or not gone on, between two resumes: TensorBoard orders its files by time."""
+    pytest.importorskip("tensorboard")
+    started, resume_step = time.time(), None
+    for turn, clock in enumerate(clocks):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda clock=clock: started + clock)
+            with Tracker(run, resume_step=resume_step) as tracker:
+                for step in range(3 * turn + 1, 3 * turn + 6):
+                    tracker.scalars(step, {"loss": 10 * turn + step})
+        resume_step = 3 * turn + 3
+    expected = [(1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16)]
+    expected += [(step, 20 + step) for step in range(7, 12)]
+    assert points(run, "loss") == expected
+    assert [(line["step"], line["loss"]) for line in lines(run)] == expected
 
 
 def test_damaged_lines_are_dropped_with_a_notice(
