@@ -102,7 +102,8 @@ def run_program(main: Callable[[], int | None], *extra_error_types: type[Excepti
 def _lacking(error: Exception) -> str | None:
     """What the machine lacks, if that is what `error` says."""
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        return f"{error.filename or 'output'}: {describe_os_error(error)}"
+        where = error.filename or ("output" if error.errno in _NO_ROOM else None)
+        return f"{where}: {describe_os_error(error)}" if where else describe_os_error(error)
     # PyTorch's errors have no kind of their own on CPUs; the last is that of a GPU.
     words = ("can't allocate memory", "not enough memory", "out of memory")
     if isinstance(error, MemoryError) or (

@@ -109,8 +109,8 @@ def test_errors_that_caused_each_other_end_too(
     [
         (OSError(errno.ENOSPC, "", "a.txt"), "a.txt: the disk is full"),
         (OSError(errno.EMFILE, "", "a.txt"), "a.txt: this process may open no more files "),
-        (OSError(errno.ENFILE, ""), "output: the machine can open no more files"),
-        (OSError(errno.ENOMEM, ""), "output: the memory is too small"),
+        (OSError(errno.ENFILE, ""), "the machine can open no more files"),
+        (OSError(errno.ENOMEM, ""), "the memory is too small"),
         (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error"),
         (MemoryError(), "the memory is too small"),
         (MemoryError("Unable to allocate 8 TiB"), "the memory is too small: Unable to allocate 8"),
