@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
-    add("--layers", type=number(int, 1), metavar="L", dest="num_layers")
+    add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
     add("--recipe", choices=RECIPES, help="(zaremba)")

@@ -145,6 +145,7 @@ def test_prompt(refused: Refused, finished: Path) -> None:
         ("--backend metal", "'reference', 'script', 'vendor'"),
         ("--epochs 0", "--epochs: should be an integer of at least 1, got: '0'"),
         ("--epochs 1.5", "should be an integer of at least 1, got: '1.5'"),
+        ("--layers 1001", "should be an integer of at least 1 and at most 1000, got: '1001'"),
         ("--dropout 1.5", "should be a number of at least 0 and at most 1, got: '1.5'"),
         ("--lr 0", "should be a number above 0, got: '0'"),
         ("--lr nan", "should be a number above 0, got: 'nan'"),

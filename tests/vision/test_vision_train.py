@@ -74,6 +74,11 @@ def test_the_papers_recipes(
         assert found == pytest.approx(rate)
 
 
+def test_a_rate_too_small_for_a_number() -> None:
+    assert lr_in(52, 1.0, 1e6, [*range(51)]) == 1e-306
+    assert lr_in(53, 1.0, 1e6, [*range(52)]) == 0.0
+
+
 def test_the_schedule_shrinks_with_the_epochs() -> None:
     assert config("--recipe", "cifar")["lr_steps"] == [60, 120, 160]
     assert config("--recipe", "cifar", "--epochs", "15")["lr_steps"] == [5, 9, 12]
