@@ -56,9 +56,14 @@ def number(
             or value == math.inf
         ):
             raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
+        if value > _LARGEST[kind]:
+            raise argparse.ArgumentTypeError(f"should be at most {_LARGEST[kind]}, got: {text!r}")
         return value
 
     return parse
+
+
+_LARGEST = {int: torch.iinfo(torch.int64).max, float: torch.finfo(torch.float32).max}
 
 
 def symmetry(text: str) -> str:

@@ -127,11 +127,16 @@ class Learner:
         Raises KeyError, TypeError, ValueError or RuntimeError for anything else.
         """
         saved, own = state["optimizer"], self.optimizer.state_dict()
-        check_like(saved, {**own, "state": {}}, "optimizer")
-        if [g["params"] for g in saved["param_groups"]] != [
-            g["params"] for g in own["param_groups"]
-        ]:
-            raise ValueError("optimizer/param_groups are of other parameters")
+        check_like(saved, {"state": {}, "param_groups": [{}]}, "optimizer")
+        for group, ours in zip(saved["param_groups"], own["param_groups"], strict=True):
+            # What else a group has comes from the configuration.
+            check_like(group["lr"], 0.0, "optimizer/param_groups/lr")
+            for name in ours.keys() - {"lr"}:
+                if group.get(name, ours[name]) != ours[name]:
+                    raise ValueError(
+                        f"optimizer/param_groups/{name} should be {ours[name]!r}, got: "
+                        f"{group[name]!r}"
+                    )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if len({frozenset(entries) for entries in saved["state"].values()}) > 1:
             raise ValueError("optimizer/state should have the same entries for each parameter")

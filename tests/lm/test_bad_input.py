@@ -145,6 +145,8 @@ def test_prompt(refused: Refused, finished: Path) -> None:
         ("--backend metal", "'reference', 'script', 'vendor'"),
         ("--epochs 0", "--epochs: should be an integer of at least 1, got: '0'"),
         ("--epochs 1.5", "should be an integer of at least 1, got: '1.5'"),
+        ("--lr 1e39", "should be at most 3.4028234663852886e+38, got: '1e39'"),
+        ("--hidden-size 9223372036854775808", "should be at most 9223372036854775807, got: '922"),
         ("--layers 1001", "should be an integer of at least 1 and at most 1000, got: '1001'"),
         ("--dropout 1.5", "should be a number of at least 0 and at most 1, got: '1.5'"),
         ("--lr 0", "should be a number above 0, got: '0'"),
@@ -487,7 +489,8 @@ def test_any_change_of_a_checkpoint(half: Path, capsys: pytest.CaptureFixture[st
         ("rng/numpy/position", 10**6, "numpy/position is 1000000"),
         ("rng/python/gauss", "x", "python/gauss should be of type float, got: 'x'"),
         ("optimizer", [], "optimizer should be of type dict, got: []"),
-        ("optimizer/param_groups", [], "optimizer/param_groups are of other parameters"),
+        ("optimizer/param_groups", [], "zip() argument 2 is longer than argument 1"),
+        ("optimizer/param_groups", [5], "optimizer/param_groups/0 should be of type dict, got: 5"),
         ("optimizer/state", {"dict": [["x", {"dict": []}]]}, "optimizer/state has 'x', for 1"),
     ],
 )
