@@ -15,15 +15,16 @@ from torch import Tensor
 
 from symrnn import native
 from symrnn.rnn import folded, reference, torch_state, torchscript, vendor
+from symrnn.rnn.autocast import as_pytorch
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.stack import Backend
 
 BACKENDS: dict[str, Backend] = {
-    "reference": reference.BACKEND,
-    "script": torchscript.BACKEND,
+    "reference": as_pytorch(reference.BACKEND),
+    "script": as_pytorch(torchscript.BACKEND),
     "vendor": vendor.BACKEND,
-    "folded": folded.BACKEND,
-    "fused": fused.BACKEND,
+    "folded": as_pytorch(folded.BACKEND),
+    "fused": as_pytorch(fused.BACKEND),
 }
 
 
