@@ -103,10 +103,8 @@ class RecurrentCell(GatedModule):
         return self._whole(state)
 
     def _step(self, input: Tensor, state: State) -> State:
-        backend = self.backend
-        if backend == "auto":
-            tensors = [input, self._some_weight(), *state]
-            backend = dispatch.choose(self._traits, tensors, 1, input.size(0))
+        tensors = [input, self._some_weight(), *state]
+        backend = dispatch.resolve(self.backend, self._traits, tensors, 1, input.size(0))
         weights, attributes = self._layer_weights(""), self._attributes()
         if backend == "fused" and self._can_run_packed(input, state, [weights]):
             fused.check(input, state, [weights], attributes)

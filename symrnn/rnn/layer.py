@@ -151,11 +151,9 @@ class RecurrentLayer(GatedModule):
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-        backend = self.backend
-        if backend == "auto":
-            steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
-            tensors = [input, self._some_weight(), *state]
-            backend = dispatch.choose(self._traits, tensors, steps, state[0].size(1))
+        steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
+        tensors = [input, self._some_weight(), *state]
+        backend = dispatch.resolve(self.backend, self._traits, tensors, steps, state[0].size(1))
         weights, attributes = self.layer_weights(), self._attributes()
         if backend == "fused" and self._can_run_packed(input, state, weights):
             fused.check(input, state, weights, attributes)
