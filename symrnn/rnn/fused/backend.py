@@ -36,10 +36,10 @@ def run(
     check(input, state, weights, attributes)
     if input.is_cuda:
         return _run_cuda(input, batch_sizes, state, weights, attributes)
-    differentiable = wants_gradient(input, state, weights)
     output, state = _run_cpu(input, batch_sizes, state, weights, attributes)
-    # The backward pass reads the output, and users change theirs in place.
-    return output.clone() if differentiable else output, state
+    # A copy: the backward pass reads the output, and users change theirs in place. (A trace is to
+    # be the same with and without gradients.)
+    return output.clone(), state
 
 
 def cell(x: Tensor, state: State, w: LayerWeights, attributes: Attributes) -> State:
