@@ -172,10 +172,6 @@ def check(input: Tensor, state: State, weights: list[LayerWeights], attributes: 
             raise ValueError(f"{name} should be {dtype}, as the weights are, got: {tensor.dtype}")
     if torch.compiler.is_compiling():
         return
-    for w in weights:
-        for name, tensor in w.named_tensors().items():
-            if tensor.device != device:
-                raise ValueError(f"{name} should be on the device {device}, got: {tensor.device}")
     check_fused(0 if weights[0].hr is None else weights[0].hr.size(0))
     if torch_state.is_transformed():  # rather than lose a derivative
         raise RuntimeError(
