@@ -59,13 +59,12 @@ DEFAULTS: dict[str, Any] = {
 gates with symmetric hidden weights (all) from the cell.
 """
 
-MARKS = ("vocabulary", "corpus")
-"""What else a configuration holds, of the data: fingerprints."""
-
-
 TRAINED_UNKNOWN = "trained_unknown"
 """What a configuration holds since there is --min-count: how often <unk> stands in the train text.
 """
+
+MARKS = ("vocabulary", "corpus", TRAINED_UNKNOWN)
+"""What else a configuration holds, of the data: fingerprints, and that."""
 
 UNTRAINED = "a model whose train text has no <unk> does not learn what to expect of unknown words"
 """What is said of a model where that is never."""
@@ -209,7 +208,8 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
-    config = {"min_count": DEFAULTS["min_count"], **config}  # which former runs do not have
+    # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
+    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **config}
     check_configuration(
         config,
         folder,
