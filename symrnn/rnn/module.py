@@ -28,6 +28,7 @@ from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.expanded import ExpandedWeight, read_only
+from symrnn.threads import one_thread
 
 Made = TypeVar("Made", bound="GatedModule")
 
@@ -315,6 +316,7 @@ class GatedModule(nn.Module):
         return state[0] if self.STATES == "h" else tuple(state)
 
     @classmethod
+    @one_thread()
     def from_plain(
         cls: type[Made],
         plain: Any,
@@ -348,6 +350,7 @@ class GatedModule(nn.Module):
         made._copy_from(plain)
         return made.train(plain.training)
 
+    @one_thread()
     def to_plain(self) -> Any:
         """PyTorch's module with the expanded weights, copied; its outputs are equal."""
         like = next(self.parameters())
