@@ -11,6 +11,7 @@ writes to single entries, which no cache sees.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,8 +44,8 @@ class _PackedLayer:
     """One layer in one direction, packed.
 
     like: a tensor of the dtype and device that all weights have.
-    packed_dtype: of the packed weights; bfloat16, or that of all other numbers.
-    most_rows: up to how many the input weights are read packed.
+    packed_dtype: of the packed weights; bfloat16, int8, or that of all other numbers.
+    most_rows: up to how many the input weights are read packed; if they are int8 always.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class _PackedLayer:
     ) -> None:
         self.mode = mode
         self.reverse = reverse
-        self.most_rows = most_rows
+        self.most_rows = sys.maxsize if packed_dtype == torch.int8 else most_rows
         self.packed_dtype = packed_dtype
         self.ih = w.ih
         # The kernels read where they are told to: whoever has put other tensors in the place of the

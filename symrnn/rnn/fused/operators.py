@@ -183,7 +183,7 @@ def _layer_shapes(
     batch_sizes: Any, mode: str, form: str, symmetric: str, reverse: bool, packed_dtype: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
-    packed = input.new_empty(plan.length, dtype=packed_dtype)
+    packed = input.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
     return (*_empty_results(input, h0, mode), packed)
 
 
@@ -219,7 +219,7 @@ def _layer_backward(
         packed, output=output, gates=gates, cells=cells, h0=h0, c0=c0, d_output=d_output,
         d_hn=d_hn, d_cn=d_cn,
     )  # fmt: skip
-    check_shape("packed", packed, plan.length)
+    check_shape("packed", packed, plan.length(packed.dtype))
     check_shape("output", output, rows, side)
     check_shape("gates", gates, rows, plan.gates * side)
     check_shape("cells", cells, *((rows, side) if MODES[mode].saves_cells else (0,)))
