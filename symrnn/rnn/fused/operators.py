@@ -132,7 +132,8 @@ def _layer(
     """input (R, I), w_ih (G·H, I), biases (G·H,), h0 and c0 (B, H), batch_sizes int64 (T,).
 
     hidden, form, symmetric: the hidden weights, as :class:`symrnn.rnn.fused.packing.Source`.
-    packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16.
+    packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
+        If int8, w_ih is rounded so too, as a full matrix.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
     activated gates (R, G·H), the saved cells (R, H), which are one more number of each unit and
@@ -154,7 +155,8 @@ def _layer(
     if rows == 0 and batch == 0:
         return output, hn, cn, gates, cells, packed
     steps = check_lengths(batch_sizes, rows, batch)
-    gates = kernels.linear(input, w_ih, bias)
+    linear = cpu.linear_int8 if packed_dtype == torch.int8 else kernels.linear
+    gates = linear(input, w_ih, bias)
     # The parts of the structure are held here until the kernels have read them.
     product = plan.product(packed)
     structure = layer_structure(mode, product, bias_n=bias_n)
