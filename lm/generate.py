@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from data import Codec, DataError
-from lm.model import LanguageModel, State
+from lm.model import LanguageModel
 from lm.options import model_parser
 from lm.sampling import draw
 from lm.saved import load_by_options, saved_configuration
@@ -113,10 +113,11 @@ def generate(
     """
     device = model.encoder.weight.device
     ids = torch.tensor(prompt, device=device).view(-1, 1)
-    state: State | None = None
+    with torch.inference_mode(), precision():
+        stream = model.stream()
     for made in range(tokens):
         with torch.inference_mode(), precision():
-            logits, state = model(ids, state)
+            logits = stream(ids)
         try:
             id = choose(logits[-1, 0])
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,14 @@ class LanguageModel(nn.Module):
         hx = state[0] if state is not None and len(state) == 1 else state
         output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
         return self.decoder(self.drop(output)), (hx,) if isinstance(hx, Tensor) else hx
+
+    def stream(self, batch: int = 1) -> Callable[[Tensor], Tensor]:
+        """ids int64 (T, B) -> logits (T, B, V), call by call, the state inside.
+
+        At inference, with the recurrent weights of now (:meth:`symrnn.SymLSTM.stream`).
+        """
+        layers = self.rnn.stream(batch)
+        return lambda ids: self.decoder(layers(self.encoder(ids)))
 
     def hardened(self) -> LanguageModel:
         """A copy whose hidden weights have symmetric matrices, with the upper triangles of ours.

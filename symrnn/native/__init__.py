@@ -28,8 +28,6 @@ import threading
 import warnings
 from pathlib import Path
 
-import torch
-
 from symrnn.native import building
 from symrnn.native.interface import (
     FUNCTIONS,
@@ -41,6 +39,7 @@ from symrnn.native.interface import (
     Mode,
     Product,
     Status,
+    Stream,
     Term,
 )
 from symrnn.native.loading import AbsentError, open_library
@@ -54,6 +53,7 @@ __all__ = [
     "Mode",
     "Product",
     "Status",
+    "Stream",
     "Term",
     "available",
     "check",

@@ -239,6 +239,35 @@ int symrnn_forward(const symrnn_layer *layer, int64_t steps, int64_t batch, cons
     return run(call, {x, gates, saved_cells, h0, c0, output, hn, cn});
 }
 
+int symrnn_advance(const symrnn_stream *stream, int64_t steps, int64_t batch, const void *x,
+                   void *between, void *output, int threads) {
+    if (!stream || !stream->layer || !stream->h) return SYMRNN_NULL;
+    if (stream->layers < 1) return SYMRNN_SIZE;
+    if (stream->layers > 1 && batch > 0 && !between) return SYMRNN_NULL;
+    int64_t state = 0;  // bytes of one layer's
+    for (int n = 0; n < stream->layers; ++n) {
+        const symrnn_layer &layer = stream->layer[n], &lowest = stream->layer[0];
+        if (int bad = check_layer(&layer, false)) return bad;
+        if (!layer.ih || (layer.mode == SYMRNN_LSTM && !stream->c)) return SYMRNN_NULL;
+        if (layer.mode != lowest.mode) return SYMRNN_MODE;
+        if (layer.hh->rows != lowest.hh->rows || (n > 0 && layer.ih->columns != layer.hh->rows))
+            return SYMRNN_SIZE;
+        if ((layer.hh->dtype == SYMRNN_DOUBLE) != (lowest.hh->dtype == SYMRNN_DOUBLE))
+            return SYMRNN_DTYPE;
+        state = batch * layer.hh->rows * (layer.hh->dtype == SYMRNN_DOUBLE ? 8 : 4);
+    }
+    for (int n = 0; n < stream->layers; ++n) {
+        char *const h = static_cast<char *>(stream->h) + n * state;
+        char *const c = stream->c ? static_cast<char *>(stream->c) + n * state : nullptr;
+        // A layer has read all its input before it writes.
+        void *const to = n == stream->layers - 1 ? output : between;
+        if (int bad = symrnn_forward(&stream->layer[n], steps, batch, nullptr, 0,
+                                     n == 0 ? x : between, nullptr, nullptr, h, c, to, h, c, threads))
+            return bad;
+    }
+    return SYMRNN_OK;
+}
+
 int symrnn_backward(const symrnn_layer *layer, int64_t steps, int64_t batch, const int64_t *lengths,
                     int reverse, const void *gates, const void *saved_cells, const void *h0,
                     const void *c0, const void *output, const void *d_output, const void *d_hn,

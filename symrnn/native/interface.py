@@ -103,6 +103,17 @@ class Layer(ctypes.Structure):
     )
 
 
+class Stream(ctypes.Structure):
+    """struct symrnn_stream"""
+
+    _fields_ = (
+        ("layers", c_int32),
+        ("layer", POINTER(Layer)),
+        ("h", c_void_p),
+        ("c", c_void_p),
+    )
+
+
 class Gpu(ctypes.Structure):
     """struct symrnn_gpu"""
 
@@ -178,6 +189,8 @@ FUNCTIONS: Functions = {
     ),
     # x, gates, saved_cells, h0, c0, output, hn, cn; threads
     "symrnn_forward": (c_int, [*_RUN, *[c_void_p] * 8, c_int]),
+    # stream, by its address; steps, batch, x, between, output, threads
+    "symrnn_advance": (c_int, [c_void_p, c_int64, c_int64, *[c_void_p] * 3, c_int]),
     # gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0;
     # threads
     "symrnn_backward": (c_int, [*_RUN, *[c_void_p] * 12, c_int]),

@@ -153,13 +153,14 @@ class Forward {
         if (layer_.ih) {
             Slices(team, shares_, layer_.ih->columns, rows_)
                 .each([&](int, int64_t first, int64_t last) { block_input(first, last); });
-            ih_.run(team, x_, rows_);
+            if (steps_.count > 1) ih_.run(team, x_, rows_);
         }
         RowCursor cursor(steps_, steps_.reverse);
         for (int64_t n = 0; n < steps_.count; ++n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
             if (length == 0) continue;  // only when split by sequences
-            hh_.run(team, h_, length);
+            if (layer_.ih && steps_.count == 1) Product<T>::run(team, ih_, x_, hh_, h_, length);
+            else hh_.run(team, h_, length);
             if (n + 1 < steps_.count) cursor.move_to(steps_.at(n + 1));
             const int64_t next = cursor.row();
             cursor.move_to(t);

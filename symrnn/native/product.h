@@ -134,12 +134,18 @@ class Product {
     // The whole product with `batch` vectors; x as [gate][tile][b][16].
     void run(Team &team, const T *x, int64_t batch) {
         team.each(shares_, [&](int share) { multiply(share, x, batch); });
-        if (!folded_) return;
-        team.each(shares_, [&](int share) {
-            if (int8()) reduce_int8(share, batch);
-            else reduce(share);
+        complete(team, batch);
+    }
+
+    // The same of two products at once.
+    static void run(Team &team, Product &a, const T *x_of_a, Product &b, const T *x_of_b,
+                    int64_t batch) {
+        team.each(a.shares_, [&](int share) {
+            a.multiply(share, x_of_a, batch);
+            b.multiply(share, x_of_b, batch);
         });
-        team.each(shares_, [&](int share) { unfold(share, batch); });
+        a.complete(team, batch);
+        b.complete(team, batch);
     }
 
     // The result, from row `b` on.
@@ -164,6 +170,15 @@ class Product {
     }
 
   private:
+    void complete(Team &team, int64_t batch) {
+        if (!folded_) return;
+        team.each(shares_, [&](int share) {
+            if (int8()) reduce_int8(share, batch);
+            else reduce(share);
+        });
+        team.each(shares_, [&](int share) { unfold(share, batch); });
+    }
+
     // The share's partial sum of the product.
     void multiply(int share, const T *x, int64_t batch) {
         T *const sum = sums_ + share * sum_size_;

@@ -177,6 +177,20 @@ int symrnn_forward(const symrnn_layer *layer, int64_t steps, int64_t batch, cons
                    int reverse, const void *x, void *gates, void *saved_cells, const void *h0,
                    const void *c0, void *output, void *hn, void *cn, int threads);
 
+/* A stack of layers, one above the other, that goes through its sequences a few steps at a time. */
+typedef struct symrnn_stream {
+    int32_t layers;             /* L ≥ 1 */
+    const symrnn_layer *layer;  /* (L), from the lowest on: each with input weights, of one mode and H */
+    void *h, *c;                /* (L, B, H), the state; c is for an LSTM only, else null */
+} symrnn_stream;
+
+/* The next T ≥ 1 steps: symrnn_forward of each layer, from the state to the state.
+ *
+ * x: (T, B, I), the input of the lowest layer.  output: (T, B, H), that of the highest.
+ * between: (T, B, H), scratch memory; null for one layer. */
+int symrnn_advance(const symrnn_stream *stream, int64_t steps, int64_t batch, const void *x,
+                   void *between, void *output, int threads);
+
 /* The backward pass (BPTT). The layer's input weights and biases are not read. Not of int8.
  *
  * gates, saved_cells, h0, c0, output: those of the forward pass.

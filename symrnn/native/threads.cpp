@@ -77,10 +77,14 @@ int usable_cpus() {
     return MAX_THREADS;
 }
 
-// A word of one share, and the sleep of the helper that begins with it. On a cache line of its own.
+// One share, and the sleep of the helper that begins with it. All that a helper needs is on one cache
+// line, as the signals between cores are what a phase costs.
 struct alignas(64) Share {
     std::atomic<uint64_t> word{word_of(0, DONE)};
     std::atomic<uint32_t> asleep{0};
+    std::atomic<int> shares{0};  // of the phase
+    void (*function)(const void *, int) = nullptr;
+    const void *work = nullptr;
 
     bool claim(uint64_t phase) {
         uint64_t open = word_of(phase, OPEN);
@@ -130,11 +134,8 @@ struct alignas(64) Share {
 struct Crew {
     std::atomic<bool> taken{false};
     std::atomic<int> caller_cpu{-1};
-    std::atomic<int> shares{0};
     uint64_t phase = 0;
     int helpers = 0;  // started so far; helper i is the i-th thread of a team, from 1 on
-    void (*function)(const void *, int) = nullptr;
-    const void *work = nullptr;
     Share share[MAX_THREADS];
     struct Helper {
         Crew *crew;
@@ -181,7 +182,7 @@ void Crew::work_on(uint64_t phase, int first, int shares) {
     for (int n = 0; n < shares; ++n) {
         const int k = (first + n) % shares;
         if (!share[k].claim(phase)) continue;
-        function(work, k);
+        share[k].function(share[k].work, k);
         share[k].word.store(word_of(phase, DONE), std::memory_order_release);
     }
 }
@@ -191,7 +192,7 @@ void Crew::help(int own) {
     uint64_t seen = 0;  // the last phase that it looked at
     for (;;) {
         const uint64_t phase = next_phase(own, seen);
-        work_on(phase, own, shares.load(std::memory_order_relaxed));
+        work_on(phase, own, share[own].shares.load(std::memory_order_relaxed));
         seen = phase;
     }
 }
@@ -249,11 +250,13 @@ Team::~Team() {
 void Team::run(int shares, Function function, const void *work) {
     Crew &crew = *crew_;
     const uint64_t phase = ++crew.phase;
-    crew.function = function;
-    crew.work = work;
-    crew.shares.store(shares, std::memory_order_relaxed);
-    for (int k = 0; k < shares; ++k)
-        crew.share[k].word.store(word_of(phase, OPEN), std::memory_order_seq_cst);
+    for (int k = shares - 1; k >= 0; --k) {
+        Share &share = crew.share[k];
+        share.function = function;
+        share.work = work;
+        share.shares.store(shares, std::memory_order_relaxed);
+        share.word.store(word_of(phase, OPEN), std::memory_order_seq_cst);
+    }
     for (int k = 1; k < std::min(shares, crew.helpers + 1); ++k) crew.share[k].wake();
     crew.work_on(phase, 0, shares);
     for (int k = 0; k < shares; ++k)

@@ -13,6 +13,8 @@ from symrnn.rnn.fused import inference
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State
+from symrnn.rnn.stream import Stream
+from symrnn.rnn.weights import LayerWeights
 
 
 class RecurrentCell(GatedModule):
@@ -107,15 +109,30 @@ class RecurrentCell(GatedModule):
         if backend == "auto":
             tensors = [input, self._some_weight(), *state]
             backend = dispatch.choose(self._traits, tensors, 1, input.size(0))
-        weights, attributes = self._layer_weights(""), self._attributes()
-        if backend == "fused" and self._can_run_packed(input, state, [weights]):
-            fused.check(input, state, [weights], attributes)
+        weights, attributes = self.layer_weights(), self._attributes()
+        if backend == "fused" and self._can_run_packed(input, state, weights):
+            fused.check(input, state, weights, attributes)
             shape = (input.size(0),)
-            return self._packed([weights], attributes).run(
+            return self._packed(weights, attributes).run(
                 input.contiguous(), shape, 1, *shape, 0, [part.contiguous() for part in state],
                 state[0].shape, 0.0,
             )[1]  # fmt: skip
-        return dispatch.BACKENDS[backend].cell(input, state, weights, attributes)
+        return dispatch.BACKENDS[backend].cell(input, state, weights[0], attributes)
+
+    def stream(self, batch: int = 1) -> Stream:
+        """The cell at inference over so many sequences, its state inside: :class:`Stream`.
+
+        The weights are those of now.
+        """
+        return Stream(self, batch)
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """The weights as a value, in a list as a layer's are."""
+        return [self._layer_weights("")]
+
+    def state_shapes(self, batch: int) -> list[tuple[int, int]]:
+        """The shapes of h, and of an LSTM c, for so many sequences."""
+        return [(batch, self.hidden_size)] * len(self.STATES)
 
     def _attributes(self) -> Attributes:
         return Attributes(self.mode, training=self.training, inference_dtype=self._inference_dtype)

@@ -16,6 +16,7 @@ from symrnn.rnn.fused.cache import Cache
 from symrnn.rnn.fused.operators import check_lengths
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State, autocast_on
+from symrnn.rnn.stream import Stream
 from symrnn.rnn.weights import LayerWeights
 
 
@@ -212,6 +213,13 @@ class RecurrentLayer(GatedModule):
                 weight = self._some_weight()
                 backend = dispatch.choose(self._traits, [weight], steps, batch)
         return backend not in ("fused", "folded")
+
+    def stream(self, batch: int = 1) -> Stream:
+        """The layers at inference over so many sequences, a few steps at a time: :class:`Stream`.
+
+        The weights are those of now. ValueError if the layers are bidirectional.
+        """
+        return Stream(self, batch)
 
     def _suffixes(self) -> list[str]:
         """What the names of each layer's and direction's weights end in, in PyTorch's order."""

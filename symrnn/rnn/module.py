@@ -7,7 +7,7 @@ and assigning a symmetric matrix by its name, and the errors of a state_dict tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -142,6 +142,17 @@ class GatedModule(nn.Module):
                 for name in (f"bias_ih{suffix}", f"bias_hh{suffix}", f"weight_hr{suffix}")
             ),
         )
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """The weights of every layer and direction as values, in PyTorch's order."""
+        raise NotImplementedError
+
+    def state_shapes(self, batch: int) -> Sequence[tuple[int, ...]]:
+        """The shapes of h, and of an LSTM c, for so many sequences."""
+        raise NotImplementedError
+
+    def _attributes(self) -> Attributes:
+        raise NotImplementedError
 
     def _weight(self, name: str) -> Tensor:
         """The expanded weight of PyTorch's ``name``."""

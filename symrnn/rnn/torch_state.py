@@ -23,6 +23,7 @@ _transforms = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_mode = torch._C._is_torch_function_mode_enabled
 _tracer = torch._C._get_tracing_state
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def is_transformed() -> bool:
@@ -49,7 +50,7 @@ def can_bypass_dispatcher() -> bool:
         and _dispatch_modes() == 0
         and (not _function_mode() or _is_default_cpu())
         and _tracer() is None
-        and not torch.is_autocast_enabled("cpu")
+        and not (_any_autocast() and torch.is_autocast_enabled("cpu"))
         and forward_ad._current_level < 0
     )
 

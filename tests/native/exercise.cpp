@@ -16,41 +16,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "symrnn.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-extern "C" void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
-#else
-// A stand-in: ThreadSanitizer does not understand GCC's runtime.
-static thread_local int own_number = 0, own_size = 1;
-static int omp_get_thread_num() { return own_number; }
-static int omp_get_num_threads() { return own_size; }
-static void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned) {
-    const int size = own_size > 1 ? 1 : static_cast<int>(threads);  // no nested teams
-    const auto body_of = [=](int number) {
-        const int old_number = own_number, old_size = own_size;
-        own_number = number, own_size = size;
-        body(data);
-        own_number = old_number, own_size = old_size;
-    };
-    std::vector<std::thread> others;
-    for (int number = 1; number < size; ++number) others.emplace_back(body_of, number);
-    body_of(0);
-    for (std::thread &other : others) other.join();
-}
-#endif
-
-// A runtime that has fewer threads than it is asked for.
-static void two_at_most(void (*body)(void *), void *data, unsigned threads, unsigned flags) {
-    GOMP_parallel(body, data, threads < 2 ? threads : 2, flags);
-}
 
 namespace {
 
@@ -993,7 +967,7 @@ struct Tried {
     int64_t batch, steps;
     bool lengths;
     uint64_t seed = 1;
-    Array<float> alone{};
+    Array<float> first{};
 };
 
 // All results of a whole case, in one array.
@@ -1013,10 +987,65 @@ Array<float> results(const Tried &one, uint64_t *seed = nullptr) {
     return joined;
 }
 
-// The same bits from a thread team, from one thread alone, from many callers at once, and after a fork,
-// in which the team is gone.
+// A stack goes through its steps, some at a time, as one layer after the other does.
+template <typename T>
+void try_advance(Random &random, int mode, int dtype, int64_t layers, int64_t batch, int threads) {
+    where = "a stream";
+    const int64_t G = gates_of(mode), H = 33, I = 7, T1 = 2, T2 = 1;
+    std::vector<std::unique_ptr<Product<T>>> products;
+    std::vector<symrnn_layer> stack;
+    for (int64_t n = 0; n < layers; ++n) {
+        const auto made = [&](int64_t columns, int kind) {
+            products.push_back(std::make_unique<Product<T>>(random, kind, dtype, static_cast<int>(G), H,
+                                                            columns));
+            return &products.back()->c;
+        };
+        const symrnn_product *hh = made(H, SYMMETRIC);
+        stack.push_back({mode, hh, made(n ? H : I, FULL), nullptr, nullptr});
+    }
+    const bool lstm = mode == SYMRNN_LSTM;
+    const int64_t steps = T1 + T2;
+    Array<T> x = random_array<T>(random, steps * batch * I), between(steps * batch * H);
+    Array<T> h = random_array<T>(random, layers * batch * H), c = random_array<T>(random, layers * batch * H);
+    Array<T> h_again = h.copy(), c_again = c.copy(), output(steps * batch * H), again(steps * batch * H);
+    for (const auto &[first, count] : {std::pair<int64_t, int64_t>{0, T1}, {T1, T2}}) {
+        Array<T> below(count * batch * H), above(count * batch * H);
+        for (int64_t n = 0; n < layers; ++n) {
+            T *const own_h = &h[n * batch * H], *const own_c = lstm ? &c[n * batch * H] : nullptr;
+            EXPECT(SYMRNN_OK, symrnn_forward(&stack[n], count, batch, nullptr, 0,
+                                             n ? below.get() : x.get() + first * batch * I, nullptr,
+                                             nullptr, own_h, own_c, above.get(), own_h, own_c, threads));
+            below = above.copy();
+        }
+        memcpy(output.get() + first * batch * H, above.get(), count * batch * H * sizeof(T));
+    }
+    symrnn_stream stream{static_cast<int32_t>(layers), stack.data(), h_again.get(),
+                         lstm ? c_again.get() : nullptr};
+    const auto advance = [&](int64_t first, int64_t count) {
+        return symrnn_advance(&stream, count, batch, x.get() + first * batch * I, between.get(),
+                              again.get() + first * batch * H, threads);
+    };
+    EXPECT(SYMRNN_OK, advance(0, T1));
+    EXPECT(SYMRNN_OK, advance(T1, T2));
+    if (!same_bits(output, again) || !same_bits(h, h_again) || (lstm && !same_bits(c, c_again)))
+        fail("steps of a stream differ");
+    EXPECT(SYMRNN_SIZE, advance(0, 0));
+    EXPECT(SYMRNN_NULL, symrnn_advance(nullptr, 1, batch, x.get(), between.get(), again.get(), 1));
+    EXPECT(SYMRNN_NULL, symrnn_advance(&stream, 1, batch, x.get(), between.get(), nullptr, 1));
+    if (layers > 1)
+        EXPECT(SYMRNN_NULL, symrnn_advance(&stream, 1, batch, x.get(), nullptr, again.get(), 1));
+    symrnn_stream wrong = stream;
+    wrong.layers = 0;
+    EXPECT(SYMRNN_SIZE, symrnn_advance(&wrong, 1, batch, x.get(), between.get(), again.get(), 1));
+    wrong = stream, wrong.h = nullptr;
+    EXPECT(SYMRNN_NULL, symrnn_advance(&wrong, 1, batch, x.get(), between.get(), again.get(), 1));
+    stack[0].ih = nullptr;
+    EXPECT(SYMRNN_NULL, advance(0, 1));
+}
+
+// The same bits from a thread team, from many callers at once, and in a child made by fork; and with
+// every core taken, so that helpers come late or not at all.
 void try_threads() {
-    const auto address = [](auto function) { return reinterpret_cast<void *>(function); };
     std::vector<Tried> tried;
     for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU}) {
         for (const int kind : {SYMMETRIC, FULL, HALVES}) tried.push_back({mode, kind, 5, 3, false});
@@ -1025,39 +1054,33 @@ void try_threads() {
                 for (const bool lengths : {false, true})
                     tried.push_back({mode, kind, batch, 9, lengths});
     }
-    where = "without threads";
-    for (Tried &one : tried) one.alone = results(one, &one.seed);
-    EXPECT(SYMRNN_OK, symrnn_use_openmp(address(GOMP_parallel), address(omp_get_thread_num),
-                                        address(omp_get_num_threads)));
     where = "with threads";
+    for (Tried &one : tried) one.first = results(one, &one.seed);
     for (const Tried &one : tried)
-        if (!same_bits(results(one), one.alone)) fail("the bits of a team differ");
-    EXPECT(SYMRNN_OK, symrnn_use_openmp(address(two_at_most), address(omp_get_thread_num),
-                                        address(omp_get_num_threads)));
-    where = "with fewer threads than asked for";
-    for (const Tried &one : tried)
-        if (!same_bits(results(one), one.alone)) fail("a smaller team's bits differ");
-    EXPECT(SYMRNN_NULL, symrnn_use_openmp(nullptr, address(omp_get_thread_num), nullptr));
+        if (!same_bits(results(one), one.first)) fail("the bits of a second run differ");
     where = "with many callers";
     std::vector<std::thread> callers;
     for (int caller = 0; caller < 4; ++caller)
         callers.emplace_back([&] {
             for (const Tried &one : tried)
-                if (!same_bits(results(one), one.alone)) fail("a caller's bits differ");
+                if (!same_bits(results(one), one.first)) fail("a caller's bits differ");
         });
     for (std::thread &caller : callers) caller.join();
-    where = "inside a team";
-    const auto inside = [](void *one) {
-        const Tried &again = *static_cast<const Tried *>(one);
-        if (!same_bits(results(again), again.alone)) fail("bits differ");
-    };
-    GOMP_parallel(inside, &tried[0], 2, 0);
+    where = "on a busy machine";
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> busy;
+    for (unsigned n = 0; n < 2 * std::max(1u, std::thread::hardware_concurrency()); ++n)
+        busy.emplace_back([&] { while (!stop.load(std::memory_order_relaxed)) {} });
+    for (const Tried &one : tried)
+        if (!same_bits(results(one), one.first)) fail("the bits on a busy machine differ");
+    stop = true;
+    for (std::thread &one : busy) one.join();
     where = "after a fork";
     const pid_t child = fork();
     if (child == 0) {
         alarm(60);
         for (const Tried &one : tried)
-            if (!same_bits(results(one), one.alone)) fail("bits differ");
+            if (!same_bits(results(one), one.first)) fail("bits differ");
         _exit(failures ? 1 : 0);
     }
     int status = 0;
@@ -1089,6 +1112,13 @@ void try_kernels(bool small) {
     try_matmul<float>(random);
     try_matmul<double>(random);
     try_reading();
+    for (int mode = 0; mode < 4; ++mode)
+        for (const int64_t layers : {1, 3})
+            for (const int64_t batch : {1, 4}) {
+                try_advance<float>(random, mode, SYMRNN_FLOAT, layers, batch, 2);
+                try_advance<float>(random, mode, SYMRNN_BFLOAT16, layers, batch, 1);
+                try_advance<double>(random, mode, SYMRNN_DOUBLE, layers, batch, 2);
+            }
     for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU}) {
         try_wrong_layers(*whole_case<float>(mode, SYMMETRIC, 17, 3));
         try_wrong_layers(*whole_case<double>(mode, MIRROR, 5, 2));

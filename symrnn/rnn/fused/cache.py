@@ -20,36 +20,15 @@ place of parameters for a call (``torch.func.functional_call``).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from symrnn.rnn.fused.packing import library
-
-
-class _Source(NamedTuple):
-    """What a parameter was like when it was read.
-
-    storage: held, so that nothing else comes to lie at that address.
-    """
-
-    parameter: Tensor | None
-    place: Callable[[], int]
-    address: int
-    is_contiguous: Callable[[], bool]
-    version: int
-    storage: Any
-
-    @staticmethod
-    def of(p: Tensor | None) -> _Source:
-        if p is None:
-            return _Source(None, int, 0, bool, 0, None)
-        return _Source(
-            p, p.data_ptr, p.data_ptr(), p.is_contiguous, p._version, p.untyped_storage()
-        )
 
 
 class Sources:
@@ -59,11 +38,18 @@ class Sources:
     """
 
     def __init__(self, parameters: Collection[Tensor | None]) -> None:
-        self._sources = [_Source.of(p) for p in parameters]
-        sampled = [p for p in parameters if p is not None]
-        count = len(sampled)
-        arrays = (ctypes.c_void_p * count)(*(p.data_ptr() for p in sampled))
-        sizes = (ctypes.c_int64 * count)(*(p.nbytes for p in sampled))
+        self._parameters = list(parameters)
+        own = [p for p in parameters if p is not None]
+        # Held, so that nothing else comes to lie at their addresses.
+        self._storages = [p.untyped_storage() for p in own]
+        self._own = own
+        self._places = [p.data_ptr for p in own]
+        self._contiguous = [p.is_contiguous for p in own]
+        self._versions = [p._version for p in own]
+        self._addresses = [p.data_ptr() for p in own]
+        count = len(own)
+        arrays = (ctypes.c_void_p * count)(*self._addresses)
+        sizes = (ctypes.c_int64 * count)(*(p.nbytes for p in own))
         self._arrays = arrays, sizes
         # Addresses of both, which ctypes passes faster than the arrays themselves.
         self._given = count, ctypes.addressof(arrays), ctypes.addressof(sizes)
@@ -84,18 +70,15 @@ class Sources:
 
     def unchanged(self, parameters: Collection[Tensor | None]) -> bool:
         """The rule."""
-        if len(parameters) != len(self._sources):
-            return False
-        for now, (was, place, address, is_contiguous, version, _) in zip(
-            parameters, self._sources, strict=True
-        ):
-            if now is not was:
-                return False
-            if now is not None and (
-                place() != address or now._version != version or not is_contiguous()
-            ):
-                return False
-        return bool(self._sample(*self._given) == self._sampled)
+        # On the way of every call: loops that run in C where there are such.
+        return (
+            len(parameters) == len(self._parameters)
+            and all(map(operator.is_, parameters, self._parameters))
+            and [p._version for p in self._own] == self._versions
+            and [place() for place in self._places] == self._addresses
+            and all([contiguous() for contiguous in self._contiguous])  # noqa: C419
+            and self._sample(*self._given) == self._sampled
+        )
 
 
 class Cache:

@@ -1,4 +1,4 @@
-"""Calls without gradients: weights packed once, then the kernels called past PyTorch's dispatcher.
+"""Inference: weights packed once, then the kernels called past PyTorch's dispatcher.
 
 Such a call needs the packed matrices, a sum of biases and a few structures for the kernels. They
 are made once from a module's weights (:class:`PackedLayers`) and cached with it
@@ -11,9 +11,10 @@ writes to single entries, which no cache sees.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from symrnn import native
 from symrnn.rnn import torch_state
 from symrnn.rnn.fused.cpu import linear
 from symrnn.rnn.fused.packing import (
+    address,
     check_numbers,
     check_shape,
     joined_biases,
@@ -38,6 +40,16 @@ MOST_ROWS = 2048
 
 The kernels do it faster on weights that are packed already, but hold all rows' gates as they do.
 """
+
+_WORTH_THREADS = 1 << 16
+"""Packed entries times sequences from which on more than one thread pays.
+
+Measured with one sequence: with half of it the signals between threads take longer than what they
+save.
+"""
+
+_OWN_SEQUENCES = 5
+"""Of each thread; from which on the kernels (layer.cpp) give each its own for all steps."""
 
 
 class _PackedLayer:
@@ -73,6 +85,7 @@ class _PackedLayer:
             check_shape(name, bias, length)
         self.bias, self.bias_n = joined_biases(mode, w.bias_ih, w.bias_hh)
         self.arrays: list[Any] = []  # what the structures point to
+        self.entries = 0  # packed so far
         self.product = self._packed(w.hh)
         self.alone = layer_structure(mode, self.product, bias_n=self.bias_n)
         self.with_input: native.Layer | None = None
@@ -84,6 +97,7 @@ class _PackedLayer:
         plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
         packed = plan.pack(tensors, self.packed_dtype)
         self.arrays += [plan, packed]
+        self.entries += plan.length
         return plan.product(packed)
 
     def operands(self, x: Tensor, rows: int) -> tuple[native.Layer, Tensor | None]:
@@ -144,6 +158,7 @@ class PackedLayers:
             for k, w in enumerate(weights)
         ]
         self._forward = library().symrnn_forward
+        self._entries = max(layer.entries for layer in self._layers)
         self._has_cells = attributes.mode == "LSTM"
         self._attributes = attributes._replace(dropout=0.0, training=True)
         # In bytes, what one sequence's state of one layer and direction takes.
@@ -170,16 +185,19 @@ class PackedLayers:
         dropout: between the layers.
         """
         rows = steps * batch if lengths == 0 else shape[0]
-        state = [x.new_empty(*state_shape)]
-        hn, cn, h0, c0 = state[0].data_ptr(), 0, 0, 0
-        if hx is not None:
-            h0 = hx[0].data_ptr()
+        c0 = cn = 0
+        if hx is None:
+            h0, hn = 0, x.new_empty(*state_shape)
+        else:  # of equal tensors the faster way
+            h0, hn = hx[0].data_ptr(), torch.empty_like(hx[0])
+        state = [hn]
+        to_h = hn.data_ptr()
         if self._has_cells:
-            state.append(x.new_empty(*state_shape))
+            state.append(torch.empty_like(hn))
             cn = state[1].data_ptr()
             c0 = 0 if hx is None else hx[1].data_ptr()
         part, layers, size = batch * self._state_bytes, self._layers, self.hidden_size
-        forward = self._forward
+        forward, threads = self._forward, threads_for(self._entries, steps, batch)
 
         def one(k: int, x: Tensor) -> Tensor:
             layer, output, at = layers[k], x.new_empty(*shape, size), k * part
@@ -188,8 +206,8 @@ class PackedLayers:
                 structure, steps, batch, lengths, layer.reverse,
                 x.data_ptr() if product is None else 0,
                 0 if product is None else product.data_ptr(),
-                0, h0 and h0 + at, c0 and c0 + at, output.data_ptr(), hn + at, cn and cn + at,
-                torch.get_num_threads(),
+                0, h0 and h0 + at, c0 and c0 + at, output.data_ptr(), to_h + at, cn and cn + at,
+                threads,
             )  # fmt: skip
             if status:
                 native.check(status)
@@ -203,6 +221,73 @@ class PackedLayers:
         return over_layers(x, attributes, one), state
 
 
+class PackedStack:
+    """The layers of a module in one direction, packed to be run by one call of the kernels.
+
+    weights: those of each layer, from the lowest on.
+    """
+
+    @torch.no_grad()
+    def __init__(self, weights: Sequence[LayerWeights], attributes: Attributes) -> None:
+        like = weights[0].ih.tensors[0]
+        packed_dtype = attributes.inference_dtype or like.dtype
+        self._layers = [
+            _PackedLayer(w, like, attributes.mode, packed_dtype, MOST_ROWS, False) for w in weights
+        ]
+        count = len(weights)
+        self._array = (native.Layer * count)(*(layer._pack_input() for layer in self._layers))
+        self._has_cells = attributes.mode == "LSTM"
+        self._entries = max(layer.entries for layer in self._layers)
+        self._hidden_size = weights[0].hh.layout.rows
+        self._advance = library().symrnn_advance
+
+    def bind(self, state: Sequence[Tensor]) -> Bound:
+        """To the parts of a state (L, B, H), contiguous, which calls then change in place."""
+        h, c = state[0], state[1] if self._has_cells else None
+        stream = native.Stream(len(self._layers), self._array, h.data_ptr(), address(c))
+        return Bound(ctypes.addressof(stream), (stream, tuple(state)))
+
+    def most_steps(self, batch: int) -> int:
+        """How many a call should have, as the kernels hold all steps' gates."""
+        return max(1, MOST_ROWS // batch)
+
+    def advance(self, bound: Bound, steps: int, batch: int, x: Tensor, output: Tensor) -> None:
+        """x (T, B, I) to the output (T, B, H), and the bound state moves on. Nothing is checked.
+
+        Contiguous numbers of the weights' dtype on the CPU.
+        """
+        between = None
+        if len(self._layers) > 1:
+            between = torch.empty_like(output)
+        status = self._advance(
+            bound.address, steps, batch, x.data_ptr(), address(between), output.data_ptr(),
+            threads_for(self._entries, steps, batch),
+        )  # fmt: skip
+        if status:
+            native.check(status)
+
+
+class Bound(NamedTuple):
+    """A stack and a state, as the kernels take them.
+
+    alive: what the address leads to.
+    """
+
+    address: int
+    alive: Any
+
+
+def threads_for(entries: int, steps: int, batch: int) -> int:
+    """How many threads pay for a layer of so many packed entries: all of torch's, or one."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        # What a thread does between two signals: a step, or, of enough sequences, its own ones.
+        sequences = batch if batch < _OWN_SEQUENCES * threads else batch * steps
+        if entries * sequences < _WORTH_THREADS:
+            return 1
+    return threads
+
+
 def is_ready(packed: PackedLayers, input: Tensor, hx: Any, state_shape: tuple[int, ...]) -> bool:
     """Whether a call may run on packed weights: :meth:`PackedLayers.run`, as it stands.
 
@@ -211,8 +296,9 @@ def is_ready(packed: PackedLayers, input: Tensor, hx: Any, state_shape: tuple[in
     input: a tensor that is not empty; the size of its rows is right, and gradients are off.
     hx: None or a tuple that should hold the parts of the state.
     """
+    dtype = packed.dtype
     if (
-        input.dtype is not packed.dtype
+        input.dtype is not dtype
         or not input.is_cpu
         or not input.is_contiguous()
         or input.is_neg()
@@ -223,12 +309,14 @@ def is_ready(packed: PackedLayers, input: Tensor, hx: Any, state_shape: tuple[in
         return True
     if type(hx) is not tuple or len(hx) != (2 if packed._has_cells else 1):
         return False
-    return all(
-        type(part) is Tensor
-        and part.shape == state_shape
-        and part.dtype is packed.dtype
-        and part.is_cpu
-        and part.is_contiguous()
-        and not part.is_neg()
-        for part in hx
-    )
+    for part in hx:  # a loop, which is faster than a generator
+        if (
+            type(part) is not Tensor
+            or part.shape != state_shape
+            or part.dtype is not dtype
+            or not part.is_cpu
+            or not part.is_contiguous()
+            or part.is_neg()
+        ):
+            return False
+    return True
