@@ -97,7 +97,7 @@ class _PackedLayer:
         plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
         packed = plan.pack(tensors, self.packed_dtype)
         self.arrays += [plan, packed]
-        self.entries += plan.length
+        self.entries += len(packed)
         return plan.product(packed)
 
     def operands(self, x: Tensor, rows: int) -> tuple[native.Layer, Tensor | None]:
