@@ -1,4 +1,4 @@
-"""Int8 products against the arithmetic that symrnn.h describes, bit for bit, on every processor's kernels."""
+"""Int8 products, bit for bit as symrnn.h describes them, by every processor's kernels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Matrices:
 
     def reference(self, x: Floats) -> Floats:
         """x (B, columns) to W·x (B, G, rows), as symrnn.h says."""
-        gates, rows, columns = self.shape
+        _, rows, columns = self.shape
         one, most = np.float32(1), np.float32(127)
         z = np.zeros((len(x), self.q.shape[2]), np.float32)
         z[:, :columns] = x
@@ -93,9 +93,7 @@ class Matrices:
         gates, rows, columns = self.shape
         every = (1 << gates) - 1
         term = native.Term(self.symmetric, rows, columns, every, self.packed.ctypes.data)
-        product = native.Product(
-            native.Dtype.INT8, gates, rows, columns, 1, ctypes.pointer(term)
-        )
+        product = native.Product(native.Dtype.INT8, gates, rows, columns, 1, ctypes.pointer(term))
         y = np.full((len(x), gates, rows), np.nan, np.float32)
         native.check(
             self.library.symrnn_multiply(
@@ -157,7 +155,7 @@ def test_the_largest_sums_are_exact(kernels: ctypes.CDLL, symmetric: bool) -> No
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_are_near(symmetric: bool) -> None:
-    """Off by half a unit: of a full row, its largest entry / 127; of a symmetric one, that at most nearly."""
+    """Off by half a unit, and no bits are wasted."""
     library = native.library()
     assert library is not None
     w = draw(0, 4, 70, 70)
@@ -172,7 +170,6 @@ def test_weights_are_near(symmetric: bool) -> None:
     assert not back[2, 3].any()
     if symmetric:
         assert np.array_equal(back, back.swapaxes(1, 2))
-        # Every row's largest number is near 127: no bits are wasted.
         assert (abs(m.q[0, :70]).max(1) > 100).all()
     threads = [Matrices(library, w, symmetric, n).packed for n in (2, 5)]
     assert all(np.array_equal(m.packed, other) for other in threads)

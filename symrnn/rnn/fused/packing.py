@@ -44,8 +44,8 @@ DTYPES: dict[torch.dtype, native.Dtype] = {
 }
 """The types of packed numbers.
 
-On a CPU bfloat16 and int8 are packed from float32, bfloat16 is multiplied in float32, and there is no
-float16. symrnn.h says what int8 means.
+On a CPU bfloat16 and int8 are packed from float32, bfloat16 is multiplied in float32, and there is
+no float16. symrnn.h says what int8 means.
 """
 
 
@@ -113,12 +113,12 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     if not symmetry.own_transpose:
         return Source("", "", [matrix.dense().view(blocks)])
     others = [] if rest is None else [rest.view(blocks)]
-    if not whole and _triangle(symmetry) is not None:
+    if not whole and triangle_of(symmetry) is not None:
         return Source(symmetry.name, layout.symmetric, [parameters, *others])
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
 
 
-def _triangle(symmetry: Symmetry) -> OrbitCoordinates | None:
+def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
     """The form, if it has one parameter for each entry of the upper triangle, in its order."""
     side = symmetry.side
     if not isinstance(symmetry, OrbitCoordinates) or not symmetry.own_transpose:
@@ -374,7 +374,7 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
             if folding is not None and symmetric == gates:
                 small = _folded(len(gates), symmetry, folding)
                 return Plan(len(gates), rows, columns, tuple(small), folding)
-            triangle = _triangle(symmetry)
+            triangle = triangle_of(symmetry)
         if triangle is None:
             raise ValueError(f"matrices of form={form!r} should be given as form={WHOLE!r}")
     groups = [_group(gates, symmetric, rows, columns, True, triangle)]
