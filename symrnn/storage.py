@@ -83,7 +83,8 @@ def save_packed(
     Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
     the largest of ``dtype``, and for one that is not finite in int8; ValueError for another
     ``dtype`` and for what has no packed form: a tensor that is sparse or on the meta device, extra
-    state that is no tensor, further parametrizations on a symmetric one; TypeError for ``meta`` that is not JSON.
+    state that is no tensor, further parametrizations on a symmetric one; TypeError for ``meta``
+    that is not JSON.
 
     >>> save_packed(model, "model.safetensors", dtype=torch.float16)
     >>> load_packed(model, "model.safetensors")
