@@ -23,7 +23,7 @@ from data.codec import (
     codec_from_state,
     make_codec,
 )
-from data.corpus import Corpus, encode_corpus, encode_file, list_corpora, open_corpus
+from data.corpus import Corpus, encode_corpus, encode_file, list_corpora, open_corpus, open_split
 from data.encoded import EncodedText
 from data.errors import DataError
 from data.vocabulary import Vocabulary
@@ -44,5 +44,6 @@ __all__ = [
     "list_corpora",
     "make_codec",
     "open_corpus",
+    "open_split",
     "stream_windows",
 ]

@@ -7,19 +7,23 @@ A codec is one of
 
 Every line ends in one `<eos>`, an empty line is that `<eos>` alone. The word `<eos>` itself must
 not stand in a text, since it could not be told from a line end: DataError. `<unk>` in a text is
-the id of unknown tokens.
+the id of unknown tokens. Of all else the words come back from their ids as they were, wherever the
+vocabulary has them.
 """
 
 from __future__ import annotations
 
 import abc
 import base64
-import binascii
+import contextlib
 import hashlib
-import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import reprlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -27,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, require_integer
-from data.text import Block, strip_line_end
+from data.text import Block, is_unicode, strip_line_end
 from data.vocabulary import EOS, UNK, Vocabulary
 
 Tokenizer = Callable[[str], Sequence[str]]
@@ -75,6 +79,8 @@ class Codec(abc.ABC):
         line = strip_line_end(line)
         if "\n" in line or "\0" in line:
             raise DataError(f"want one line of text, got {line[:80]!r}")
+        if not is_unicode(line):
+            raise DataError(f"not UTF-8: {line[:80]!r}")
         return [int(id) for id in self.encode_block(Block(line + "\n", 1, "the text"))[0]]
 
     def count_words(self, line: str) -> int:
@@ -163,8 +169,9 @@ class WordCodec(Codec):
                 break
         raise DataError(
             f"{block.source}, line {line}: the word {word!r} is not in the vocabulary of "
-            f"{len(self)} words, and that has no {self.vocabulary.unk!r} to stand for it: "
-            "use a vocabulary with '<unk>' (vocab_size adds it)"
+            f"{len(self)} words, and that has no {self.vocabulary.unk!r} to stand for it. Train "
+            "with --min-count 2 (min_count=2): the rare words of the train text become '<unk>', "
+            "and a model learns what to expect of unknown ones"
         )
 
 
@@ -232,6 +239,10 @@ class SentencePieceCodec(Codec):
     sequence of words as for a WordCodec. The literal word `<unk>` is one piece, `unk_id`, which
     also stands for characters the model has not seen.
 
+    sentencepiece has two characters for its own use: U+2581 for a space, U+2585 in training. In a
+    text they are exchanged for U+FDD0 and U+FDD1, which Unicode sets aside for no character, and
+    back when ids are decoded. A text that has those two is refused.
+
     model: the serialised model. It must have `<unk>` and `<eos>` as its unknown and end pieces,
         as `SentencePieceCodec.train` makes it.
     """
@@ -243,12 +254,20 @@ class SentencePieceCodec(Codec):
         self._processor = _sentencepiece().SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
+            size = len(self)
+            pieces = [self._processor.IdToPiece(id) for id in range(size)]
+            self._processor.DecodeIds(list(range(size)))
         except (RuntimeError, OSError) as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"the sentencepiece model has a piece that is not UTF-8: {error.object!r:.80}"
+            ) from error
         self.eos_id = self._processor.eos_id()
         self.unk_id = self._processor.unk_id()
-        if self.eos_id < 0 or self._processor.IdToPiece(self.eos_id) != EOS:
-            raise DataError("the sentencepiece model has no end piece '<eos>'")
+        for what, id, wanted in (("end", self.eos_id, EOS), ("unknown", self.unk_id, UNK)):
+            if not 0 <= id < size or pieces[id] != wanted:
+                raise DataError(f"the sentencepiece model has no {what} piece {wanted!r}")
 
     @classmethod
     def train(cls, blocks: Iterable[Block], vocab_size: int) -> SentencePieceCodec:
@@ -261,57 +280,38 @@ class SentencePieceCodec(Codec):
         Raises DataError if the text cannot give that many pieces, saying how many it can.
         """
         size = require_integer("vocab_size", vocab_size, least=3)
-        module = _sentencepiece()
-        model = io.BytesIO()
-        stretches = _stretches(blocks)
-        failures: list[Exception] = []
-
-        def guarded() -> Iterator[str]:
-            # An exception within sentencepiece's own loop would end as a crash, or unseen.
-            try:
-                yield from stretches
-            except Exception as error:
-                failures.append(error)
-
+        _sentencepiece()
+        options = {
+            "model_type": "unigram",
+            "vocab_size": size,
+            "character_coverage": 1.0,
+            "normalization_rule_name": "identity",
+            "input_sentence_size": 500_000,
+            "shuffle_input_sentence": True,
+            "max_sentence_length": 1 << 25,
+            "num_threads": 1,
+            "unk_id": 0,
+            "unk_piece": UNK,
+            "unk_surface": f" {UNK} ",
+            "eos_id": 1,
+            "eos_piece": EOS,
+            "bos_id": -1,
+            "pad_id": -1,
+            "minloglevel": 3,
+        }
         try:
-            module.SentencePieceTrainer.Train(
-                sentence_iterator=guarded(),
-                model_writer=model,
-                model_type="unigram",
-                vocab_size=size,
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                input_sentence_size=500_000,
-                shuffle_input_sentence=True,
-                max_sentence_length=1 << 25,
-                num_threads=1,
-                unk_id=0,
-                unk_piece=UNK,
-                unk_surface=f" {UNK} ",
-                eos_id=1,
-                eos_piece=EOS,
-                bos_id=-1,
-                pad_id=-1,
-                minloglevel=3,
-            )
-        except (RuntimeError, OSError) as error:
-            if failures:
-                raise failures[0] from None
+            return cls(_train_aside(_stretches(blocks), options))
+        except RuntimeError as error:
             raise DataError(_why_not_trained(size, str(error))) from error
-        if failures:
-            raise failures[0]
-        return cls(model.getvalue())
 
     def __len__(self) -> int:
         return int(self._processor.GetPieceSize())
 
     def encode_block(self, block: Block) -> tuple[NDArray[np.uint32], int]:
-        if EOS in block.text:
-            _refuse_eos(block, str.split)
         runs: list[str] = []
         ends: list[int] = []
         words = 0
-        for line in block.lines():
+        for line in _escaped_lines(block):
             line_words = line.split()
             words += len(line_words) + 1
             if UNK in line:
@@ -337,10 +337,11 @@ class SentencePieceCodec(Codec):
                 lines.append([])
             else:
                 lines[-1].append(int(id))
-        return "\n".join(" ".join(self._processor.DecodeIds(line).split()) for line in lines)
+        text = "\n".join(" ".join(self._processor.DecodeIds(line).split()) for line in lines)
+        return _unescaped(text)
 
     def token(self, id: int) -> str:
-        return str(self._processor.IdToPiece(self._check_id(id)))
+        return _unescaped(str(self._processor.IdToPiece(self._check_id(id))))
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "model": base64.b64encode(self.model).decode("ascii")}
@@ -362,6 +363,14 @@ def make_codec(tokenizer: Tokenizer | str, vocab: Any) -> WordCodec:
     return CallableCodec(vocabulary, tokenizer)
 
 
+_STATE_TYPES: dict[str, dict[str, type]] = {
+    "word": {"tokens": list},
+    "callable": {"tokens": list, "unk": str, "tokenizer": str},
+    "sentencepiece": {"model": str},
+}
+"""What the state of each kind of codec holds."""
+
+
 def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Codec:
     """The codec that `Codec.state()` describes.
 
@@ -371,23 +380,32 @@ def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Co
     Raises DataError if the state is not one this version knows.
     """
     kind = state.get("kind") if isinstance(state, dict) else None
-    try:
-        if kind == "callable":
-            vocabulary = Vocabulary(state["tokens"], unk=state["unk"])
-            if tokenizer is None and state["tokenizer"] == "whitespace":
-                tokenizer = "whitespace"
-            function = str.split if is_whitespace(tokenizer) else tokenizer
-            return CallableCodec(vocabulary, function, state["tokenizer"])  # type: ignore[arg-type]
-        if tokenizer is not None:
-            raise DataError(f"tokenizer is for a codec of kind 'callable' only, this is {kind!r}")
-        if kind == "word":
-            return WordCodec(Vocabulary(state["tokens"]))
-        if kind == "sentencepiece":
-            return SentencePieceCodec(base64.b64decode(state["model"], validate=True))
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise DataError(f"the state of the codec of kind {kind!r} is damaged: {error!r}") from error
+    types = _STATE_TYPES.get(kind, {}) if isinstance(kind, str) else {}
+    for name, wanted in types.items():
+        if not isinstance(state.get(name), wanted):
+            raise DataError(
+                f"the state of the codec of kind {kind!r} is damaged: {name!r} must be a "
+                f"{wanted.__name__}, got {type(state.get(name)).__name__}"
+            )
+    if kind == "callable":
+        vocabulary = Vocabulary(state["tokens"], unk=state["unk"])
+        if tokenizer is None and state["tokenizer"] == "whitespace":
+            tokenizer = "whitespace"
+        function = str.split if is_whitespace(tokenizer) else tokenizer
+        return CallableCodec(vocabulary, function, state["tokenizer"])  # type: ignore[arg-type]
+    if tokenizer is not None:
+        raise DataError(f"tokenizer is for a codec of kind 'callable' only, this is {kind!r}")
+    if kind == "word":
+        return WordCodec(Vocabulary(state["tokens"]))
+    if kind == "sentencepiece":
+        try:
+            model = base64.b64decode(state["model"], validate=True)
+        except ValueError as error:  # binascii's is one, and so is that for what is not ASCII
+            raise DataError(f"the sentencepiece model is damaged: {error}") from error
+        return SentencePieceCodec(model)
     raise DataError(
-        f"the state of a codec must have kind 'word', 'callable' or 'sentencepiece', got {kind!r}"
+        f"the state of a codec must have kind 'word', 'callable' or 'sentencepiece', got "
+        f"{reprlib.repr(kind)}"
     )
 
 
@@ -439,15 +457,89 @@ def _runs_without_unk(words: list[str]) -> Iterator[list[str]]:
     yield words[start:]
 
 
+STAND_INS = {"\u2581": "\ufdd0", "\u2585": "\ufdd1"}
+"""What goes to sentencepiece in place of the characters that it has for its own use."""
+
+
+def _escaped_lines(block: Block) -> list[str]:
+    """The lines of a block as sentencepiece gets them."""
+    if EOS in block.text:
+        _refuse_eos(block, str.split)
+    text = block.text
+    for character, stand_in in STAND_INS.items():
+        if stand_in in text:
+            line = block.line + text[: text.index(stand_in)].count("\n")
+            raise DataError(
+                f"{block.source}, line {line}: the text has U+{ord(stand_in):X}, which is no "
+                f"character; with sentencepiece it stands for {character!r}: take it out of the "
+                "text, or use the tokenizer 'word'"
+            )
+        text = text.replace(character, stand_in)
+    return text.split("\n")[:-1]
+
+
+def _unescaped(text: str) -> str:
+    for character, stand_in in STAND_INS.items():
+        text = text.replace(stand_in, character)
+    return text
+
+
 def _stretches(blocks: Iterable[Block]) -> Iterator[str]:
     """Stretches of at most 50 words within lines and between `<unk>`s, to train on."""
     for block in blocks:
-        if EOS in block.text:
-            _refuse_eos(block, str.split)
-        for line in block.lines():
+        for line in _escaped_lines(block):
             for run in _runs_without_unk(line.split()):
                 for start in range(0, len(run), 50):
                     yield " ".join(run[start : start + 50])
+
+
+_TRAINER = """
+import json, os, sys
+import sentencepiece
+
+def sentences():
+    for line in sys.stdin.buffer:
+        if line == b"\\n":
+            return
+        yield line[:-1].decode()
+    os._exit(1)  # whoever writes them has ended before their end
+
+sentencepiece.SentencePieceTrainer.Train(
+    sentence_iterator=sentences(), model_writer=sys.stdout.buffer, **json.loads(sys.argv[1])
+)
+"""
+
+
+def _train_aside(sentences: Iterable[str], options: Mapping[str, Any]) -> bytes:
+    """The model that sentencepiece's trainer makes of sentences, none of them empty.
+
+    The trainer runs for minutes in C++, where it hears no Ctrl-C and takes an error in its
+    sentences for their end. So it runs in a process of its own, which ends with this call.
+
+    Raises RuntimeError with the trainer's message.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAINER, json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+    )
+    with process:
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has failed, and says why
+                for sentence in sentences:
+                    process.stdin.write(sentence.encode() + b"\n")
+                process.stdin.write(b"\n")
+            model, said = process.communicate()
+        finally:
+            process.kill()
+    if process.returncode != 0:
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"exit code {process.returncode}")
+    return model
 
 
 def _why_not_trained(size: int, message: str) -> str:

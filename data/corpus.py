@@ -15,11 +15,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data.cache import cache_folder, new_folder
 from data.catalogue import CATALOGUE, SPLITS
 from data.codec import (
+    STAND_INS,
     Codec,
     SentencePieceCodec,
     Tokenizer,
@@ -31,6 +32,9 @@ from data.encoded import VERSION, EncodedText, encode_blocks, encode_first
 from data.errors import DataError, require_integer
 from data.text import Block, blocks_of_lines, open_binary, progress_bar, read_blocks
 from data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from data.grammar import Sample
 
 FILE_NAMES = ("{split}.txt", "ptb.{split}.txt", "wiki.{split}.tokens")
 """What the text of a split may be called in a folder."""
@@ -57,6 +61,16 @@ class Entropy:
         """For each split the grammar's own perplexity per word: no model can expect less."""
         return {split: math.exp(self.nats[split] / self.tokens[split]) for split in self.nats}
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Entropy:
+        """From what `state` gave; KeyError, TypeError or ValueError if it is something else."""
+        nats = {split: float(state["nats"][split]) for split in SPLITS}
+        tokens = {split: int(state["tokens"][split]) for split in SPLITS}
+        entropy = cls(float(state["rate"]), nats, tokens)
+        if min(tokens.values()) < 1 or not all(map(math.isfinite, entropy.perplexity.values())):
+            raise ValueError(f"there is no perplexity of {nats} nats in {tokens} tokens")
+        return entropy
+
     def state(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {"rate": self.rate, "nats": dict(self.nats), "tokens": dict(self.tokens)}
@@ -68,7 +82,7 @@ class Corpus:
 
     name: of the catalogue, or of the folder.
     entropy: for `builtin`, the exact bound on what a model can reach; else None, also where
-        `vocab_size` made words of it `<unk>`.
+        `vocab_size` or `min_count` made words of it `<unk>`.
     """
 
     name: str
@@ -88,8 +102,7 @@ class Corpus:
 
     def split(self, name: str) -> EncodedText:
         """The text of "train", "valid" or "test"."""
-        if name not in SPLITS:
-            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+        _check_split(name)
         text: EncodedText = getattr(self, name)
         return text
 
@@ -104,6 +117,7 @@ def open_corpus(
     *,
     tokenizer: Tokenizer | str = "word",
     vocab_size: int | None = None,
+    min_count: int | None = None,
     vocab_file: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -118,6 +132,9 @@ def open_corpus(
         be given here, so that the codec can encode further text.
     vocab_size: for words, at most so many ids: the most frequent words, `<eos>` and `<unk>`, which
         the others become; None keeps all. For sentencepiece, the number of pieces: required.
+    min_count: for words, those that stand fewer times in the train text become `<unk>`, in all
+        three texts; that is how a model learns what to expect of words it has never seen. None
+        keeps all. With vocab_size, both hold.
     vocab_file: for words, a file with the vocabulary, one token per line, in place of that of the
         train text.
     cache_dir: the cache of downloads and encoded texts (`cache_folder`). Encoded texts are found
@@ -127,13 +144,12 @@ def open_corpus(
 
     Raises DataError for anything wrong with the arguments, the files or the network.
     """
-    settings = _Settings(tokenizer, vocab_size, vocab_file)
-    folder = Path(source)
-    if os.fspath(source) not in list_corpora() and (folder / _CODEC_FILE).is_file():
-        return _open_given(folder, settings)
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab_file)
+    if _is_encoded(source):
+        return _open_given(Path(source), settings)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
     cached = cache_folder(cache_dir) / "encoded" / settings.key(plan.contents)
-    if not cached.is_dir():
+    if not os.path.isdir(cached):
         with new_folder(cached, shared=True) as folder:
             plan.build(folder)
     try:
@@ -144,19 +160,63 @@ def open_corpus(
         ) from error
 
 
+def open_split(
+    source: str | os.PathLike[str],
+    split: str,
+    codec: Codec,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> tuple[EncodedText, float | None]:
+    """One text of a corpus in the ids of a codec there already is, to evaluate what has it.
+
+    Nothing is read but that text: the others may be missing, and words that the corpus's own
+    vocabulary would lack reach the codec as they are. Only a folder that another codec encoded has
+    its text by way of that codec's ids.
+
+    source, cache_dir, progress: as for `open_corpus`.
+    split: "train", "valid" or "test".
+
+    Returns the text, and the least perplexity per word that any model can expect of it where that
+    is known: of `builtin`, if the codec knows all of its words.
+    """
+    _check_split(split)
+    name = os.fspath(source)
+    if name == "builtin":
+        sample = _draw_builtin(split)
+        text = encode_blocks(blocks_of_lines(sample.lines, f"{name}, {split}"), codec, None)
+        all_known = codec.unk_id is None or text.count(codec.unk_id) == 0
+        bound = math.exp(float(sample.nats.sum()) / int(sample.tokens.sum()))
+        return text, bound if all_known else None
+    if _is_encoded(source):
+        own, _, _ = _read_codec(Path(source))
+        text = _open_ids(Path(source), split, own)
+        if own.fingerprint() == codec.fingerprint():
+            return text, None
+        lines = own.decode(text.ids).split("\n")[:-1]
+        return encode_blocks(blocks_of_lines(lines, f"{name}, {split}"), codec, None), None
+    if name in CATALOGUE:
+        path = _texts_of_catalogue(name, (split,), cache_folder(cache_dir), progress)[split]
+        _check_download(name, split, path, _sha256(path, progress))
+    else:
+        path = _texts_of_folder(Path(source), (split,))[split]
+    return encode_file(path, codec, progress=progress), None
+
+
 def encode_source(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     tokenizer: str = "word",
     vocab_size: int | None = None,
+    min_count: int | None = None,
     vocab_file: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Corpus:
     """The same into the new folder `out`; the cache is used for downloads only."""
-    settings = _Settings(tokenizer, vocab_size, vocab_file)
-    if os.fspath(source) not in list_corpora() and (Path(source) / _CODEC_FILE).is_file():
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab_file)
+    if _is_encoded(source):
         raise DataError(f"{os.fspath(source)!r} is already encoded: copy the folder")
     target = _new_folder(out)
     plan = _plan(source, settings, cache_folder(cache_dir), progress)
@@ -174,6 +234,7 @@ def encode_corpus(
     tokenizer: Tokenizer | str = "word",
     vocab: Any = None,
     vocab_size: int | None = None,
+    min_count: int | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> Corpus:
@@ -187,12 +248,12 @@ def encode_corpus(
     vocab: a list of tokens, a dict from token to id, or an object with `get_itos()` such as what
         `torchtext.vocab.build_vocab_from_iterator` gives; it must have `<eos>`. None makes it from
         the train text.
-    vocab_size: as for `open_corpus`.
+    vocab_size, min_count: as for `open_corpus`.
     name: what the corpus is called; by default as the folder.
 
     Raises DataError as `open_corpus` does, and if `out` is there and not empty.
     """
-    settings = _Settings(tokenizer, vocab_size, None, vocab)
+    settings = _Settings(tokenizer, vocab_size, min_count, vocab=vocab)
     target = _new_folder(out)
     texts = {"train": train, "valid": valid, "test": test}
     target_name = name if name is not None else target.resolve().name
@@ -202,14 +263,15 @@ def encode_corpus(
 
 
 def encode_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | BinaryIO,
     codec: Codec,
     out: str | os.PathLike[str] | None = None,
     *,
     progress: bool = True,
 ) -> EncodedText:
-    """A text file encoded with a codec there already is, to evaluate it.
+    """A text encoded with a codec there already is, to evaluate it.
 
+    path: of a file or a pipe; or a binary stream, such as `sys.stdin.buffer`.
     out: the file to write; None for a temporary one that is gone with the result.
     """
     blocks = read_blocks(path, whole_lines=codec.whole_lines, progress=progress)
@@ -221,9 +283,10 @@ class _Settings:
 
     def __init__(
         self,
-        tokenizer: Tokenizer | str,
-        vocab_size: int | None,
-        vocab_file: str | os.PathLike[str] | None,
+        tokenizer: Tokenizer | str = "word",
+        vocab_size: int | None = None,
+        min_count: int | None = None,
+        vocab_file: str | os.PathLike[str] | None = None,
         vocab: Any = None,
     ) -> None:
         if isinstance(tokenizer, str) and tokenizer not in ("word", "sentencepiece"):
@@ -233,15 +296,24 @@ class _Settings:
         self.sentencepiece = tokenizer == "sentencepiece"
         if vocab_size is not None:
             vocab_size = require_integer("vocab_size", vocab_size, least=2)
-            if vocab_file is not None or vocab is not None:
+        if min_count is not None:
+            min_count = require_integer("min_count", min_count, least=1)
+        for name, value in (("vocab_size", vocab_size), ("min_count", min_count)):
+            if value is not None and (vocab_file is not None or vocab is not None):
                 which = "vocab_file" if vocab_file is not None else "vocab"
-                raise DataError(f"vocab_size and {which} exclude each other: give one of them")
+                raise DataError(f"{name} and {which} exclude each other: give one of them")
         if self.sentencepiece and (vocab_file is not None or vocab is not None):
             raise DataError("a vocabulary is for words; sentencepiece takes vocab_size")
+        if self.sentencepiece and min_count is not None:
+            raise DataError(
+                f"min_count is for words, got {min_count} with tokenizer 'sentencepiece', whose "
+                "pieces make up any word"
+            )
         if self.sentencepiece and vocab_size is None:
             raise DataError("tokenizer 'sentencepiece' needs vocab_size, such as 8000")
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.min_count = min_count
         self.vocab_file = vocab_file
         self.vocabulary: Vocabulary | None = None
         if vocab_file is not None:
@@ -258,6 +330,10 @@ class _Settings:
             "vocab_size": self.vocab_size,
             "vocabulary": list(self.vocabulary.tokens) if self.vocabulary else None,
         }
+        if self.min_count is not None:
+            what["min_count"] = self.min_count
+        if self.sentencepiece:
+            what["stand_ins"] = STAND_INS  # formerly a text lost them
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode("ascii")).hexdigest()[:32]
 
 
@@ -282,23 +358,17 @@ def _plan(
     name = os.fspath(source)
     if name == "builtin":
         return _plan_builtin(settings)
-    if name in CATALOGUE:
-        from data.download import download
-
-        texts = download(name, cache / "corpora" / name, progress=progress)
-        known = {file.name: file.sha256 for file in CATALOGUE[name].files}
+    of_catalogue = name in CATALOGUE
+    if of_catalogue:
+        texts = _texts_of_catalogue(name, SPLITS, cache, progress)
     else:
-        texts = _texts_of_folder(Path(source))
-        known = {}
+        texts = _texts_of_folder(Path(source), SPLITS)
         name = Path(source).resolve().name
     before = [texts[split].stat() for split in SPLITS]
     contents = [_sha256(texts[split], progress) for split in SPLITS]
-    for split, found in zip(SPLITS, contents, strict=True):
-        if known.get(f"{split}.txt", found) != found:
-            raise DataError(
-                f"{str(texts[split])!r} is not the file of corpus {name!r} any more (SHA-256): "
-                "delete it to have it downloaded again"
-            )
+    if of_catalogue:
+        for split, found in zip(SPLITS, contents, strict=True):
+            _check_download(name, split, texts[split], found)
 
     def build(out: Path) -> None:
         _encode_splits(out, name, texts, settings, progress=progress)
@@ -321,19 +391,26 @@ def _plan_builtin(settings: _Settings) -> _Plan:
         nats: dict[str, float] = {}
         tokens: dict[str, int] = {}
         for split in SPLITS:
-            sample = grammar.sample(BUILTIN_TOKENS[split], BUILTIN_SEEDS[split])
+            sample = _draw_builtin(split)
             texts[split] = sample.lines
             nats[split], tokens[split] = float(sample.nats.sum()), int(sample.tokens.sum())
         used = settings
         entropy: Entropy | None = Entropy(grammar.entropy_rate, nats, tokens)
-        if settings.vocabulary is None and settings.vocab_size is None:
+        if (settings.vocabulary, settings.vocab_size, settings.min_count) == (None, None, None):
             # All words of the grammar, so that none is unknown that the train text happens to lack.
-            used = _Settings("word", None, None, Vocabulary(grammar.tokens()))
+            used = _Settings(vocab=grammar.tokens())
         elif not settings.sentencepiece:
             entropy = None  # some words may have become <unk>
         _encode_splits(out, "builtin", texts, used, entropy=entropy)
 
     return _Plan("builtin", ["builtin", GRAMMAR_VERSION, BUILTIN_TOKENS, BUILTIN_SEEDS], build)
+
+
+def _draw_builtin(split: str) -> Sample:
+    """The text of a split of the built-in corpus."""
+    from data.grammar import BUILTIN_SEEDS, BUILTIN_TOKENS, builtin_grammar
+
+    return builtin_grammar().sample(BUILTIN_TOKENS[split], BUILTIN_SEEDS[split])
 
 
 def _encode_splits(
@@ -370,6 +447,7 @@ def _encode_splits(
             settings.tokenizer,
             settings.vocab_size,
             out / "train.ids",
+            min_count=settings.min_count,
         )
         rest = SPLITS[1:]
     for split in rest:
@@ -392,7 +470,7 @@ def _encode_splits(
 
 def _open_given(folder: Path, settings: _Settings) -> Corpus:
     """The corpus in an encoded folder that the user named, with arguments that must fit it."""
-    for argument in ("vocab_size", "vocab_file"):
+    for argument in ("vocab_size", "min_count", "vocab_file"):
         value = getattr(settings, argument)
         if value is not None:
             raise DataError(
@@ -414,12 +492,21 @@ def _open_encoded(
 
     tokenizer: a function, for a codec that was made with one.
     """
+    codec, entropy, own_name = _read_codec(folder, tokenizer)
+    texts = {split: _open_ids(folder, split, codec) for split in SPLITS}
+    return Corpus(name if name is not None else own_name, codec, **texts, entropy=entropy)
+
+
+def _read_codec(
+    folder: Path, tokenizer: Tokenizer | str = "word"
+) -> tuple[Codec, Entropy | None, str]:
+    """What the codec file of an encoded folder says: the codec, the entropy, the corpus's name."""
     path = folder / _CODEC_FILE
     try:
         about = json.loads(path.read_text(encoding="ascii"))
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise DataError(f"{str(path)!r} is not the codec of an encoded corpus of symrnn")
@@ -431,19 +518,33 @@ def _open_encoded(
     try:
         of_function = about["codec"]["kind"] == "callable" and callable(tokenizer)
         codec = codec_from_state(about["codec"], tokenizer if of_function else None)
-        entropy = Entropy(**about["entropy"]) if about["entropy"] else None
-        own_name = name if name is not None else str(about["name"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is damaged: {error!r}") from error
+        entropy = None if about["entropy"] is None else Entropy.of(about["entropy"])
+        if not isinstance(about["name"], str):
+            raise TypeError("the name must be a str")
+        return codec, entropy, about["name"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{str(path)!r} is damaged: {error!r:.200}") from error
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from error
-    texts = {}
-    for split in SPLITS:
-        file = folder / f"{split}.ids"
-        if not file.is_file():
-            raise DataError(f"encoded corpus {str(folder)!r} lacks {split}.ids")
-        texts[split] = EncodedText.open(file, codec, verify=True)
-    return Corpus(own_name, codec, **texts, entropy=entropy)
+
+
+def _open_ids(folder: Path, split: str, codec: Codec) -> EncodedText:
+    """One text of an encoded folder, checked."""
+    file = folder / f"{split}.ids"
+    if not os.path.isfile(file):
+        raise DataError(f"encoded corpus {str(folder)!r} lacks {split}.ids")
+    return EncodedText.open(file, codec, verify=True)
+
+
+def _is_encoded(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder that is encoded already."""
+    name = os.fspath(source)
+    return name not in list_corpora() and os.path.isfile(os.path.join(name, _CODEC_FILE))
+
+
+def _check_split(name: str) -> None:
+    if name not in SPLITS:
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:
@@ -454,19 +555,42 @@ def _new_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _texts_of_folder(folder: Path) -> dict[str, Path]:
-    """The text file of each split."""
-    if not folder.is_dir():
+def _texts_of_catalogue(
+    name: str, splits: Iterable[str], cache: Path, progress: bool
+) -> dict[str, Path]:
+    """The text file of each of these splits, downloaded if one is missing."""
+    folder = cache / "corpora" / name
+    texts = {split: folder / f"{split}.txt" for split in splits}
+    if all(map(os.path.isfile, texts.values())):
+        return texts
+    from data.download import download
+
+    return download(name, folder, progress=progress)
+
+
+def _check_download(name: str, split: str, path: Path, sha256: str) -> None:
+    """DataError if a file of the catalogue has another SHA-256 than it should."""
+    for file in CATALOGUE[name].files:
+        if file.name == f"{split}.txt" and file.sha256 != sha256:
+            raise DataError(
+                f"{str(path)!r} is not the file of corpus {name!r} any more (SHA-256): "
+                "delete it to have it downloaded again"
+            )
+
+
+def _texts_of_folder(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
+    """The text file of each of these splits."""
+    if not os.path.isdir(folder):
         known = ", ".join(list_corpora())
-        there = "is a file, not a folder" if folder.exists() else "is no folder"
+        there = "is a file, not a folder" if os.path.exists(folder) else "is no folder"
         raise DataError(
             f"corpus {str(folder)!r} is not one of {known}, and {there} with "
             "train.txt, valid.txt and test.txt"
         )
     texts = {}
-    for split in SPLITS:
+    for split in splits:
         names = [pattern.format(split=split) for pattern in FILE_NAMES]
-        found = [name for name in names if (folder / name).is_file()]
+        found = [name for name in names if os.path.isfile(folder / name)]
         if not found:
             raise DataError(
                 f"corpus folder {str(folder)!r} lacks the {split} text: want {' or '.join(names)}"

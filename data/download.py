@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.cache import cache_folder
 from data.catalogue import CATALOGUE, SPLITS, CatalogueEntry
-from data.errors import DataError
+from data.errors import DataError, run_program
 
 
 def download(
@@ -38,7 +38,7 @@ def download_entry(
     """The same for an entry that need not stand in the catalogue."""
     target = Path(folder)
     texts = {split: target / f"{split}.txt" for split in SPLITS}
-    if not all(path.is_file() for path in texts.values()):
+    if not all(map(os.path.isfile, texts.values())):
         _complete(target, entry, progress)
     return texts
 
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
-    folder = Path(options.out) if options.out else cache_folder() / "corpora" / options.name
     try:
+        folder = Path(options.out) if options.out else cache_folder() / "corpora" / options.name
         texts = download(options.name, folder, progress=not options.quiet)
     except DataError as error:
         print(f"data.download: error: {error}", file=sys.stderr)
@@ -101,4 +101,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

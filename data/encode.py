@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.codec import Codec
 from data.corpus import SPLITS, Corpus, encode_source, list_corpora, open_corpus
-from data.errors import DataError
+from data.errors import DataError, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="words: keep the most frequent, N ids in all; sentencepiece: N pieces (required)",
     )
     parser.add_argument(
+        "--min-count",
+        type=int,
+        metavar="N",
+        help="words: those that stand fewer times in the train text become <unk>",
+    )
+    parser.add_argument(
         "--vocab-file", metavar="FILE", help="words: take this vocabulary, one token per line"
     )
     parser.add_argument("--out", metavar="FOLDER", help="a new folder for the encoded corpus")
@@ -46,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices = {
             "tokenizer": options.tokenizer,
             "vocab_size": options.vocab_size,
+            "min_count": options.min_count,
             "vocab_file": options.vocab_file,
             "cache_dir": options.cache,
             "progress": not options.quiet,
@@ -75,4 +82,4 @@ def summary(corpus: Corpus) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -80,6 +80,11 @@ class EncodedText:
                 f"{name} is damaged: it has {size} bytes, its header promises "
                 f"{_HEADER_BYTES + tokens * width}"
             )
+        if not 0 < lines <= min(tokens, words):
+            raise DataError(
+                f"{name} is damaged: each line end is a token and a word, but its header has "
+                f"{lines} lines, {tokens} tokens and {words} words"
+            )
         self.name = name
         self.tokens: int = tokens
         self.words: int = words
@@ -97,6 +102,12 @@ class EncodedText:
     def __repr__(self) -> str:
         return f"EncodedText({self.name}, {self.tokens} tokens, {self.lines} lines)"
 
+    def count(self, id: int) -> int:
+        """How many of the ids are this one."""
+        step = _CHUNK  # not all at once: an array of bools as long as the text
+        chunks = (self.ids[start : start + step] for start in range(0, self.tokens, step))
+        return sum(int(np.count_nonzero(chunk == id)) for chunk in chunks)
+
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], codec: Codec | None = None, *, verify: bool = False
@@ -104,7 +115,7 @@ class EncodedText:
         """The encoded text in a file.
 
         codec: if given, the codec the file must have been made with.
-        verify: read the whole file and compare its checksum.
+        verify: read the whole file, and compare its ids with the header and the codec.
 
         Raises DataError if the file is missing, foreign, cut short or damaged, or of another codec.
         """
@@ -117,25 +128,34 @@ class EncodedText:
         ):
             raise DataError(f"{name} was made with another codec than the one beside it")
         if verify:
-            text.verify()
+            text.verify(None if codec is None else codec.eos_id)
         return text
 
-    def verify(self) -> None:
-        """DataError if the ids do not have the checksum or the range that the header promises."""
+    def verify(self, eos_id: int | None = None) -> None:
+        """DataError if the ids have not the checksum, range and line ends that the header promises.
+
+        eos_id: of the codec, for the line ends.
+        """
         assert self.path is not None, "a temporary text was just written"
         digest = hashlib.sha256()
-        largest = 0
+        largest = ends = 0
         with open_binary(self.path) as file:  # reading the map would count as memory in use
             file.seek(_HEADER_BYTES)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                largest = max(largest, int(np.frombuffer(chunk, self.ids.dtype).max()))
+                ids = np.frombuffer(chunk, self.ids.dtype)
+                largest = max(largest, int(ids.max()))
+                ends += int(np.count_nonzero(ids == eos_id))
         if digest.hexdigest() != self.ids_sha256:
             raise DataError(f"{self.name} is damaged: its ids do not match their checksum")
         if largest >= self.vocabulary_size:
             raise DataError(
                 f"{self.name} is damaged: it has the id {largest}, of a vocabulary of "
                 f"{self.vocabulary_size}"
+            )
+        if eos_id is not None and ends != self.lines:
+            raise DataError(
+                f"{self.name} is damaged: it has {ends} line ends, its header promises {self.lines}"
             )
 
 
@@ -247,6 +267,8 @@ def encode_first(
     tokenizer: Tokenizer | str,
     vocab_size: int | None,
     out: str | os.PathLike[str],
+    *,
+    min_count: int | None = None,
 ) -> tuple[WordCodec, EncodedText]:
     """The vocabulary of a text and the text encoded with it, in one pass over the text.
 
@@ -254,12 +276,16 @@ def encode_first(
     vocab_size: None for all tokens in order of first appearance. Otherwise the vocabulary has at
         most so many: `<eos>`, `<unk>` (added if the text lacks it) and the most frequent others,
         of equally frequent ones the first to appear; the rest of the text becomes `<unk>`.
+    min_count: None for all tokens. Otherwise a token that stands fewer times in the text becomes
+        `<unk>`, which is added if the text lacks it.
 
     Ids are first given in order of appearance in 32 bits; further passes, over the ids, count,
     drop and narrow them.
     """
     if vocab_size is not None:
         vocab_size = require_integer("vocab_size", vocab_size, least=2)
+    if min_count is not None:
+        min_count = require_integer("min_count", min_count, least=1)
     seen = _FirstAppearance()
     probe = make_codec(tokenizer, [EOS])  # stands in until the tokens are known
     with _Writer(out, 4) as provisional:
@@ -268,11 +294,11 @@ def encode_first(
             ids = np.fromiter(map(seen.__getitem__, tokens), dtype=np.uint32, count=len(tokens))
             provisional.append(ids, probe.words_of(block, tokens), block.text.count("\n"))
         vocabulary = list(seen)
-        if vocab_size is not None:
+        if vocab_size is not None or min_count is not None:
             counts: NDArray[np.int64] = np.zeros(len(seen), dtype=np.int64)
             for ids in provisional.read_back():
                 counts += np.bincount(ids, minlength=len(seen))
-            vocabulary = _most_frequent(vocabulary, counts, vocab_size)
+            vocabulary = _most_frequent(vocabulary, counts, vocab_size, min_count or 1)
         codec = make_codec(tokenizer, vocabulary)
         width = id_width(len(codec))
         if width == 4 and vocabulary == list(seen):
@@ -300,11 +326,13 @@ class _FirstAppearance(dict[str, int]):
         return id
 
 
-def _most_frequent(tokens: list[str], counts: NDArray[np.int64], size: int) -> list[str]:
+def _most_frequent(
+    tokens: list[str], counts: NDArray[np.int64], size: int | None, least: int
+) -> list[str]:
     """The most frequent tokens, in order of first appearance, `<unk>` last if the text lacks it."""
     chosen: set[str] = set()
     for place in np.argsort(-counts, kind="stable"):
-        if len(chosen) == size - 2:
+        if counts[place] < least or (size is not None and len(chosen) == size - 2):
             break
         if tokens[place] not in (EOS, UNK):
             chosen.add(tokens[place])

@@ -26,6 +26,7 @@ the entropy rate in nats per token when the ends of sentences are seen, as they 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import sys
@@ -36,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import DataError, require_integer
+from data.errors import DataError, require_integer, run_program
 from data.vocabulary import EOS
 
 VERSION = 1
@@ -392,7 +393,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nats = 0.0
         parts = grammar.samples(options.tokens, options.seed)
         first = next(parts)  # arguments are checked before a file is opened
-        with sys.stdout if options.out == "-" else open(options.out, "w", encoding="utf-8") as file:
+        with (
+            contextlib.nullcontext(sys.stdout)
+            if options.out == "-"
+            else open(options.out, "w", encoding="utf-8")
+        ) as file:
             for part in itertools.chain([first], parts):
                 file.write("\n".join(part.lines) + "\n")
                 tokens += int(part.tokens.sum())
@@ -401,6 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"data.grammar: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise  # whoever read it, as `head`, has enough
     except OSError as error:
         print(f"data.grammar: error: --out {options.out!r}: {error.strerror}", file=sys.stderr)
         return 2
@@ -413,4 +420,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -9,8 +9,9 @@ What counts as a line, everywhere in this package:
   white space separate words;
 - a UTF-8 byte order mark at the start of a file is not part of the text.
 
-Refused with a DataError that names the file and the place: bytes that are not UTF-8, NUL bytes
-(a sign of UTF-16 or of a binary file), a missing file, a file without any text.
+Refused with a DataError that names the file and the place: bytes that are not UTF-8 (in a str:
+surrogates, as which Python has such bytes of a command line), NUL bytes (a sign of UTF-16 or of a
+binary file), a missing file, a file without any text.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Block:
 
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, or a DataError that says why not."""
+    """The file or pipe opened for reading bytes, or a DataError that says why not."""
     try:
         if os.path.isdir(path):
             raise DataError(f"{os.fspath(path)!r} is a folder, want a text file")
@@ -57,19 +58,30 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
         raise DataError(f"{os.fspath(path)!r} cannot be read: {error.strerror}") from error
 
 
+def standard_input() -> BinaryIO:
+    """Standard input as bytes, or a DataError if it is closed."""
+    if sys.stdin is None:
+        raise DataError("standard input is closed: there is no text to read")
+    return sys.stdin.buffer
+
+
 def read_blocks(
-    path: str | os.PathLike[str], *, whole_lines: bool = True, progress: bool = False
+    path: str | os.PathLike[str] | BinaryIO, *, whole_lines: bool = True, progress: bool = False
 ) -> Iterator[Block]:
     """The text of a file, block by block.
 
+    path: of a file or a pipe; or a binary stream, which is read to its end and closed.
     whole_lines: every block ends at a line end. Otherwise a block may end after any word, so
         that a single line of any length can be read.
     progress: show a bar on a terminal.
     """
-    name = repr(os.fspath(path))
+    if isinstance(path, (str, os.PathLike)):
+        name, stream = repr(os.fspath(path)), open_binary(path)
+    else:
+        name, stream = str(getattr(path, "name", "the text")), path
     with (
-        open_binary(path) as file,
-        progress_bar(os.fstat(file.fileno()).st_size, f"reading {name}", progress) as bar,
+        stream as file,
+        progress_bar(_size(file), f"reading {name}", progress) as bar,
     ):
         rest = file.read(len(codecs.BOM_UTF8))
         start = len(rest) if rest == codecs.BOM_UTF8 else 0
@@ -109,8 +121,8 @@ def read_blocks(
 def blocks_of_lines(lines: Iterable[str], name: str) -> Iterator[Block]:
     """The same from lines in memory (or from any iterable of str), each with or without its `\\n`.
 
-    DataError, naming `name` and the line's number, for an item that is no str, has a `\\n` within
-    or a NUL; and if there is no line at all.
+    DataError, naming `name` and the line's number, for an item that is no str, has a `\\n` within,
+    a NUL or a surrogate; and if there is no line at all.
     """
     gathered: list[str] = []
     size, first, number = 0, 1, 0
@@ -128,6 +140,8 @@ def blocks_of_lines(lines: Iterable[str], name: str) -> Iterator[Block]:
             raise DataError(f"{name}, line {number}: a line end within the line: {line[:80]!r}")
         if "\0" in line:
             raise DataError(f"{name}, line {number}: a NUL character is not text")
+        if not is_unicode(line):
+            raise DataError(f"{name}, line {number}: not UTF-8: {line[:80]!r}")
         gathered.append(line)
         size += len(line)
         if size > BLOCK_BYTES:
@@ -146,6 +160,15 @@ def strip_line_end(line: str) -> str:
     return line[:-1] if line.endswith("\r") else line
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a str can be written as UTF-8: it has no surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def progress_bar(total: int | None, what: str, show: bool) -> Any:
     """A tqdm bar over bytes on a terminal; one that draws nothing if not asked for or no tqdm."""
     if show and sys.stderr is not None and sys.stderr.isatty():
@@ -155,6 +178,14 @@ def progress_bar(total: int | None, what: str, show: bool) -> Any:
             return _NoBar()
         return tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False)
     return _NoBar()
+
+
+def _size(file: BinaryIO) -> int | None:
+    """How many bytes a file has; None for a pipe and for a stream in memory."""
+    try:
+        return os.fstat(file.fileno()).st_size or None
+    except OSError:
+        return None
 
 
 class _NoBar:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.errors import DataError
+from data.text import is_unicode
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -19,8 +21,8 @@ class Vocabulary:
     unk: the token that stands for unknown ones. It is used if it is among the tokens; a
         vocabulary without it knows its own tokens only.
 
-    Raises DataError if there is no token, if one is empty, not a str or there twice, or if
-    `<eos>` is missing.
+    Raises DataError if there is no token, if one is empty, not a str, not UTF-8 or there twice, or
+    if `<eos>` is missing.
     """
 
     def __init__(self, tokens: Iterable[str], *, unk: str = UNK) -> None:
@@ -30,11 +32,16 @@ class Vocabulary:
         self.ids: dict[str, int] = {}
         for place, token in enumerate(self.tokens):
             if not isinstance(token, str) or not token:
-                raise DataError(f"vocabulary: token {place} must be a non-empty str, got {token!r}")
+                raise DataError(
+                    f"vocabulary: token {place} must be a non-empty str, got {reprlib.repr(token)}"
+                )
             if self.ids.setdefault(token, place) != place:
                 raise DataError(
                     f"vocabulary: token {token!r} stands at both {self.ids[token]} and {place}"
                 )
+        if not is_unicode("".join(self.tokens)):
+            place = next(i for i, token in enumerate(self.tokens) if not is_unicode(token))
+            raise DataError(f"vocabulary: token {place} is not UTF-8: {self.tokens[place]!r}")
         if EOS not in self.ids:
             raise DataError(
                 f"the vocabulary of {len(self.tokens)} tokens lacks '<eos>', the mark of a line "

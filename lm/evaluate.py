@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_corpus
+from data import Codec, DataError, EncodedText, encode_file, list_corpora, open_split
 from data.corpus import SPLITS
-from data.encoded import encode_blocks
-from data.text import blocks_of_lines
-from lm.options import model_parser
-from lm.perplexity import measure
+from data.text import standard_input
+from lm.options import TRAINED_UNKNOWN, UNTRAINED, model_parser
+from lm.perplexity import Unknown, measure
 from lm.saved import Saved, load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
 from symrnn.files.atomic import replacing
@@ -29,6 +29,7 @@ examples:
   python -m lm.evaluate                              the newest run in ./runs, on its test text
   python -m lm.evaluate runs/ptb-small-avg-seed1 --split valid
   python -m lm.evaluate best.safetensors --data story.txt --per-token story.tsv
+  zcat story.txt.gz | python -m lm.evaluate best.safetensors --data -
 
 Every token of the text is predicted, the first too (after a line end), in one stream whose state
 is carried over. A line end is a token, <eos>, and a word. A text is encoded with the vocabulary in
@@ -56,11 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         seconds = time.perf_counter() - started
 
+    unknown = Unknown.of(text, saved.codec)
     lines = [
         f"checkpoint            {saved.path}",
         f"text                  {name}",
         f"tokens                {score.tokens:,}",
         f"words                 {score.words:,}",
+        f"unknown words         {unknown}",
         f"nats                  {score.nats:.4f}",
         f"perplexity per token  {score.perplexity:.4f}",
         f"perplexity per word   {score.word_perplexity:.4f}",
@@ -68,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"tokens per second     {score.tokens / seconds:,.0f}",
     ]
     if bound is not None:
-        lines.insert(7, f"best possible         {bound:.4f} per word")
+        lines.insert(8, f"best possible         {bound:.4f} per word")
     # Beside a table on stdout, what else there is to say goes to stderr.
     print("\n".join(lines), file=sys.stderr if options.per_token == "-" else sys.stdout)
+    if unknown.count and saved.config.get(TRAINED_UNKNOWN) == 0:
+        print(f"notice: {UNTRAINED}: here {unknown}", file=sys.stderr)
     return 0
 
 
@@ -80,7 +85,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = model_parser("lm.evaluate", description, EXAMPLE)
     add = parser.add_argument
     corpora = ", ".join(list_corpora())
-    add("--data", help=f"a text file, a corpus folder, or {corpora} (what the model trained on)")
+    add(
+        "--data",
+        help="a text file or a pipe, - for standard input, a folder of which only the text of "
+        f"--split is read, or {corpora} (what the model trained on)",
+    )
     add("--split", choices=SPLITS, help="which text of a corpus (test)")
     add(
         "--per-token",
@@ -98,41 +107,32 @@ def open_text(
 ) -> tuple[str, EncodedText, float | None]:
     """What is to be predicted, in ids of the checkpoint's codec.
 
-    data: a text file, a corpus folder or a corpus's name; None for what the model trained on.
-    split: of a corpus; None for "test".
+    data: a text file or a pipe, "-" for standard input, a corpus folder or a corpus's name; None
+        for what the model trained on.
+    split: of a corpus, the only text of it that is read; None for "test".
 
-    Returns a name for it, the text, and the least perplexity per word that any model can reach,
+    Returns a name for it, the text, and the least perplexity per word that any model can expect,
     where that is known.
     """
-    if data is not None and data not in list_corpora() and not Path(data).exists():
-        known = ", ".join(list_corpora())
-        raise UserError(
-            f"--data {data}: there is no such file or folder, and it is none of {known}"
-        )
-    if data is not None and data not in list_corpora() and Path(data).is_file():
+    if data is not None and data not in list_corpora() and not os.path.isdir(data):
+        if data != "-" and not os.path.exists(data):
+            known = ", ".join(list_corpora())
+            raise UserError(
+                f"--data {data}: there is no such file or folder, and it is none of {known}"
+            )
         if split is not None:
             raise UserError(f"--split {split} is for a corpus, but --data {data} is one file")
-        return data, encode_file(data, saved.codec), None
-    split = split or "test"
-    trained_on = saved.config["data"]
-    if data is None or data == trained_on:
-        # As in training: from the same cache, and with the bound if there is one.
-        try:
-            corpus = open_corpus(
-                trained_on,
-                tokenizer=saved.config["tokenizer"],
-                vocab_size=saved.config["vocab_size"],
-            )
-        except DataError as error:
-            raise DataError(f"{error} (--data names another text)") from error
-        if corpus.codec.fingerprint() == saved.codec.fingerprint():
-            bound = corpus.entropy.perplexity[split] if corpus.entropy else None
-            return f"{trained_on}, {split}", corpus.split(split), bound
-    # A corpus with a vocabulary of its own: its words, encoded anew.
-    corpus = open_corpus(data or trained_on)
-    lines = corpus.codec.decode(corpus.split(split).ids).split("\n")[:-1]
-    name = f"{data or trained_on}, {split}"
-    return name, encode_blocks(blocks_of_lines(lines, name), saved.codec, None), None
+        return data, encode_file(standard_input() if data == "-" else data, saved.codec), None
+    source, split = data or saved.config.get("data"), split or "test"
+    if not isinstance(source, str):
+        raise UserError(f"{saved.path}: does not say what it was trained on; --data names a text")
+    try:
+        text, bound = open_split(source, split, saved.codec)
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(f"{error} (--data names another text)") from error
+    return f"{source}, {split}", text, bound
 
 
 @contextmanager

@@ -11,8 +11,14 @@ from contextlib import AbstractContextManager
 import torch
 
 from data import Codec, DataError
+<<<<<<< HEAD
 from lm.model import LanguageModel
 from lm.options import model_parser
+=======
+from data.text import read_blocks, standard_input
+from lm.model import LanguageModel, State
+from lm.options import TRAINED_UNKNOWN, UNTRAINED, model_parser
+>>>>>>> main
 from lm.sampling import draw
 from lm.saved import load_by_options, saved_configuration
 from symrnn.files import UserError, run_program
@@ -24,6 +30,7 @@ examples:
   python -m lm.generate                              from the newest run in ./runs
   python -m lm.generate runs/ptb-small-avg-seed1 --prompt "the company said" --temperature 0.8
   python -m lm.generate best.safetensors --top-p 0.9 --tokens 1000 --seed 7 > story.txt
+  python -m lm.generate --prompt - < beginning.txt
 
 The prompt and what follows it go to stdout, all else to stderr. On the CPU the same seed gives the
 same text.
@@ -41,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     print(f"{saved.path}, seed {options.seed}", file=sys.stderr)
+    if saved.codec.unk_id in prompt and saved.config.get(TRAINED_UNKNOWN) == 0:
+        print(f"notice: {UNTRAINED}, as some of the prompt are", file=sys.stderr)
     generator = torch.Generator().manual_seed(options.seed)
     text = TextStream(saved.codec)
     for id in prompt:
@@ -72,7 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
     description = "Text from a trained model, streamed to stdout word by word."
     parser = model_parser("lm.generate", description, EXAMPLE)
     add = parser.add_argument
-    add("--prompt", default="", metavar="TEXT", help="what comes before (the start of a line)")
+    add(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what comes before, - for standard input (the start of a line)",
+    )
     add("--tokens", type=number(int, 1), default=200, help="how many, line ends included (200)")
     add(
         "--temperature",
@@ -92,8 +106,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def encode_prompt(prompt: str, codec: Codec) -> list[int]:
-    """The ids of a prompt of any number of lines, without the end of its last line."""
-    return [id for line in prompt.split("\n") for id in codec.encode_line(line)][:-1]
+    """The ids of a prompt of any number of lines, without the end of its last line.
+
+    prompt: "-" is standard input, where a line end at the very end is that of the last line.
+
+    Raises UserError for what is no text, or none that the codec can encode.
+    """
+    try:
+        if prompt == "-":
+            blocks = read_blocks(standard_input())
+            lines = [line for block in blocks for line in block.lines()]
+        else:
+            lines = prompt.split("\n")
+        return [id for line in lines for id in codec.encode_line(line)][:-1]
+    except DataError as error:
+        raise UserError(f"--prompt: {error}") from error
 
 
 def generate(

@@ -89,9 +89,13 @@ class LanguageModel(nn.Module):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
         # Layers whose state is one tensor take and give it as it is.
-        hx = state[0] if state is not None and len(state) == 1 else state
+        single = len(self.rnn.STATES) == 1
+        hx = state[0] if state is not None and single else state
         output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
-        return self.decoder(self.drop(output)), (hx,) if isinstance(hx, Tensor) else hx
+        return self.decoder(self.drop(output)), (hx,) if single else hx
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return (_ScriptableLSTM if len(self.rnn.STATES) == 2 else _Scriptable)(self)
 
     def stream(self, batch: int = 1) -> Callable[[Tensor], Tensor]:
         """ids int64 (T, B) -> logits (T, B, V), call by call, the state inside.
@@ -133,3 +137,42 @@ class LanguageModel(nn.Module):
         if autocast and self.rnn.backend == "auto":
             return False
         return not self.rnn.expands_weights(steps=2, batch=1)
+
+
+# ---- torch.jit.script --------------------------------------------------------------------------
+
+
+class _Parts(nn.Module):
+    """The parts of a language model, shared with it, for TorchScript.
+
+    That knows no tuple of open length, so each length has a class of its own.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.drop = model.drop
+        self.rnn = model.rnn
+        self.decoder = model.decoder
+        self.train(model.training)
+
+
+class _Scriptable(_Parts):
+    """A model of layers whose state is h alone."""
+
+    def forward(
+        self, ids: Tensor, state: tuple[Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor]]:
+        hx = None if state is None else state[0]
+        output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
+        return self.decoder(self.drop(output)), (hx,)
+
+
+class _ScriptableLSTM(_Parts):
+    """A model of layers whose state is the pair of h and c."""
+
+    def forward(
+        self, ids: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        output, state = self.rnn(self.drop(self.encoder(ids)), state)
+        return self.decoder(self.drop(output)), state

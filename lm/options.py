@@ -31,6 +31,7 @@ EXAMPLE = """\
 examples:
   python -m lm.train                                     the built-in corpus, in about 90 seconds
   python -m lm.train --data ptb --symm avg --size small
+  python -m lm.train --data my/folder --min-count 2
   python -m lm.train --data my/folder --tokenizer sentencepiece --vocab-size 8000
   python -m lm.train --resume runs/ptb-small-avg-seed1
   torchrun --nproc-per-node 2 -m lm.train --data ptb --size large
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "builtin",
     "tokenizer": "word",
     "vocab_size": None,
+    "min_count": None,
     "size": "small",
     "recipe": "zaremba",
     "cell": "lstm",
@@ -58,6 +60,14 @@ gates with symmetric hidden weights (all) from the cell.
 
 MARKS = ("vocabulary", "corpus")
 """What else a configuration holds, of the data: fingerprints."""
+
+
+TRAINED_UNKNOWN = "trained_unknown"
+"""What a configuration holds since there is --min-count: how often <unk> stands in the train text.
+"""
+
+UNTRAINED = "a model whose train text has no <unk> does not learn what to expect of unknown words"
+"""What is said of a model where that is never."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,6 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--vocab-size",
         type=number(int, 1),
         help="words: keep the most frequent, the rest becomes <unk> (all); sentencepiece: pieces",
+    )
+    add(
+        "--min-count",
+        type=number(int, 1),
+        metavar="N",
+        help="words that stand fewer times in the train text become <unk>, there too, so that the "
+        "model learns what to expect of words it has never seen (keep all)",
     )
 
     add = parser.add_argument_group("model").add_argument
@@ -193,4 +210,5 @@ def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
     given = {**given, **gates_of(given, given.get("cell") or config.get("cell", DEFAULTS["cell"]))}
     names = {*resolve({}), *MARKS}
+    config = {"min_count": DEFAULTS["min_count"], **config}  # which former runs do not have
     return continued(config, given, folder, program="lm.train", names=names)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data import EncodedText, stream_windows
+from data import Codec, EncodedText, stream_windows
 from lm.model import LanguageModel, State
 
 
@@ -70,6 +70,31 @@ def measure(
                 each(targets, losses)
     model.train(was_training)
     return Score(nats, text.tokens, text.words)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """How much of a text is ``<unk>`` to a codec: a perplexity is easily low where much is.
+
+    count: of words, or with sentencepiece of pieces; a ``<unk>`` that stands in the text included.
+    tokens: of the whole text.
+    """
+
+    count: int
+    tokens: int
+
+    @classmethod
+    def of(cls, text: EncodedText, codec: Codec) -> Unknown:
+        """Of a text that this codec encoded."""
+        return cls(0 if codec.unk_id is None else text.count(codec.unk_id), text.tokens)
+
+    @property
+    def share(self) -> float:
+        """Of all tokens, from 0 to 1."""
+        return self.count / self.tokens
+
+    def __str__(self) -> str:
+        return f"{self.count:,} ({self.share:.2%} of tokens)"
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor
 from data import Corpus, DataError, TrainBatches, open_corpus
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
-from lm.options import make_parser, resolve, resume_config
-from lm.perplexity import Score, exponential, measure
+from lm.options import TRAINED_UNKNOWN, UNTRAINED, make_parser, resolve, resume_config
+from lm.perplexity import Score, Unknown, exponential, measure
 from lm.recipes import lr_in
 from lm.saved import build_model, check_machine, counts_of, load_saved, save_best
 from lm.spectrum import spectrum_figure
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with world.agreeing():
             check_machine(config, run.device)
         corpus, batches = world.one_first(lambda: _open_corpus(config, run.resumed))
+        if world.first:
+            _warn_of_untrained_unknown(config, corpus)
 
         # ---- model -----------------------------------------------------------------------------
         with world.agreeing():
@@ -113,11 +116,13 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     nats = score.nats / score.tokens
     run.require_finite(f"validation perplexity (loss {nats:g})", score.perplexity)
     train = exponential(progress.nats / run.batches)
+    unknown = Unknown.of(corpus.valid, corpus.codec)
     run.log(
         {
             "valid/loss": nats,
             "valid/perplexity": score.perplexity,
             "valid/word_perplexity": score.word_perplexity,
+            "valid/unknown_share": unknown.share,
             "train/epoch_perplexity": train,
             "epoch": progress.epoch,
         }
@@ -126,6 +131,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     print(
         f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
         f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
+        f"{'unknown words ' + str(unknown) + '  ' if unknown.count else ''}"
         f"{run.epoch_seconds():6.1f} s",
         flush=True,
     )
@@ -147,6 +153,7 @@ def _test(run: Run, corpus: Corpus) -> Score:
             "test/loss": score.nats / score.tokens,
             "test/perplexity": score.perplexity,
             "test/word_perplexity": score.word_perplexity,
+            "test/unknown_share": Unknown.of(corpus.test, corpus.codec).share,
         }
     )
     valid = exponential(run.progress.best)
@@ -168,6 +175,10 @@ def _results(
         "best model": f"epoch {best.meta['epoch']}, {run.best}",
         "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
         "test perplexity": f"{test.perplexity:.2f}{_per_word(test)}{_bound(corpus, 'test')}",
+        "unknown words": ", ".join(
+            f"{split} {Unknown.of(corpus.split(split), corpus.codec)}"
+            for split in ("valid", "test")
+        ),
         **counts_of(best.model, best.codec),
     }
 
@@ -191,9 +202,9 @@ def _open_corpus(config: dict[str, Any], resumed: Path | None) -> tuple[Corpus, 
     Raises UserError for what is no corpus, a text that is too short, and if a run to be resumed
     was started with another.
     """
-    tokenizer, vocab_size = config["tokenizer"], config["vocab_size"]
+    settings = {name: config[name] for name in ("tokenizer", "vocab_size", "min_count")}
     try:
-        corpus = open_corpus(config["data"], tokenizer=tokenizer, vocab_size=vocab_size)
+        corpus = open_corpus(config["data"], **settings)
     except DataError as error:
         where = " (where the corpus is now, --data says)" if resumed is not None else ""
         raise UserError(f"{error}{where}") from error
@@ -204,10 +215,30 @@ def _open_corpus(config: dict[str, Any], resumed: Path | None) -> tuple[Corpus, 
                 f"the {what} of {config['data']} is not the one that the run in {resumed} was "
                 "started with: a run is continued on the same text, tokenizer and vocabulary"
             )
+    config[TRAINED_UNKNOWN] = Unknown.of(corpus.train, corpus.codec).count
     try:
         return corpus, TrainBatches(corpus.train.ids, config["batch_size"], config["steps"])
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def _unknown(corpus: Corpus) -> str:
+    """How much the model is measured on that is unknown to it."""
+    return ", ".join(
+        f"{split} {Unknown.of(corpus.split(split), corpus.codec)}" for split in ("valid", "test")
+    )
+
+
+def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
+    """Say so where the vocabulary has an ``<unk>`` that the train text lacks."""
+    if corpus.codec.unk_id is None or config[TRAINED_UNKNOWN]:
+        return
+    remedy = "; --min-count 2 makes the rare words of the train text <unk>"
+    if corpus.codec.kind == "sentencepiece":  # always has one, for characters hardly ever met
+        remedy = ""
+        if not any(Unknown.of(text, corpus.codec).count for text in (corpus.valid, corpus.test)):
+            return
+    print(f"notice: {UNTRAINED}: {_unknown(corpus)}{remedy}", file=sys.stderr)
 
 
 def _folder_name(config: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from symrnn.symmetry import SymmetricTensor
+from symrnn.symmetry.expanded import plain
 
 PAYS = 2**15
 """From how many entries of the whole weight on folding is faster than expanding, on a CPU.
@@ -37,7 +38,7 @@ class FoldedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         form = _folding_form(self)
         if form is None:
-            return super().forward(input)
+            return F.linear(input, plain(self.weight), self.bias)
         return _folded(form, self, input, -1, F.linear)
 
     def reset_parameters(self) -> None:
@@ -56,7 +57,7 @@ class _FoldedConv(nn.modules.conv._ConvNd):
             return super().forward(input)  # whose error it is
         form = _folding_form(self)
         if form is None:
-            return super().forward(input)
+            return self._conv_forward(input, plain(self.weight), self.bias)
         product = lambda x, w: self._conv_forward(x, w, None)  # noqa: E731
         return _folded(form, self, input, -1 - spatial, product)
 

@@ -42,7 +42,14 @@ from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.weights import GateMatrix
 from symrnn.rounding import restore_full, restore_symmetric, round_full, round_symmetric
-from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry import (
+    SymmetricTensor,
+    Symmetry,
+    check_symmetry_name,
+    get_symmetry,
+    numel_of,
+    parameter_shape,
+)
 from symrnn.symmetry.tensor import check_axes
 
 _STORED = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
@@ -82,9 +89,9 @@ def save_packed(
 
     Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
     the largest of ``dtype``, and for one that is not finite in int8; ValueError for another
-    ``dtype`` and for what has no packed form: a tensor that is sparse or on the meta device, extra
-    state that is no tensor, further parametrizations on a symmetric one; TypeError for ``meta``
-    that is not JSON.
+    ``dtype`` and for what has no packed form: a tensor that is sparse, sharded or on the meta
+    device, extra state that is no tensor, further parametrizations on a symmetric one; TypeError
+    for ``meta`` that is not JSON.
 
     >>> save_packed(model, "model.safetensors", dtype=torch.float16)
     >>> load_packed(model, "model.safetensors")
@@ -102,6 +109,13 @@ def save_packed(
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} of the state_dict is {type(tensor).__name__}, not a tensor")
+        if _is_sharded(tensor):
+            raise ValueError(
+                f"{name} is sharded over processes: gather the state_dict by get_model_state_dict("
+                "model, options=StateDictOptions(full_state_dict=True)) of "
+                "torch.distributed.checkpoint.state_dict, load it into an unsharded model and pack "
+                "that"
+            )
     for form in forms.values():
         for key in form.keys:
             if key not in state:
@@ -147,7 +161,7 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
         if not all(isinstance(part, dict) for part in (tied, meta, int8)):
             raise TypeError("its tied, meta and int8 are no objects")
         _restore_from_int8(tensors, int8, forms)
-        _check_names(tensors, forms, tied)
+        _check_contents(tensors, forms, tied)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PackedError(f"{path}: is refused, as it contradicts itself: {error}") from error
     return Packed(path, meta, tensors, tied, forms)
@@ -170,6 +184,22 @@ class Packed:
     tied: dict[str, str]
     _forms: dict[str, _Form]
 
+    def check_plain(self, model: nn.Module) -> None:
+        """Raise PackedError unless the matrices, expanded, have the names and shapes of ``model``.
+
+        Before a model is built as the file's own ``meta`` says, which may name any size: a plain
+        model on the meta device takes no memory.
+        """
+        state = model.state_dict()
+        held = self.tensors.keys() | self.tied.keys()
+        absorbed = {key for form in self._forms.values() for key in form.keys}
+        self._check_names((held - absorbed) | self._forms.keys(), state)
+        shapes = {name: form.full_shape for name, form in self._forms.items()}
+        shapes |= {name: tuple(self._tensor(name).shape) for name in state if name not in shapes}
+        for name, shape in shapes.items():
+            if shape != tuple(state[name].shape):
+                raise self._another("size", name, shape, tuple(state[name].shape))
+
     def load_into(self, model: nn.Module) -> None:
         """Fill ``model``, on any device, which must match name by name.
 
@@ -181,13 +211,21 @@ class Packed:
         Raises PackedError, before anything was changed, for a matrix stored in another form or
         plain in the file alone; a tensor of another shape or type; a number above the largest of
         the model's type; tensors that only one of the two has; and where the model ties what are
-        two tensors in the file. ValueError for a model on the meta device.
+        two tensors in the file. ValueError for a model on the meta device, or a sharded
+        one.
         """
         forms = _forms_of(model)
         state = model.state_dict()
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor) or tensor.is_meta:
                 raise ValueError(f"{name} of the model is no tensor, or on the meta device")
+            if _is_sharded(tensor):
+                raise ValueError(
+                    f"{name} of the model is sharded over processes: fill an unsharded one, and "
+                    "shard that, or pass its state_dict to set_model_state_dict(model, state_dict, "
+                    "options=StateDictOptions(full_state_dict=True)) of "
+                    "torch.distributed.checkpoint.state_dict"
+                )
         for name in [*forms, *self._forms]:
             self._check_form(name, forms.get(name), state)
         # What fills each tensor of the model: one of the file, or the matrix of a form.
@@ -288,6 +326,11 @@ class Packed:
                 f"{self.path}: {form.name}, {form}, cannot be built: {error}"
             ) from error
         return self._rounded(form.name, full, like)
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, as FSDP2 makes them: asked so, its module need not be imported."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _same_tensors(state: Mapping[str, Tensor]) -> list[list[str]]:
@@ -401,6 +444,11 @@ class _Form:
 
     @property
     @abstractmethod
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of its parameters, in the order of ``keys``."""
+
+    @property
+    @abstractmethod
     def full_shape(self) -> tuple[int, ...]:
         """The shape of the full matrix."""
 
@@ -426,6 +474,10 @@ class _Matrix(_Form):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(f"the side of {self.name}", self.side)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [(numel_of(self.symm, self.side),)]
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -457,12 +509,16 @@ class _Tensor(_Form):
         _check_sizes(f"the groups of {self.name}", self.groups)
 
     @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [parameter_shape(self.symm, self.shape, self.axes, self.groups)]
+
+    @property
     def full_shape(self) -> tuple[int, ...]:
         return tuple(self.shape)
 
     def build(self, numbers: list[Tensor]) -> Tensor:
         form = SymmetricTensor(symm=self.symm, axes=self.axes, shape=self.shape, groups=self.groups)
-        return form(numbers[0])
+        return form.expand(numbers[0])
 
     def __str__(self) -> str:
         groups = "" if self.groups == 1 else f" in {self.groups} groups"
@@ -495,6 +551,10 @@ class _Gates(_Form):
         return [f"{owner}{dot}{name}" for name in self._layout.parameter_names]
 
     @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [*self._layout.shapes.values()]
+
+    @property
     def full_shape(self) -> tuple[int, ...]:
         return len(self.gates) * self.side, self.side
 
@@ -505,8 +565,11 @@ class _Gates(_Form):
 
     def restore(self, q: Tensor, scale: Tensor) -> Tensor:
         """The parameters of the symmetric gates, from int8."""
-        symmetry = _triangle_form(self._layout)
-        if symmetry is None or scale.shape != (len(self.symmetric), self.side):
+        count, side = len(self.symmetric), self.side
+        # Before anything is built: what a file says may be huge.
+        fits = scale.shape == (count, side) and q.shape == (count, side * (side + 1) // 2)
+        symmetry = _triangle_form(self._layout) if fits else None
+        if symmetry is None:
             raise ValueError(f"{self.name} is stored as {self}, which is not in int8 so")
         return symmetry.project(restore_symmetric(q, scale))
 
@@ -537,10 +600,10 @@ def _read_form(name: str, spec: dict[str, Any]) -> _Form:
     return _KINDS[kind](name=name, **fields)
 
 
-def _check_names(
+def _check_contents(
     tensors: Mapping[str, Tensor], forms: Mapping[str, _Form], tied: Mapping[str, str]
 ) -> None:
-    """Raises ValueError unless the forms' parameters and the tied tensors are in a file."""
+    """Raises ValueError unless a file has the forms' parameters, of their sizes, and the tied."""
     for name, stored in tied.items():
         if name in tensors or stored not in tensors:
             raise ValueError(f"{name} cannot be tied to {stored}")
@@ -551,6 +614,13 @@ def _check_names(
             raise ValueError(f"{name} is stored as {form}, but there is no {absent[0]}")
         if name in held:
             raise ValueError(f"{name} is stored as {form}, and plain too")
+        for key, shape in zip(form.keys, form.shapes, strict=True):
+            found = tuple(tensors[tied.get(key, key)].shape)
+            if found != shape:
+                raise ValueError(
+                    f"{name} is stored as {form}, whose parameters have another size: {shape}, and "
+                    f"{key} has {found}"
+                )
 
 
 def _forms_of(model: nn.Module) -> dict[str, _Form]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -49,7 +50,11 @@ def run_program(main: Callable[[], int | None], *extra_error_types: type[Excepti
       at the last output to stdout: as a `UserError`.
     - SystemExit (argparse) passes, and any other exception too: those are our bugs, and their
       traceback is wanted.
+
+    What stdout's encoding cannot hold is written escaped (`\\xef`), as Python does on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     reported: tuple[type[Exception], ...] = (UserError, *extra_error_types)
     try:
         code = main() or 0

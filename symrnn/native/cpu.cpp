@@ -47,6 +47,18 @@ const Cpu &cpu() {
     return *found;
 }
 
+int tiles_ahead() {
+#if defined(__x86_64__)
+    // Measured. On Intel (Sapphire Rapids) 8 gain 10 to 40 %, 16 lose it again. On AMD (Zen 4) each
+    // distance costs 10 to 20 % in L3, as the product is bound by its FMAs there, and gains nothing
+    // beyond it.
+    static const int found = (__builtin_cpu_init(), __builtin_cpu_is("intel")) ? 8 : 0;
+    return found;
+#else
+    return 0;
+#endif
+}
+
 bool use_cpu(const char *name) {
     const Cpu *const all[] = {avx512(), avx2(), cpu_portable()};
     for (const Cpu *one : all)

@@ -10,6 +10,10 @@ namespace symrnn {
 const Cpu &cpu();
 bool use_cpu(const char *name);  // whether it can
 
+// How many tiles ahead a product with few vectors prefetches on this make of processor, where its
+// matrices exceed L2; 0 for not.
+int tiles_ahead();
+
 }  // namespace symrnn
 
 #endif

@@ -24,12 +24,6 @@ INLINE Dwords splat_bytes(const uint8_t *from) {
     return bytes - Dwords{};
 }
 
-static constexpr int64_t INT8_AHEAD = 8;  // tiles
-
-INLINE void prefetch_tile(const int8_t *tile) {
-    for (int k = 0; k < TILE; k += 64) __builtin_prefetch(tile + k);
-}
-
 // One tile of a symmetric panel: y[moving] += M · x[fixed] and, but on the diagonal, own += Mᵀ · x[moving].
 template <int batch, bool diagonal>
 INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const uint8_t *moving, int32_t *y,
@@ -54,14 +48,14 @@ INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const
 
 // A symmetric panel, as few_symmetric has it, for `batch` vectors.
 template <int batch>
-static void int8_symmetric(const int8_t *tile, int64_t tiles, int64_t stride, const uint8_t *x,
-                           int32_t *y) {
+static void int8_symmetric(const int8_t *tile, int64_t tiles, int64_t ahead, int64_t stride,
+                           const uint8_t *x, int32_t *y) {
     Dwords fixed[batch][4], own[batch][4] = {};
     UNROLLED for (int b = 0; b < batch; ++b)
         UNROLLED for (int q = 0; q < 4; ++q) fixed[b][q] = splat_bytes(x + 16 * b + 4 * q);
     int8_tile<batch, true>(tile, fixed, x, y, own);
     for (int64_t n = 1; n < tiles; ++n) {
-        prefetch_tile(tile + (n + INT8_AHEAD) * TILE);
+        prefetch_ahead(tile + n * TILE, ahead);
         int8_tile<batch, false>(tile + n * TILE, fixed, x + n * stride, y + n * stride, own);
     }
     UNROLLED for (int b = 0; b < batch; ++b) add_groups(own[b], y + 16 * b);
@@ -69,12 +63,12 @@ static void int8_symmetric(const int8_t *tile, int64_t tiles, int64_t stride, co
 
 // A full panel, for `batch` vectors.
 template <int batch>
-static void int8_full(const int8_t *tile, int64_t tiles, int64_t stride, const uint8_t *x,
-                      int32_t *y) {
+static void int8_full(const int8_t *tile, int64_t tiles, int64_t ahead, int64_t stride,
+                      const uint8_t *x, int32_t *y) {
     constexpr int SUMS = batch == 1 ? 2 : 1;  // two accumulators hide the latency
     Dwords sum[batch][PARTS][SUMS] = {};
     for (int64_t n = 0; n < tiles; ++n, tile += TILE) {
-        prefetch_tile(tile + INT8_AHEAD * TILE);
+        prefetch_ahead(tile, ahead);
         UNROLLED for (int q = 0; q < 4; ++q)
             UNROLLED for (int part = 0; part < PARTS; ++part) {
                 const Dwords w = load_dwords(tile + 64 * q + 4 * LANES * part);
@@ -93,11 +87,11 @@ static void int8_full(const int8_t *tile, int64_t tiles, int64_t stride, const u
 }
 
 template <int batch>
-INLINE void int8_panel(const int8_t *tile, int64_t tiles, bool symmetric, int64_t panel,
-                       int64_t stride, const uint8_t *x, int32_t *y) {
-    const int64_t home = panel * stride;
-    if (symmetric) int8_symmetric<batch>(tile, tiles, stride, x + home, y + home);
-    else int8_full<batch>(tile, tiles, stride, x, y + home);
+INLINE void int8_panel(const Multiplication &m, const int8_t *tile, int64_t tiles, int64_t panel,
+                       const uint8_t *x, int32_t *y) {
+    const int64_t home = panel * m.stride;
+    if (m.symmetric) int8_symmetric<batch>(tile, tiles, m.ahead, m.stride, x + home, y + home);
+    else int8_full<batch>(tile, tiles, m.ahead, m.stride, x, y + home);
 }
 
 static void int8_multiply(const Multiplication &m) {
@@ -111,10 +105,10 @@ static void int8_multiply(const Multiplication &m) {
             int64_t left = m.batch;
             // Four vectors at a time; meanwhile the panel stays in L1.
             for (; left >= 4; left -= 4, x += 64, y += 64)
-                int8_panel<4>(tile, tiles, m.symmetric, panel, m.stride, x, y);
-            if (left == 3) int8_panel<3>(tile, tiles, m.symmetric, panel, m.stride, x, y);
-            if (left == 2) int8_panel<2>(tile, tiles, m.symmetric, panel, m.stride, x, y);
-            if (left == 1) int8_panel<1>(tile, tiles, m.symmetric, panel, m.stride, x, y);
+                int8_panel<4>(m, tile, tiles, panel, x, y);
+            if (left == 3) int8_panel<3>(m, tile, tiles, panel, x, y);
+            if (left == 2) int8_panel<2>(m, tile, tiles, panel, x, y);
+            if (left == 1) int8_panel<1>(m, tile, tiles, panel, x, y);
         }
     }
 }

@@ -15,7 +15,8 @@ namespace symrnn {
 struct Multiplication {
     const void *packed;
     bool symmetric, transposed;
-    bool prefetch;  // whether to prefetch tiles
+    bool prefetch;  // whether to prefetch tiles for many vectors
+    int64_t ahead;  // how many tiles ahead to prefetch for few; 0 for not
     int gates;
     const int *gate;
     int64_t columns;      // in tiles

@@ -34,7 +34,8 @@ INLINE void few_diagonal(const S *tile, const T *x, T *y) {
 }
 
 template <typename T, typename S, int batch>
-static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+static void few_symmetric(const S *tile, int64_t tiles, int64_t ahead, int64_t stride, const T *x,
+                          T *y) {
     typedef typename Register<T>::type V;
     constexpr int REGISTERS = Block<T>::REGISTERS;
     constexpr int COLUMNS = columns_at_once<T, batch>();
@@ -50,6 +51,7 @@ static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T 
                 UNROLLED for (int k = 0; k < COLUMNS; ++k) own[b][k] = sum[b][k0 + k];
             for (int64_t q = first; q < last; ++q) {
                 const S *const at = tile + q * TILE;
+                if (k0 == 0) prefetch_ahead(at, ahead);
                 Block<T> moving[batch], to[batch], to_second[batch];
                 UNROLLED for (int b = 0; b < batch; ++b) {
                     moving[b] = load(x + q * stride + 16 * b);
@@ -81,13 +83,14 @@ static void few_symmetric(const S *tile, int64_t tiles, int64_t stride, const T 
 }
 
 template <typename T, typename S, int batch>
-static void few_full(const S *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
+static void few_full(const S *tile, int64_t tiles, int64_t ahead, int64_t stride, const T *x, T *y) {
     constexpr int SUMS = 4;  // accumulators, to hide the FMA latency
     Block<T> sum[batch][SUMS];
     UNROLLED for (int b = 0; b < batch; ++b)
         UNROLLED for (int s = 0; s < SUMS; ++s) sum[b][s] = splat<T>(0);
     for (int64_t q = 0; q < tiles; ++q) {
         const T *const moving = x + q * stride;
+        prefetch_ahead(tile + q * TILE, ahead);
         UNROLLED for (int k = 0; k < 16; k += 2) {
             Block<T> v, w;
             load_columns(tile + q * TILE, k, v, w);
@@ -244,12 +247,13 @@ static void many_panel(const S *tile, int64_t tiles, bool symmetric, bool transp
 }
 
 template <typename T, typename S, int batch>
-INLINE void few_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, int64_t panel,
-                      int64_t stride, const T *x, T *y) {
-    const int64_t home = panel * stride;
-    if (symmetric) few_symmetric<T, S, batch>(tile, tiles, stride, x + home, y + home);
-    else if (transposed) few_full_transposed<T, S, batch>(tile, tiles, stride, x + home, y);
-    else few_full<T, S, batch>(tile, tiles, stride, x, y + home);
+INLINE void few_panel(const Multiplication &m, const S *tile, int64_t tiles, int64_t panel, const T *x,
+                      T *y) {
+    const int64_t home = panel * m.stride;
+    if (m.symmetric)
+        few_symmetric<T, S, batch>(tile, tiles, m.ahead, m.stride, x + home, y + home);
+    else if (m.transposed) few_full_transposed<T, S, batch>(tile, tiles, m.stride, x + home, y);
+    else few_full<T, S, batch>(tile, tiles, m.ahead, m.stride, x, y + home);
 }
 
 template <typename T, typename S>
@@ -263,16 +267,16 @@ static void multiply(const Multiplication &m) {
             T *const y = static_cast<T *>(m.y) + m.gate[g] * m.y_gate;
             switch (m.batch) {
             case 1:
-                few_panel<T, S, 1>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                few_panel<T, S, 1>(m, tile, tiles, panel, x, y);
                 break;
             case 2:
-                few_panel<T, S, 2>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                few_panel<T, S, 2>(m, tile, tiles, panel, x, y);
                 break;
             case 3:
-                few_panel<T, S, 3>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                few_panel<T, S, 3>(m, tile, tiles, panel, x, y);
                 break;
             case 4:
-                few_panel<T, S, 4>(tile, tiles, m.symmetric, m.transposed, panel, m.stride, x, y);
+                few_panel<T, S, 4>(m, tile, tiles, panel, x, y);
                 break;
             default:
                 many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, m.prefetch, panel, m.batch,

@@ -207,7 +207,8 @@ class Product {
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
-            m.prefetch = wants_prefetch(t);
+            m.prefetch = bytes_of(t) > MANY_PREFETCH;
+            m.ahead = bytes_of(t) > FEW_PREFETCH ? tiles_ahead() : 0;
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
             m.columns = tiles_of(t.columns);
@@ -270,6 +271,8 @@ class Product {
         m.symmetric = t.symmetric;
         m.transposed = false;
         m.prefetch = false;
+        // As many bytes as of bfloat16. Measured on Zen 4 alone, where 0 is best as it is there.
+        m.ahead = bytes_of(t) > FEW_PREFETCH ? 2 * tiles_ahead() : 0;
         m.gates = term.count;
         m.gate = term.gate;
         m.columns = tiles;
@@ -358,11 +361,12 @@ class Product {
                 first_panel(t.symmetric, panels, columns, share + 1, shares_)};
     }
 
-    // Whether a term exceeds the caches by so much that prefetching its tiles pays. Measured: at half
-    // this size prefetching costs more than it saves.
-    bool wants_prefetch(const symrnn_term &t) const {
-        return packed_bytes(w_.dtype, t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) >
-               int64_t(16) << 20;
+    // Sizes of packed matrices from which on prefetching their tiles pays. Measured: with many vectors
+    // it costs more than it saves at half of this; with few it pays beyond a core's L2.
+    static constexpr int64_t MANY_PREFETCH = int64_t(16) << 20, FEW_PREFETCH = int64_t(2) << 20;
+
+    int64_t bytes_of(const symrnn_term &t) const {
+        return packed_bytes(w_.dtype, t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates));
     }
 
     // The tiles of the result that a share adds to.

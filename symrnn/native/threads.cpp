@@ -165,7 +165,11 @@ void forget_helpers() {
     for (Crew &crew : crews) {
         crew.helpers = 0;
         crew.taken.store(false);
-        for (Share &share : crew.share) share.asleep.store(0);
+        for (Share &share : crew.share) {
+            share.asleep.store(0);
+            // The caller of a phase that was open is not here: nobody may claim of it.
+            share.word.store(word_of(phase_of(share.word.load()), DONE));
+        }
     }
 }
 

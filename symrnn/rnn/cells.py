@@ -46,8 +46,7 @@ class RecurrentCell(GatedModule):
         self.input_size = plain.input_size
         self.hidden_size = plain.hidden_size
         self.bias = plain.bias
-        self.backend = backend
-        self._register(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self._register(plain, symm, symm_hh, symm_ih, backend, device=device, dtype=dtype)
         if not self.bias:
             self.register_parameter("bias_ih", None)
             self.register_parameter("bias_hh", None)
@@ -62,6 +61,8 @@ class RecurrentCell(GatedModule):
             result = self._fast_path(input, hx)
             if result is not None:
                 return result
+        if self._is_traced_by_fx(input):
+            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(self.wrong_dimensions().format(input.dim()))
         single = self.STATES == "h"
@@ -87,7 +88,7 @@ class RecurrentCell(GatedModule):
         if torch.is_grad_enabled() or type(input) is not Tensor:
             return None
         packed = self._cache.get(self._parameters.values())
-        if packed is None or self.backend not in ("auto", "fused"):
+        if packed is None or self._backend not in ("auto", "fused"):
             return None
         if input.dim() not in (1, 2):
             return None

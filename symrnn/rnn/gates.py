@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symrnn.symmetry import Symmetry
+from symrnn.symmetry import Symmetry, is_symmetry_name, numel_of
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,37 @@ class GateLayout:
         """The names of the parameters that the matrix is stored as."""
         return [name for name in (self.symmetric_name, self.rest_name) if name is not None]
 
-    def empty(self, symmetry: Symmetry | None, **factory: Any) -> dict[str, Tensor]:
-        """These parameters by name, uninitialized."""
-        made = {}
+    @property
+    def ways(self) -> str:
+        """How a matrix with symmetric gates is stored, and how to change it."""
+        return (
+            f"{self.name} is computed from {' and '.join(self.parameter_names)} at every reading. "
+            f"Assign it, module.{self.name} = tensor, and the nearest symmetric one is taken, or "
+            "draw with module.reset_parameters(draw)"
+        )
+
+    @property
+    def no_parameter(self) -> str:
+        """What is said to those who take a matrix with symmetric gates for a parameter."""
+        names = " or ".join(self.parameter_names)
+        return (
+            f"{self.name} is symmetric, and no parameter: name {names}, of which it is computed "
+            "and which can be normalised, pruned or dropped; the matrix stays symmetric"
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of these parameters by name."""
+        made: dict[str, tuple[int, ...]] = {}
         if self.symmetric_name is not None:
-            assert symmetry is not None
-            shape = (len(self.symmetric), symmetry.numel)
-            made[self.symmetric_name] = torch.empty(shape, **factory)
+            made[self.symmetric_name] = (len(self.symmetric), numel_of(self.form, self.rows))
         if self.rest_name is not None:
-            made[self.rest_name] = torch.empty(len(self.rest) * self.rows, self.columns, **factory)
+            made[self.rest_name] = (len(self.rest) * self.rows, self.columns)
         return made
+
+    def empty(self, **factory: Any) -> dict[str, Tensor]:
+        """These parameters by name, uninitialized."""
+        return {name: torch.empty(shape, **factory) for name, shape in self.shapes.items()}
 
     def nearest(self, w: Tensor, symmetry: Symmetry | None) -> dict[str, Tensor]:
         """The parameters by name of a stacked matrix w (G·H, C), symmetric gates the nearest.
@@ -116,11 +137,29 @@ class GateLayout:
         }
 
     def explain(self, key: str, shape: tuple[int, ...]) -> str | None:
-        """Why a state_dict's ``key`` of ``shape`` doesn't fit this matrix; None if it does."""
-        if key in self.parameter_names:
+        """Why a state_dict's ``key`` of ``shape`` does not fit this matrix.
+
+        None if it does, and if it is nothing of ours: what pruning, weight norm and the like make
+        of a weight is called ``name_orig``, ``name_g``, ``name_mask``.
+        """
+        if key == self.name:
+            fits = not self.symmetric
+        else:
+            stored = self._stored_in(key)
+            fits = stored is None or stored in self.parameter_names
+        if fits:
             return None
-        stored = " and ".join(self.parameter_names)
-        return f"{key!r} of shape {shape} does not fit: this layer stores {self.name} as {stored}"
+        names = " and ".join(self.parameter_names)
+        return f"{key!r} of shape {shape} does not fit: this layer stores {self.name} as {names}"
+
+    def _stored_in(self, key: str) -> str | None:
+        """The parameter that ``key`` names or is made of, in whichever form; None if none."""
+        words = key.removeprefix(f"{self.name}_").split("_")
+        for count in range(len(words), 0, -1):  # "avg_full" is not "avg"
+            ending = "_".join(words[:count])
+            if ending == "rest" or is_symmetry_name(ending.replace("_", ":")):
+                return f"{self.name}_{ending}"
+        return None
 
 
 def check_gates(argument: str, value: str, gates: str) -> str:

@@ -60,8 +60,7 @@ class RecurrentLayer(GatedModule):
         self.dropout = plain.dropout
         self.bidirectional = plain.bidirectional
         self.proj_size = plain.proj_size
-        self.backend = backend
-        self._register(plain, symm, symm_hh, symm_ih, device=device, dtype=dtype)
+        self._register(plain, symm, symm_hh, symm_ih, backend, device=device, dtype=dtype)
         self.reset_parameters()
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
@@ -80,6 +79,8 @@ class RecurrentLayer(GatedModule):
             if result is not None:
                 return result
 
+        if self._is_traced_by_fx(input):
+            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             self._check_input(data, 2)
@@ -121,7 +122,7 @@ class RecurrentLayer(GatedModule):
         if torch.is_grad_enabled() or type(input) is not Tensor:
             return None
         packed = self._cache.get(self._parameters.values())
-        if packed is None or self.backend not in ("auto", "fused"):
+        if packed is None or self._backend not in ("auto", "fused"):
             return None
         rows: tuple[int, ...]
         state_shape: tuple[int, ...]
@@ -293,7 +294,10 @@ class RecurrentLayer(GatedModule):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The expanded weights of each layer and direction, as ``nn.LSTM.all_weights``."""
-        return [layer.dense() for layer in self.layer_weights()]
+        return [
+            [getattr(self, name) for name in self._weight_names if name.endswith(suffix)]
+            for suffix in self._suffixes()
+        ]
 
     def flatten_parameters(self) -> None:
         """Drop the packed weights that are cached for the native kernels; the next call packs anew.

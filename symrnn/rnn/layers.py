@@ -27,9 +27,11 @@ class SymLSTM(RecurrentLayer):
         operator and one warning), or "auto", the fastest for each call.
 
     The symmetric gates' parameters are of shape (gates, numel), named after the matrix and the
-    form: ``weight_hh_l0_avg``. The matrix itself can be read as
-    ``weight_hh_l0``, as on ``nn.LSTM``; assigning to it takes the nearest symmetric one. (Changing
-    in place what was read has no effect on the layer.)
+    form: ``weight_hh_l0_avg``. The matrix itself can be read as ``weight_hh_l0``, as on
+    ``nn.LSTM``. Assigning to it takes the nearest symmetric one, and copies: a Parameter that is
+    assigned is not the layer's, and a warning says so. Changing in place what was read, as
+    ``nn.init.orthogonal_(lstm.weight_hh_l0)`` does, is an error: assign a matrix that was drawn so,
+    or use ``reset_parameters(draw)``.
 
     Raises what ``nn.LSTM`` raises, and ValueError for an unknown form, gate or backend, for
     ``proj_size`` > 0 with symmetric hidden weights, and for symmetric input weights that are not

@@ -7,11 +7,12 @@ and assigning a symmetric matrix by its name, and the errors of a state_dict tha
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from symrnn.rnn import torch_state
@@ -20,9 +21,11 @@ from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedLayers
 from symrnn.rnn.gates import GateLayout, check_gates
+from symrnn.rnn.parameters import Parameters
 from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry.expanded import ExpandedWeight, read_only
 
 Made = TypeVar("Made", bound="GatedModule")
 
@@ -46,7 +49,6 @@ class GatedModule(nn.Module):
     """The arguments of PyTorch's class; each is an attribute too."""
 
     mode: str
-    backend: str
     input_size: int
     hidden_size: int
     proj_size: int = 0
@@ -54,12 +56,9 @@ class GatedModule(nn.Module):
     _inference_dtype: torch.dtype | None = None
 
     def _register(
-        self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, **factory: Any
+        self, plain: nn.Module, symm: str, symm_hh: str, symm_ih: str, backend: str, **factory: Any
     ) -> None:
-        """Register the weights of ``plain`` (on any device), with symmetric gates as asked for.
-
-        Checks ``self.backend`` against them.
-        """
+        """Register the weights of ``plain`` (on any device), with symmetric gates as asked for."""
         check_symmetry_name("symm", symm, "none")
         symm_hh = check_gates("symm_hh", symm_hh, self.GATES)
         symm_ih = check_gates("symm_ih", symm_ih, self.GATES)
@@ -84,10 +83,14 @@ class GatedModule(nn.Module):
                     name, self.GATES, symmetric, self.hidden_size, like.size(1), symm
                 )
                 self._layouts[name] = layout
-                parameters = layout.empty(self.symmetry, **factory)
+                parameters = layout.empty(**factory)
             for stored, empty in parameters.items():
                 self.register_parameter(stored, Parameter(empty))
-        self._check_backend()
+        if self.symmetry is not None:
+            guarded = Parameters(self._parameters)
+            guarded.symmetric = {name: m for name, m in self._layouts.items() if m.symmetric}
+            self._parameters = guarded
+        self.backend = backend
 
     def _check_square(self, name: str, columns: int, symmetric: str) -> None:
         if not symmetric or columns == self.hidden_size:
@@ -109,6 +112,10 @@ class GatedModule(nn.Module):
         draw: fills a tensor in place with the values of a plain layer's entries; by default
             uniform in ±1/√hidden_size, as PyTorch does. Forms of the ``avg`` family draw a full
             matrix so and take its mean, as the paper does.
+
+        Entries are drawn one by one. Whoever wants a matrix with properties of its own assigns it,
+        and gets the nearest symmetric one: ``lstm.weight_hh_l0 =
+        nn.init.orthogonal_(torch.empty(4 * H, H))``.
         """
         bound = 1.0 / math.sqrt(self.hidden_size)
         fill = draw or (lambda tensor: tensor.uniform_(-bound, bound))
@@ -181,6 +188,26 @@ class GatedModule(nn.Module):
             and self.symm_hh == self.GATES
         )
 
+    @staticmethod
+    def _is_traced_by_fx(input: Any) -> bool:
+        return isinstance(input, fx.Proxy)
+
+    def _as_leaf(self, *arguments: Any) -> Any:
+        """A call that torch.fx traces: one node, as one of PyTorch's module is.
+
+        Its tracers ask where a module's class stands, and take those of ``torch.nn`` alone for
+        leaves; other modules they run.
+        """
+        tracer = arguments[0].tracer
+        path = tracer.path_of_module(self)
+        if not path:
+            name = type(self).__name__
+            raise fx.proxy.TraceError(
+                f"{name} is one node of a graph of torch.fx: trace a module that holds it, such as "
+                f"nn.Sequential({name}(…))"
+            )
+        return tracer.create_proxy("call_module", path, arguments, {})
+
     # ---- packed weights ----------------------------------------------------------------------
 
     def _can_run_packed(self, input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
@@ -238,16 +265,22 @@ class GatedModule(nn.Module):
         self._inference_dtype = dtype
         self._cache = Cache()
 
-    def _check_backend(self) -> None:
-        """Raise ValueError unless the backend is known and these weights can be run by it."""
-        check_backend(self.backend)
-        if self.backend == "fused":
+    @property
+    def backend(self) -> str:
+        """How a call is run; a ValueError where it cannot run these weights."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        check_backend(name)
+        if name == "fused":
             fused.check_fused(self.proj_size)
-        if self.backend == "folded" and not self.folds:
+        if name == "folded" and not self.folds:
             raise ValueError(
                 'backend="folded" wants hidden weights of all gates in a form that folds, such as '
                 f'"tri8" or "block4", got: {self._symmetry_repr()}'
             )
+        self._backend = name
 
     def _some_weight(self) -> Tensor:
         """Its dtype and device are all weights'; also in replicas, which have no parameters."""
@@ -363,12 +396,15 @@ class GatedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_cache", Cache())  # a pickle of before there was one
+        # A pickle of before there were these.
+        self.__dict__.setdefault("_cache", Cache())
+        if "backend" in self.__dict__:
+            self.__dict__["_backend"] = self.__dict__.pop("backend")
 
     def __getattr__(self, name: str) -> Any:
         layout = self.__dict__.get("_layouts", {}).get(name)
         if layout is not None and layout.symmetric:
-            return self._matrix(layout).dense()
+            return read_only(self._matrix(layout).dense(), layout.ways)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -376,9 +412,29 @@ class GatedModule(nn.Module):
         if layout is None or not layout.symmetric:
             super().__setattr__(name, value)
             return
+        if isinstance(value, Parameter) or value.requires_grad:
+            stored = " and ".join(layout.parameter_names)
+            warnings.warn(
+                f"the numbers of what is assigned to {name} are copied, to {stored}: it takes no "
+                f"part in training; assign its detach() where that is meant",
+                stacklevel=2,
+            )
         with torch.no_grad():
             for key, nearest in layout.nearest(value, self.symmetry).items():
                 getattr(self, key).copy_(nearest)
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        layout = self._layout_of(name)
+        if layout is not None and layout.symmetric and isinstance(param, ExpandedWeight):
+            # Pruning, which takes what it reads for a parameter.
+            raise ValueError(layout.no_parameter)
+        super().register_parameter(name, param)
+
+    def _layout_of(self, name: str) -> GateLayout | None:
+        """The layout of the gate matrix that ``name`` is, or begins with as "weight_hh_l0_avg"."""
+        found = [m for m in self._layouts.values() if f"{name}_".startswith(f"{m.name}_")]
+        # "weight_hh_l0_reverse" begins with "weight_hh_l0" too: the longest name is meant.
+        return max(found, key=lambda m: len(m.name), default=None)
 
     def _load_from_state_dict(
         self,
@@ -391,17 +447,15 @@ class GatedModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # Parameters of another form, or a full matrix, are an error even where strict=False would
-        # pass over the key: the layer would go on with weights that nobody chose.
+        # pass over the key: the layer would go on with weights that nobody chose. What the module
+        # has is its own, whatever it is called.
+        own = {*self._parameters, *self._buffers}
         for key, value in state_dict.items():
-            if not key.startswith(prefix):
-                continue
-            name = key[len(prefix) :]
-            named = [m for m in self._layouts.values() if f"{name}_".startswith(f"{m.name}_")]
-            # "weight_hh_l0_reverse" begins with "weight_hh_l0" too: the longest name is meant.
-            for layout in sorted(named, key=lambda m: len(m.name))[-1:]:
-                reason = layout.explain(name, tuple(value.shape))
-                if reason:
-                    error_msgs.append(reason + self._other_ways())
+            name = key.removeprefix(prefix)
+            layout = self._layout_of(name) if key.startswith(prefix) and name not in own else None
+            reason = layout.explain(name, tuple(value.shape)) if layout is not None else None
+            if reason:
+                error_msgs.append(reason + self._other_ways())
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -2,8 +2,14 @@
 
 from symrnn.symmetry.drawing import draw_symmetries, draw_symmetry
 from symrnn.symmetry.form import Symmetry
-from symrnn.symmetry.registry import check_symmetry_name, get_symmetry, list_symmetries
-from symrnn.symmetry.tensor import SymmetricTensor
+from symrnn.symmetry.registry import (
+    check_symmetry_name,
+    get_symmetry,
+    is_symmetry_name,
+    list_symmetries,
+    numel_of,
+)
+from symrnn.symmetry.tensor import SymmetricTensor, parameter_shape
 
 __all__ = [
     "SymmetricTensor",
@@ -12,5 +18,8 @@ __all__ = [
     "draw_symmetries",
     "draw_symmetry",
     "get_symmetry",
+    "is_symmetry_name",
     "list_symmetries",
+    "numel_of",
+    "parameter_shape",
 ]

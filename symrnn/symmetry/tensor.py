@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from symrnn.symmetry.expanded import read_only
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.linear import LinearSymmetry
-from symrnn.symmetry.registry import get_symmetry
+from symrnn.symmetry.registry import get_symmetry, numel_of
 
 AXES = ("channel", "space", "both")
 
@@ -57,6 +58,33 @@ class SymmetricTensor(nn.Module):
             raise ValueError(f'axes="both" wants a linear form, got: {symm!r}')
 
     def forward(self, v: Tensor) -> Tensor:
+        """The weight, as those read it who look at the layer: not to be changed in place.
+
+        In evaluation without gradients it is a plain tensor, for the layers of PyTorch whose fast
+        path takes no other, such as ``nn.TransformerEncoderLayer``.
+        """
+        weight = self.expand(v)
+        if not self.training and not torch.is_grad_enabled():
+            return weight
+        return read_only(weight, self._ways)
+
+    @property
+    def _ways(self) -> str:
+        return (
+            f"a weight of form {self.symm!r} is computed from its parameters at every reading. "
+            "Assign it, layer.weight = tensor, and the nearest one of the form is taken, or draw "
+            "with layer.reset_parameters()"
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "torch.jit.script takes no parametrized weights: script a copy with plain ones, "
+            "symrnn.unsymmetrize(copy) or symrnn.vision.fold_for_inference(model); "
+            "torch.jit.trace and torch.export take the model as it is"
+        )
+
+    def expand(self, v: Tensor) -> Tensor:
+        """The parameters to the weight."""
         channel = self.channel
         if channel is None:
             assert self.space is not None
@@ -178,3 +206,16 @@ def square_sides(shape: Sequence[int], axes: str, groups: int = 1) -> list[int]:
             raise ValueError(f"shape {list(shape)} has no square kernel")
         sides.append(shape[-1])
     return sides
+
+
+def parameter_shape(
+    symm: str, shape: Sequence[int], axes: str = "channel", groups: int = 1
+) -> tuple[int, ...]:
+    """The shape of the parameters of a :class:`SymmetricTensor` with these arguments.
+
+    Without making it. Raises ValueError if the chosen axes are not square.
+    """
+    numels = [numel_of(symm, side) for side in square_sides(shape, axes, groups)]
+    kernel = shape[2:] if axes == "channel" else shape[2:-2]
+    channels = shape[:2] if axes == "space" else [groups] if groups > 1 else []
+    return (*channels, *kernel, *reversed(numels))

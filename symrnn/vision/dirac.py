@@ -93,6 +93,12 @@ class DiracConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.dirac_weight(), self.bias)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "torch.jit.script takes no Dirac convolutions: script "
+            "symrnn.vision.fold_for_inference(model), which has plain ones"
+        )
+
 
 def no_decay(model: nn.Module) -> set[int]:
     """The ids of the parameters that get no weight decay, for an optimizer's groups.

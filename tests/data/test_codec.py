@@ -1,6 +1,7 @@
 """Codecs: a line to ids and back, and stored as JSON."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from data import (
     codec_from_state,
     make_codec,
 )
-from data.text import blocks_of_lines
+from data.text import Block, blocks_of_lines
 
 PIECES = 26
 WORDS = ["<eos>", "the", "cat", "<unk>"]
@@ -121,6 +122,38 @@ class TestSentencePiece:
         line = "the dogs <unk> see <unk> <unk> cats"
         assert pieces.decode(pieces.encode_line(line)) == line + "\n"
 
+    def test_the_characters_that_sentencepiece_has_for_itself_are_those_of_the_text(self):
+        """U+2581 stands for a space there; a sentence with U+2585 is left out of training."""
+        lines = ["▁ a▁b ▁▁ x▅y ▅ ab", "ab ba"] * 20
+        codec = SentencePieceCodec.train(blocks_of_lines(lines, "train"), 12)
+        for line in (*lines[:2], "▁", "▅▁▅ a", "b▁ ▁b"):
+            ids = codec.encode_line(line)
+            assert codec.decode(ids) == line + "\n"
+            assert codec.unk_id not in ids
+            assert codec.count_words(line) == len(codec.decode(ids).split()) + 1
+        assert "".join(codec.token(id) for id in codec.encode_line("▁▅")) == "▁▁▅<eos>"
+
+    def test_to_a_model_that_never_met_them_they_are_unknown(self, pieces):
+        for line in ("the ▁ cat", "the ▅ cat"):
+            assert pieces.decode(pieces.encode_line(line)) == "the <unk> cat\n"
+
+    def test_what_stands_for_them_is_refused_in_a_text_with_its_line(self, pieces):
+        lines = ["the", "a\ufdd1", "b\ufdd0"]
+        with pytest.raises(DataError, match=r"x, line 3: the text has U\+FDD0, which is no char"):
+            pieces.encode_block(next(blocks_of_lines(lines, "x")))
+        with pytest.raises(DataError, match=r"x, line 2: the text has U\+FDD1.*stands for '▅'"):
+            SentencePieceCodec.train(blocks_of_lines(lines[:2], "x"), PIECES)
+
+    def test_every_character_it_was_trained_on_comes_back(self):
+        ranges = ((1, 0x700), (0x2000, 0x2700), (0xFB00, 0xFDD0), (0xFE00, 0x10100))
+        characters = [chr(c) for low, high in ranges for c in range(low, high)] + ["\U0010ffff"]
+        characters = [c for c in characters if not c.isspace()]
+        lines = [" ".join(characters[i : i + 40]) for i in range(0, len(characters), 40)]
+        blocks = list(blocks_of_lines(lines, "train"))
+        codec = SentencePieceCodec.train(blocks, len(characters) + 3)
+        words = [word for c in characters for word in (c, f"a{c}b", f"{c}{c}")]
+        assert codec.decode(codec.encode_line(" ".join(words))).split() == words
+
     def test_unk_in_the_text_is_one_piece(self, pieces):
         assert pieces.encode_line("<unk>") == [pieces.unk_id, pieces.eos_id]
         ids = pieces.encode_line("the <unk> cat")
@@ -174,6 +207,46 @@ class TestSentencePiece:
         with pytest.raises(DataError, match="not a sentencepiece model"):
             SentencePieceCodec(b"nonsense")
 
+    @pytest.mark.parametrize(
+        ("piece", "other", "message"),
+        [
+            (b"\n\x01a", b"\n\x01\xff", r"has a piece that is not UTF-8: b'\\xff'"),
+            (b"<unk>", b"<u\xffk>", "is not UTF-8"),
+            (b"<unk>", b"<uuk>", "has no unknown piece '<unk>'"),
+            (b"<eos>", b"<sos>", "has no end piece '<eos>'"),
+        ],
+    )
+    def test_a_model_with_other_pieces_than_ours_is_refused(self, pieces, piece, other, message):
+        assert piece in pieces.model
+        with pytest.raises(DataError, match=message):
+            SentencePieceCodec(pieces.model.replace(piece, other))
+
+    def test_ctrl_c_ends_the_trainer_too(self, monkeypatch):
+        """It is another process, and neither the text nor the model is waited for."""
+        started = []
+
+        class Watched(subprocess.Popen):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                started.append(self)
+
+        def text():
+            yield Block("a b\n" * 1000, 1, "train")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(subprocess, "Popen", Watched)
+        with pytest.raises(KeyboardInterrupt):
+            SentencePieceCodec.train(text(), PIECES)
+        assert started[0].wait(60) != 0
+
+
+def test_a_surrogate_is_no_text(pieces):
+    for codec in (WordCodec(Vocabulary(WORDS)), pieces):
+        with pytest.raises(DataError, match=r"not UTF-8: 'the \\udcff'"):
+            codec.encode_line("the \udcff")
+        with pytest.raises(DataError, match=r"x, line 2: not UTF-8: '\\ud800'"):
+            list(blocks_of_lines(["a", "\ud800"], "x"))
+
 
 def test_a_codec_comes_back_from_its_state(pieces):
     for codec in (WordCodec(Vocabulary(WORDS)), pieces):
@@ -193,20 +266,34 @@ def test_other_codecs_have_other_fingerprints(pieces):
     assert len({codec.fingerprint() for codec in codecs}) == 4
 
 
+deep: list = []
+for _ in range(50_000):
+    deep = [deep]
+
+
 @pytest.mark.parametrize(
-    "state",
+    ("state", "message"),
     [
-        None,
-        {},
-        {"kind": "morse"},
-        {"kind": "word"},
-        {"kind": "word", "tokens": 3},
-        {"kind": "word", "tokens": ["a"]},
-        {"kind": "sentencepiece", "model": "%"},
+        (None, "must have kind 'word', 'callable' or 'sentencepiece', got None"),
+        ({}, "got None"),
+        ({"kind": "morse"}, "got 'morse'"),
+        ({"kind": deep}, r"got \[\[\["),
+        ({"kind": "word"}, "'tokens' must be a list, got NoneType"),
+        ({"kind": "word", "tokens": 3}, "'tokens' must be a list, got int"),
+        ({"kind": "word", "tokens": {"<eos>": 0}}, "'tokens' must be a list, got dict"),
+        ({"kind": "word", "tokens": ["a"]}, "lacks '<eos>'"),
+        ({"kind": "word", "tokens": ["<eos>", deep]}, r"token 1 must be .*, got \[\[\["),
+        ({"kind": "callable", "tokens": ["<eos>"], "unk": [], "tokenizer": "f"}, "'unk' must be"),
+        ({"kind": "callable", "tokens": ["<eos>"], "unk": "a"}, "'tokenizer' must be a str"),
+        ({"kind": "sentencepiece", "model": 3}, "'model' must be a str, got int"),
+        ({"kind": "sentencepiece", "model": "%"}, "the sentencepiece model is damaged"),
+        ({"kind": "sentencepiece", "model": "é"}, "the sentencepiece model is damaged"),
+        ({"kind": "sentencepiece", "model": ""}, "not a sentencepiece model"),
     ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
 )
-def test_a_state_that_is_none_is_refused(state):
-    with pytest.raises(DataError):
+def test_a_state_that_is_none_is_refused(state, message):
+    with pytest.raises(DataError, match=message):
         codec_from_state(state)
 
 

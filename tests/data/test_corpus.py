@@ -3,13 +3,16 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import data.download
-from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus
+from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus, open_split
+from data.cache import new_folder
 from data.catalogue import CATALOGUE
 
 TEXTS = {"train": "the cat sees\nthe dog\n", "valid": "the dog sees\n", "test": "the cat\n"}
@@ -65,8 +68,12 @@ def test_other_settings_are_another_encoding(folder, cache):
     small = open_corpus(folder, vocab_size=3, cache_dir=cache)
     assert len(small.codec) == 3
     assert small.codec.decode(small.train.ids) == "the <unk> <unk>\nthe <unk>\n"
-    assert small.fingerprint != whole.fingerprint
-    assert len(list((cache / "encoded").iterdir())) == 2
+    often = open_corpus(folder, min_count=2, cache_dir=cache)
+    assert often.codec.decode(often.train.ids) == "the <unk> <unk>\nthe <unk>\n"
+    often = open_corpus(folder, min_count=1, cache_dir=cache)
+    assert often.codec.vocabulary.tokens == (*whole.codec.vocabulary.tokens, "<unk>")
+    assert len({corpus.fingerprint for corpus in (whole, small, often)}) == 3
+    assert len(list((cache / "encoded").iterdir())) == 4
 
 
 def test_a_vocabulary_file_takes_the_place_of_the_train_text(folder, cache, tmp_path):
@@ -91,7 +98,13 @@ def test_sentencepiece(folder, cache):
         ({"tokenizer": "sentencepiece"}, "needs vocab_size"),
         ({"tokenizer": "sentencepiece", "vocab_size": 8000}, "vocab_size must be at most"),
         ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
-        ({"vocab_size": 5, "vocab_file": "v"}, "exclude each other"),
+        ({"vocab_size": 5, "vocab_file": "v"}, "vocab_size and vocab_file exclude each other"),
+        ({"min_count": 5, "vocab_file": "v"}, "min_count and vocab_file exclude each other"),
+        ({"min_count": 0}, "min_count must be at least 1, got 0"),
+        (
+            {"tokenizer": "sentencepiece", "vocab_size": 9, "min_count": 2},
+            "min_count is for words, got 2 with tokenizer 'sentencepiece'",
+        ),
         ({"tokenizer": "sentencepiece", "vocab_file": "v"}, "vocabulary is for words"),
         ({"vocab_file": "no such file"}, "'no such file' cannot be read"),
         ({"tokenizer": str.lower}, "encode with data.encode_corpus first"),
@@ -131,7 +144,9 @@ class TestWrongFolder:
 
     def test_a_word_the_train_text_lacks(self, folder, cache):
         (folder / "valid.txt").write_text("the dog\nthe bird sees\n")
-        self.refused(folder, cache, r"valid.txt', line 2: the word 'bird'.*vocab_size adds it")
+        self.refused(
+            folder, cache, r"valid.txt', line 2: the word 'bird'.*Train with --min-count 2 "
+        )
 
     def test_an_unwritable_cache(self, folder, tmp_path):
         (tmp_path / "file").write_text("")
@@ -144,6 +159,37 @@ def test_the_cache_is_where_the_environment_says(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("SYMRNN_DATA")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert tmp_path / "home" / ".cache" / "symrnn" in open_corpus(folder).train.path.parents
+
+
+def test_without_a_home_the_error_names_the_variable(folder, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SYMRNN_DATA")
+    monkeypatch.setattr(Path, "home", no_home)
+    for source in (folder, "builtin"):
+        with pytest.raises(DataError, match=r"no home folder.*cache_dir or in \$SYMRNN_DATA"):
+            open_corpus(source)
+    assert data.download.main(["ptb"]) == 2
+    codec = open_corpus(folder, cache_dir=folder / "cache").codec
+    assert open_split(folder, "test", codec)[0].tokens == 3  # which needs no cache
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that has the locks")
+def test_what_a_killed_process_was_encoding_is_removed_and_no_others(folder, cache):
+    script = (
+        "import os, sys; from data import cache; from pathlib import Path\n"
+        "with cache.new_folder(Path(sys.argv[1])) as made:\n"
+        "    (made / 'train.ids').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    encoded = cache / "encoded"
+    subprocess.run([sys.executable, "-c", script, encoded / "one"], check=False)
+    assert len(list(encoded.glob(".*/train.ids"))) == 1
+    (encoded / ".mine").mkdir()
+    with new_folder(encoded / "two") as living:
+        made = open_corpus(folder, cache_dir=cache).train.path.parent
+        assert set(encoded.iterdir()) == {living, made, encoded / ".mine"}
+    assert set(encoded.iterdir()) == {encoded / "two", made, encoded / ".mine"}
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "missing", "codec", "other codec"])
@@ -198,6 +244,10 @@ def test_who_comes_second_takes_what_the_first_made(folder, cache, monkeypatch):
     assert list((cache / "encoded").iterdir()) == [kept]
 
 
+def entropy(nats, tokens):
+    return {"rate": 1.0, "nats": nats, "tokens": tokens}
+
+
 class TestEncodedFolder:
     def test_opens_as_a_source_anywhere(self, folder, cache, tmp_path):
         made = encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
@@ -233,7 +283,11 @@ class TestEncodedFolder:
 
     def test_refuses_settings_that_would_do_nothing(self, folder, tmp_path):
         encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
-        for arguments in ({"vocab_size": 5}, {"tokenizer": "sentencepiece", "vocab_size": 9}):
+        for arguments in (
+            {"vocab_size": 5},
+            {"min_count": 2},
+            {"tokenizer": "sentencepiece", "vocab_size": 9},
+        ):
             with pytest.raises(DataError, match=r"already encoded.*does not apply"):
                 open_corpus(tmp_path / "out", **arguments)
         with pytest.raises(DataError, match="already encoded, with tokenizer 'word'"):
@@ -250,10 +304,32 @@ class TestEncodedFolder:
             ("{}", "is not the codec"),
             ('{"format": "symrnn-corpus", "version": 99}', "has version 99"),
             ('{"format": "symrnn-corpus", "version": 1}', "damaged"),
+            ("[" * 50_000 + "]" * 50_000, r"codec\.json' is damaged: maximum recursion depth"),
         ):
             (folder / "codec.json").write_text(content)
             with pytest.raises(DataError, match=message):
                 open_corpus(folder)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"name": 3},
+            {"name": None},
+            {"codec": None},
+            {"codec": []},
+            {"entropy": 3},
+            {"entropy": entropy({}, {})},
+            {"entropy": entropy(dict.fromkeys(TEXTS, "x"), dict.fromkeys(TEXTS, 1))},
+            {"entropy": entropy(dict.fromkeys(TEXTS, 1), dict.fromkeys(TEXTS, 0))},
+            {"entropy": entropy(dict.fromkeys(TEXTS, 1e9), dict.fromkeys(TEXTS, 1))},
+        ],
+    )
+    def test_a_codec_file_that_was_edited_by_hand(self, folder, tmp_path, change):
+        encode_corpus(tmp_path / "out", **{s: folder / f"{s}.txt" for s in TEXTS})
+        path = tmp_path / "out" / "codec.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(DataError, match=r"codec\.json'( is damaged)?: "):
+            open_corpus(tmp_path / "out")
 
     def test_does_not_write_over_anything(self, folder, tmp_path):
         with pytest.raises(DataError, match="already there"):
@@ -306,6 +382,7 @@ class TestBuiltin:
         )
         assert pieces.valid.words == pieces.entropy.tokens["valid"]
         assert open_corpus("builtin", vocab_size=500, cache_dir=shared_cache).entropy is None
+        assert open_corpus("builtin", min_count=9, cache_dir=shared_cache).entropy is None
 
 
 # Changes if and only if the text of `builtin` does: then raise data.grammar.VERSION.

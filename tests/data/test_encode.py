@@ -1,5 +1,6 @@
 """The program that encodes ahead: `python -m data.encode`."""
 
+import io
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from data import open_corpus
 from data.encode import main
+from data.errors import run_program
 
 
 @pytest.fixture
@@ -27,6 +29,12 @@ def test_shows_the_counts_and_writes_a_folder_that_opens(folder, tmp_path, capsy
     corpus = open_corpus(out)
     assert corpus.codec.decode(corpus.test.ids) == "a b <unk>\na b\n"
     assert corpus.name == "texts"
+
+
+def test_rare_words_become_unk(folder, tmp_path):
+    assert main([str(folder), "--min-count", "2", "--out", str(tmp_path / "out")]) == 0
+    corpus = open_corpus(tmp_path / "out")
+    assert corpus.codec.decode(corpus.train.ids) == "a b <unk>\na b\n"
 
 
 def test_without_out_it_fills_the_cache(folder, tmp_path, capsys):
@@ -70,3 +78,27 @@ def test_runs_without_torch_and_shows_an_example(folder, tmp_path):
     command += [str(folder), "--out", str(tmp_path / "out")]
     subprocess.run(command, capture_output=True, text=True, check=True)
     assert open_corpus(tmp_path / "out").train.tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("main", "code"), [(lambda: 3, 3), (lambda: 1 // 0, None), ("interrupt", 130), ("pipe", 141)]
+)
+def test_the_frame_of_the_programs(main, code, monkeypatch):
+    def fail():
+        raise KeyboardInterrupt if main == "interrupt" else BrokenPipeError
+
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    with pytest.raises(SystemExit if code else ZeroDivisionError) as end:
+        run_program(main if callable(main) else fail)
+    if code:
+        assert end.value.code == code
+
+
+def test_a_folder_whose_name_the_terminal_cannot_hold(folder, tmp_path, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", stdout)
+    arguments = [str(folder.rename(tmp_path / "naïf…")), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit) as end:
+        run_program(lambda: main(arguments))
+    assert end.value.code == 0
+    assert stdout.buffer.getvalue().startswith(b"na\xeff\\u2026: ")

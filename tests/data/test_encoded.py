@@ -21,8 +21,8 @@ def out(tmp_path):
     return tmp_path / "train.ids"
 
 
-def first(lines, out, tokenizer="word", vocab_size=None):
-    return encode_first(blocks_of_lines(lines, "train"), tokenizer, vocab_size, out)
+def first(lines, out, tokenizer="word", vocab_size=None, **limits):
+    return encode_first(blocks_of_lines(lines, "train"), tokenizer, vocab_size, out, **limits)
 
 
 def test_ids_go_by_first_appearance(out):
@@ -94,6 +94,44 @@ class TestVocabularySize:
             for word in [*line, "<eos>"]
         ]
         assert [codec.token(id) for id in encoded_text.ids] == expected
+
+
+class TestLeastCount:
+    def test_rare_words_become_unk_in_the_text_they_are_counted_in(self, out):
+        codec, encoded_text = first(["b a c", "c d a", "c"], out, min_count=2)
+        assert codec.vocabulary.tokens == ("a", "c", "<eos>", "<unk>")
+        assert codec.decode(encoded_text.ids) == "<unk> a c\nc <unk> a\nc\n"
+        assert encoded_text.count(codec.unk_id) == 2
+        assert codec.encode_line("c unheard") == [1, 3, 2]
+
+    def test_unk_and_line_ends_stay_however_few(self, out):
+        codec, encoded_text = first(["<unk> a a b b b"], out, min_count=3)
+        assert codec.vocabulary.tokens == ("<unk>", "b", "<eos>")
+        assert encoded_text.count(codec.unk_id) == 3
+
+    def test_1_only_adds_unk(self, out):
+        codec, encoded_text = first(["a b"], out, min_count=1)
+        assert codec.vocabulary.tokens == ("a", "b", "<eos>", "<unk>")
+        assert encoded_text.count(codec.unk_id) == 0
+
+    def test_holds_beside_a_size(self, out):
+        lines = ["a a a b b c"]
+        assert len(first(lines, out, min_count=2, vocab_size=10)[0]) == 4
+        assert len(first(lines, out, min_count=1, vocab_size=4)[0]) == 4
+        assert first(lines, out, min_count=2, vocab_size=3)[0].vocabulary.tokens[0] == "a"
+
+    @pytest.mark.parametrize("count", [0, -1, True, 2.5, "8"])
+    def test_must_be_at_least_1(self, out, count):
+        with pytest.raises(DataError, match="min_count must be"):
+            first(["a b"], out, min_count=count)
+        assert not out.exists()
+
+
+def test_ids_are_counted_over_chunks(tmp_path, monkeypatch):
+    codec = WordCodec(Vocabulary(["<eos>", "a"]))
+    made = encode_blocks(blocks_of_lines(["a a", "a"] * 5, "x"), codec, tmp_path / "x.ids")
+    monkeypatch.setattr(encoded, "_CHUNK", 4)
+    assert [made.count(id) for id in range(3)] == [10, 15, 0]
 
 
 def test_a_tokenizer_function_makes_the_vocabulary_too(out):
@@ -179,6 +217,23 @@ class TestDamage:
             writer.finish(six)
         EncodedText.open(out, six)
         self.refused(out, "it has the id 6, of a vocabulary of 6", codec=six, verify=True)
+
+    @pytest.mark.parametrize(
+        ("place", "value", "message"),
+        [
+            (32, 2, "it has 3 line ends, its header promises 2"),
+            (32, 0, "its header has 0 lines, 11 tokens and 11 words"),
+            (24, 0, "its header has 3 lines, 11 tokens and 0 words"),
+            (24, 2, "its header has 3 lines, 11 tokens and 2 words"),
+        ],
+    )
+    def test_counts_that_are_not_those_of_the_ids(self, out, codec, place, value, message):
+        """Though every checksum is right."""
+        content = bytearray(out.read_bytes())
+        content[place : place + 8] = value.to_bytes(8, "little")
+        content[104:108] = zlib.crc32(content[:104]).to_bytes(4, "little")
+        out.write_bytes(content)
+        self.refused(out, message, codec=codec, verify=True)
 
     def test_a_vocabulary_of_another_size_than_the_codec_has(self, out, codec):
         content = bytearray(out.read_bytes())

@@ -26,6 +26,7 @@ def test_without_unk_there_is_no_unk_id():
         (["a"], "lacks '<eos>'"),
         (["<eos>", ""], "token 1 must be a non-empty str, got ''"),
         (["<eos>", 3], "token 1 must be a non-empty str, got 3"),
+        (["<eos>", "a", "\ud800"], r"token 2 is not UTF-8: '\\ud800'"),
     ],
 )
 def test_what_is_no_vocabulary_is_refused(tokens, message):

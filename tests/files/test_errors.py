@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -49,6 +50,21 @@ def test_our_own_bugs_keep_their_traceback() -> None:
         run_program(fail(ForeignError()))
     with pytest.raises(ZeroDivisionError):
         run_program(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [("ascii", b"na\\xefve \\u20ac \\udcff"), ("latin-1", b"na\xefve \\u20ac \\udcff")],
+)
+def test_what_stdout_cannot_hold_is_written_escaped(
+    encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stdout)
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: print("naïve € \udcff", end=""))
+    assert caught.value.code == 0
+    assert stdout.buffer.getvalue() == written  # type: ignore[attr-defined]
 
 
 # The file alone, since importing its package loads torch.

@@ -76,14 +76,26 @@ def train(corpus: Path) -> Callable[..., int]:
     return run
 
 
+def trained(folder: Path, corpus: Path, *options: str) -> Path:
+    """`folder`, with a finished run on `corpus`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
+        command = ["--data", str(corpus), *TINY.split(), *options, "--out", str(folder)]
+        assert lm.train.main(command) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The folder of a finished run; not to be written to."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
-        assert lm.train.main(["--data", str(corpus), *TINY.split(), "--out", str(folder)]) == 0
-    return folder
+    return trained(tmp_path_factory.mktemp("runs") / "finished", corpus)
+
+
+@pytest.fixture(scope="session")
+def pieces_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The same of a model of sentencepiece's pieces."""
+    folder = tmp_path_factory.mktemp("runs") / "pieces"
+    return trained(folder, corpus, "--tokenizer", "sentencepiece", "--vocab-size", "28")
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +20,13 @@ import worlds
 from torch import nn
 
 import lm.evaluate
+import lm.generate
 import lm.train
+from data import DataError
 from lm.model import LanguageModel
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
-from symrnn.files import UserError
+from symrnn.files import UserError, run_program
 from symrnn.training import load_checkpoint, save_checkpoint
 
 Refused = Callable[..., str]
@@ -109,6 +114,57 @@ def test_prompt(refused: Refused, finished: Path) -> None:
     assert "'<eos>'" in refused("generate", finished, "--prompt", "w1 <eos> w2")
 
 
+@pytest.mark.parametrize("run", ["finished", "pieces_run"])
+def test_a_prompt_that_is_not_utf8(
+    refused: Refused, run: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(run)
+    argument = os.fsdecode(b"w1 \xff")
+    assert refused("generate", folder, "--prompt", argument) == r"--prompt: not UTF-8: 'w1 \udcff'"
+    for content, message in (
+        (b"w1 \xff", "--prompt: <stdin>, byte 3: not UTF-8 (invalid start byte)"),
+        (b"", "--prompt: <stdin> is empty: it has no line of text"),
+    ):
+        stdin = io.TextIOWrapper(io.BufferedReader(Named(content)))
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert refused("generate", folder, "--prompt", "-") == message
+    monkeypatch.setattr("sys.stdin", None)
+    for option in ("--prompt", "--data"):
+        program = "generate" if option == "--prompt" else "evaluate"
+        assert "standard input is closed" in refused(program, folder, option, "-")
+
+
+class Named(io.BytesIO):
+    """Standard input, by its name."""
+
+    name = "<stdin>"
+
+
+def test_output_that_the_terminal_cannot_hold_is_escaped(
+    finished: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word of the corpus, and the name of its folder."""
+    folder = shutil.copytree(corpus, tmp_path / "texte…")
+    arguments = [finished, "--prompt", "naïve", "--tokens", 1]
+    table = [finished, "--data", folder, "--per-token"]
+    training = ["--data", folder, *SMALL.split(), "--dry-run"]
+    for main, options, wanted in (
+        (lm.generate.main, arguments, r"na\xefve "),
+        (lm.evaluate.main, table, "na\\xefve\t"),
+        (lm.evaluate.main, table[:-1], r"texte\u2026"),
+        (lm.train.main, training, r"texte\u2026"),
+        (lm.train.main, ["--help"], r"\u2016W"),
+    ):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        program = functools.partial(main, [str(option) for option in options])
+        monkeypatch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            run_program(program, DataError)
+        assert end.value.code == 0
+        stdout.flush()
+        assert wanted in stdout.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+
+
 # ---- options -------------------------------------------------------------------------------------
 
 
@@ -151,6 +207,8 @@ def test_prompt(refused: Refused, finished: Path) -> None:
         ("--tied --embedding-size 5", "tied wants embedding_size = hidden_size, got: 5 and 8"),
         ("--symm-ih i --embedding-size 5", "symm_ih='i' wants square input weights"),
         ("--tokenizer sentencepiece", "needs vocab_size"),
+        ("--tokenizer sentencepiece --vocab-size 28 --min-count 2", "min_count is for words, got"),
+        ("--min-count 0", "--min-count: should be an integer of at least 1, got: '0'"),
         ("--tokenizer sentencepiece --vocab-size 500", "vocab_size must be at most"),
         ("--batch-size 5000", "the text is too short"),
         ("--resume", "--resume wants the run's folder"),
@@ -476,6 +534,18 @@ def test_a_damaged_best_model_of_a_run_to_be_tested(
     file = run_copy / "best.safetensors"
     damage(file)
     assert str(file) in refused("train", "--resume", run_copy)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on(
+    refused: Refused, run_copy: Path, corpus: Path
+) -> None:
+    file = run_copy / "best.safetensors"
+    config = open_packed(file).meta["config"]
+    for data in (None, 3, ["builtin"]):
+        repack(file, config={**config, "data": data})
+        message = refused("evaluate", file)
+        assert message == f"{file}: does not say what it was trained on; --data names a text"
+    assert lm.evaluate.main([str(file), "--data", str(corpus), "--threads", "1"]) == 0
 
 
 def test_a_missing_checkpoint(refused: Refused, run_copy: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 import lm.evaluate
-from data import encode_file
+from data import encode_corpus, encode_file
 from lm.saved import load_saved
 from symrnn import open_packed
 
@@ -114,19 +116,30 @@ def test_the_table_of_tokens_sums_to_the_total(
     assert "perplexity per token" in captured.err
 
 
+def test_how_much_of_the_text_is_unknown(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--out", tmp_path / "run", "--vocab-size", 10, "--epochs", 1)
+    text = tmp_path / "text"
+    text.write_text("unheard of\n<unk> w3 <unk>\n" * 500 + "\n")
+    said = evaluate(capsys, tmp_path / "run", "--data", text)
+    codec = load_saved(tmp_path / "run", torch.device("cpu")).codec
+    known = 500 * (codec.encode_line("w3")[0] != codec.unk_id)
+    assert said["unknown words"] == f"{2_500 - known:,} ({(2500 - known) / 3501:.2%} of tokens)"
+
+
 def test_a_token_takes_one_line_whatever_it_holds() -> None:
     assert lm.evaluate.escaped("naïve ▁x") == "naïve ▁x"
     assert lm.evaluate.escaped("a\tb\n\\\u2028\x85") == "a\\tb\\n\\\\\\u2028\\x85"
 
 
 def test_subwords_are_measured_per_word_too(
-    train: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pieces_run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train("--out", tmp_path / "run", "--tokenizer", "sentencepiece", "--vocab-size", 28)
-    said = evaluate(capsys, tmp_path / "run", "--data", corpus / "test.txt")
+    said = evaluate(capsys, pieces_run, "--data", corpus / "test.txt")
     words = (corpus / "test.txt").read_text(encoding="utf-8").replace("\n", " <eos> ").split()
     assert said["words"] == f"{len(words):,}"
-    nats = slow_nats(tmp_path / "run", corpus / "test.txt")
+    nats = slow_nats(pieces_run, corpus / "test.txt")
     assert said["tokens"] == f"{len(nats):,}"
     assert len(nats) > len(words)
     per_token, per_word = (float(said[f"perplexity per {unit}"]) for unit in ("token", "word"))
@@ -150,6 +163,108 @@ def test_a_corpus_of_another_vocabulary_is_encoded_anew(
     assert list(encode_file(other / "test.txt", codec).ids[:2]) == [codec.unk_id] * 2
     builtin = evaluate(capsys, tmp_path / "run", "--data", "builtin")
     assert "best possible" not in builtin
+
+
+def test_a_folder_is_its_text_in_the_checkpoints_vocabulary(
+    pieces_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Words that the folder's own train text lacks are none the less words to the model."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.txt").write_text("w1 <unk> w2\n" * 20)
+    (folder / "valid.txt").write_text("w3\n")
+    (folder / "test.txt").write_text("w11 w12 w1\nw18 naïve <unk>\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    wanted = sum(slow_nats(pieces_run, folder / "test.txt"))
+    for data in ("texts", "./texts/", folder, "texts/test.txt", folder / "test.txt"):
+        said = evaluate(capsys, pieces_run, "--data", data)
+        assert float(said["nats"]) == pytest.approx(wanted, rel=1e-6)
+        assert said["words"] == "8"
+
+
+def test_of_a_folder_only_the_text_asked_for_is_read(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    monkeypatch.setenv("SYMRNN_DATA", str(tmp_path / "cache"))
+    (folder / "wiki.test.tokens").write_text("w11 w12 w1\n")
+    (folder / "valid.txt").write_bytes(b"\xff unheard of")
+    said = evaluate(capsys, finished, "--data", folder)
+    assert float(said["nats"]) == pytest.approx(
+        sum(slow_nats(finished, folder / "wiki.test.tokens")), rel=1e-6
+    )
+    assert said["text"] == f"{folder}, test"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_named_corpus_is_its_downloaded_text_as_the_checkpoint_reads_it(
+    pieces_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SYMRNN_DATA", str(tmp_path))
+    text = tmp_path / "corpora" / "wikitext-2" / "test.txt"
+    text.parent.mkdir(parents=True)
+    text.write_text("w11 <unk> w1\n")
+    said = evaluate(capsys, pieces_run, "--data", "wikitext-2")
+    assert float(said["nats"]) == pytest.approx(sum(slow_nats(pieces_run, text)), rel=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpora"]
+
+
+def test_without_data_it_is_the_text_the_model_trained_on_wherever_one_stands(
+    pieces_run: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYMRNN_DATA", str(tmp_path))
+    said = evaluate(capsys, pieces_run)
+    assert said["text"] == f"{corpus}, test"
+    assert said["nats"] == evaluate(capsys, pieces_run, "--data", corpus / "test.txt")["nats"]
+    assert list(tmp_path.iterdir()) == []  # nothing is encoded ahead
+
+
+def test_an_encoded_corpus_is_read_by_either_vocabulary(
+    finished: Path,
+    pieces_run: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = {split: corpus / f"{split}.txt" for split in ("train", "valid", "test")}
+    encode_corpus(tmp_path / "encoded", **texts)
+    for run in (finished, pieces_run):
+        said = evaluate(capsys, run, "--data", tmp_path / "encoded")
+        assert said["nats"] == evaluate(capsys, run, "--data", corpus / "test.txt")["nats"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+def test_a_pipe_is_a_text(
+    finished: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = (corpus / "test.txt").read_bytes()
+    wanted = evaluate(capsys, finished, "--data", corpus / "test.txt")["nats"]
+    read, write = os.pipe()
+    os.write(write, content)
+    os.close(write)
+    assert evaluate(capsys, finished, "--data", f"/dev/fd/{read}")["nats"] == wanted
+    os.close(read)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    said = evaluate(capsys, finished, "--data", "-")
+    assert (said["text"], said["nats"]) == ("-", wanted)
 
 
 def test_a_dry_run_evaluates_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -160,6 +161,13 @@ def test_several_lines_may_be_the_prompt() -> None:
     assert encode_prompt("a b", codec) == [1, 2]
     assert encode_prompt("a\n\nb", codec) == [1, 0, 0, 2]
     assert encode_prompt("a\n", codec) == [1, 0]
+
+
+@pytest.mark.parametrize("content", [b"a b\n\nb", b"\xef\xbb\xbfa b\r\n\r\nb\r\n"])
+def test_the_prompt_may_be_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Its last line end, which `echo` writes, does not end the line that is to be continued."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert encode_prompt("-", WordCodec(Vocabulary(["<eos>", "a", "b"]))) == [1, 2, 0, 0, 2]
 
 
 def test_streamed_text_is_the_decoded_text() -> None:

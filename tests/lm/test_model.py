@@ -172,3 +172,25 @@ def test_tied_weights_are_one_tensor_and_want_equal_widths() -> None:
     assert model.decoder.weight is model.encoder.weight
     with pytest.raises(ValueError, match="tied wants embedding_size = hidden_size, got: 5 and 6"):
         LanguageModel(11, 5, 6, tied=True)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_scripted_model_gives_the_same_numbers(cell: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, tied=True, dropout=0.5).eval()
+    scripted = torch.jit.script(model)
+    ids = torch.randint(11, (7, 3))
+    found, state = scripted(ids)
+    expected, expected_state = model(ids)
+    torch.testing.assert_close(found, expected)
+    assert isinstance(state, tuple)
+    torch.testing.assert_close(state, expected_state)
+    torch.testing.assert_close(scripted(ids, state)[0], model(ids, expected_state)[0])
+    assert scripted.decoder.weight.data_ptr() == model.encoder.weight.data_ptr()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_symbolic_trace_of_a_model_gives_the_same_numbers(cell: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell)
+    traced = torch.fx.symbolic_trace(model, concrete_args={"state": None})
+    ids = torch.randint(11, (7, 3))
+    torch.testing.assert_close(traced(ids, None), model(ids), rtol=0, atol=0)

@@ -15,9 +15,11 @@ import torch
 import lm.evaluate
 import lm.generate
 import lm.train
+from data import open_corpus
 from lm.model import LanguageModel
 from lm.spectrum import spectrum_figure
 from symrnn import native, open_packed
+from symrnn.files import UserError
 from symrnn.rnn import list_backends
 from symrnn.training import load_checkpoint
 
@@ -80,6 +82,10 @@ def test_the_builtin_corpus_and_its_bound(
     report = capsys.readouterr().out
     bound = float(report.split("test perplexity")[1].split("best possible ")[1].split(")")[0])
     assert bound < value_of(out, "test/perplexity") < 5 * bound
+    for split, best in open_corpus("builtin").entropy.perplexity.items():
+        if split != "train":
+            lm.evaluate.main([str(out), "--split", split, "--threads", "1"])
+            assert f"best possible         {best:.4f} per word\n" in capsys.readouterr().out
 
 
 def test_what_a_run_leaves_behind(
@@ -155,6 +161,79 @@ def test_what_a_run_leaves_behind(
     assert report.splitlines()[1].startswith("epoch  1/2  lr 1 ")
     assert f"test perplexity       {lines[-1]['test/perplexity']:.2f}" in report
     assert "best possible" not in report
+
+
+@pytest.fixture
+def unheard(corpus: Path, tmp_path: Path) -> Path:
+    """`corpus` with a rare word, and words in its valid and test text that the train text lacks."""
+    folder = shutil.copytree(corpus, tmp_path / "unheard")
+    for split, more in (("train", "rare"), ("valid", "new rare"), ("test", "new newer newest")):
+        with (folder / f"{split}.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{more}\n")
+    return folder
+
+
+def test_rare_words_stand_for_the_unknown(
+    train: Callable[..., int], unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train("--data", unheard, "--min-count", 2, "--out", out, "--epochs", 1) == 0
+    said = capsys.readouterr()
+    assert "notice" not in said.err
+    texts = {split: (unheard / f"{split}.txt").read_text("utf-8") for split in ("valid", "test")}
+    tokens = {split: len(text.replace("\n", " <eos> ").split()) for split, text in texts.items()}
+    shares = {"valid": 2 / tokens["valid"], "test": 3 / tokens["test"]}
+    parts = [f"{2 + i} ({share:.2%} of tokens)" for i, share in enumerate(shares.values())]
+    assert f"unknown words         valid {parts[0]}, test {parts[1]}\n" in said.out
+    assert f"  unknown words {parts[0]}  " in said.out.splitlines()[1]
+    for split, share in shares.items():
+        assert value_of(out, f"{split}/unknown_share") == pytest.approx(share)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["min_count"], config["trained_unknown"]) == (2, 1)
+    # The same vocabulary to whoever evaluates, and to whoever goes on.
+    assert lm.evaluate.main([str(out), "--threads", "1"]) == 0
+    said = capsys.readouterr()
+    assert f"unknown words         {parts[1]}\n" in said.out
+    assert "notice" not in said.err
+    assert lm.train.main(["--resume", str(out)]) == 0
+    with pytest.raises(UserError, match=r"--min-count 3 contradicts the run in .*, which has 2"):
+        lm.train.main(["--resume", str(out), "--min-count", "3"])
+
+
+def test_an_unknown_word_that_was_never_trained_is_warned_of(
+    train: Callable[..., int], unheard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    warning = "a model whose train text has no <unk> does not learn what to expect of unknown words"
+    (unheard / "valid.txt").write_text("w1 w2\n")
+    for limit in ("--vocab-size 100", "--min-count 1"):
+        assert train("--data", unheard, *limit.split(), "--dry-run") == 0
+        said = capsys.readouterr().err
+        assert said.startswith(f"notice: {warning}: valid 0 (0.00% of tokens), test 3 (")
+        assert said.endswith("; --min-count 2 makes the rare words of the train text <unk>\n")
+    pieces = ["--tokenizer", "sentencepiece", "--vocab-size", 30, "--epochs", 1]
+    (unheard / "test.txt").write_text("newer\n")
+    assert train("--data", unheard, *pieces, "--out", out) == 0
+    assert warning not in capsys.readouterr().err  # its pieces make up all words
+    (unheard / "test.txt").write_text("w1 戦\n", encoding="utf-8")
+    lm.evaluate.main([str(out), "--data", str(unheard)])
+    said = capsys.readouterr()
+    assert f"notice: {warning}: here 1 (" in said.err
+    assert "unknown words         1 (" in said.out
+    for prompt, warned in (("w1", False), ("w1 戦", True)):
+        lm.generate.main([str(out), "--prompt", prompt, "--tokens", "1"])
+        assert (
+            f"notice: {warning}, as some of the prompt are" in capsys.readouterr().err
+        ) == warned
+    assert train("--data", unheard, *pieces, "--dry-run") == 0
+    assert f"notice: {warning}: valid 0 (0.00% of tokens), test 1 (" in capsys.readouterr().err
+
+
+def test_a_run_from_before_there_was_a_least_count_goes_on(run_copy: Path) -> None:
+    config = json.loads((run_copy / "config.json").read_text())
+    del config["min_count"], config["trained_unknown"]
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert lm.train.main(["--resume", str(run_copy)]) == 0
 
 
 def test_the_picture_has_a_panel_for_each_layer_and_gate() -> None:

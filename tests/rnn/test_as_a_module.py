@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from symrnn import SymGRU, SymLSTM, SymRNN
 
@@ -316,6 +316,68 @@ def test_plain_weights_take_parametrizations(symm: str) -> None:
     torch.testing.assert_close(copy.deepcopy(lstm)(x)[0], expected(x)[0], rtol=0, atol=1e-14)
     parametrize.remove_parametrizations(lstm, "weight_ih_l0")
     torch.testing.assert_close(lstm(x)[0], expected(x)[0], rtol=0, atol=1e-14)
+
+
+def weight_drop(module: nn.Module, name: str) -> None:
+    """Merity's: the weight is computed at every call from one that is stored as "raw"."""
+    raw = module._parameters.pop(name)
+    module.register_parameter(f"{name}_raw", raw)
+    drop = lambda m, _: setattr(m, name, nn.functional.dropout(getattr(m, f"{name}_raw"), 0.5))  # noqa: E731
+    module.register_forward_pre_hook(drop)
+
+
+def masked(module: nn.Module, name: str) -> None:
+    weight = getattr(module, name)
+    module.register_buffer(f"{name}_mask", torch.rand_like(weight) > 0.5)
+
+
+TOOLS: list[Callable[[nn.Module, str], Any]] = [
+    weight_drop,
+    masked,
+    nn.utils.weight_norm,
+    nn.utils.spectral_norm,
+    functools.partial(prune.l1_unstructured, amount=0.3),
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+    parametrizations.orthogonal,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    ("make", "symm", "name"),
+    [
+        (SymLSTM, "none", "weight_hh_l0"),
+        (SymGRU, "none", "weight_ih_l0_reverse"),
+        (SymRNN, "none", "weight_hh_l0_reverse"),
+        (SymLSTM, "avg", "weight_hh_l0_avg"),
+        (SymLSTM, "avg:full", "weight_hh_l0_reverse_avg_full"),
+        (SymGRU, "tri", "weight_ih_l0"),
+    ],
+)
+def test_what_was_made_of_a_weight_is_saved_and_loaded_back(
+    make: Any, symm: str, name: str, tool: Callable[[nn.Module, str], Any]
+) -> None:
+    """Weight drop, masks, norms of both kinds, pruning; of a form's parameters too."""
+    warnings.simplefilter("ignore", FutureWarning)
+    x = torch.randn(T, B, IN)
+    made = []
+    for _ in range(2):
+        layer = make(IN, H, bidirectional=True, symm=symm)
+        tool(layer, name)
+        made.append(layer)
+    saved, loaded = made
+    assert name not in saved.state_dict() or tool is masked
+    loaded.load_state_dict(saved.state_dict())
+    outputs = []
+    for layer in made:
+        layer.eval()
+        torch.manual_seed(0)
+        outputs.append(layer(x)[0])
+    assert torch.equal(*outputs)
+    outputs[1].sum().backward()
+    assert [key for key, p in loaded.named_parameters() if p.grad is None] == []
 
 
 def test_symmetric_parameters_are_listed_with_their_forms() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_sequence
 
 from symrnn import SymGRU, SymLSTM, SymRNN
@@ -264,6 +267,69 @@ def test_a_full_matrix_does_not_pass_for_a_form_nor_a_form_for_a_full_matrix() -
     plain = SymLSTM(IN, H, symm="none")
     with pytest.raises(RuntimeError, match=r"'weight_hh_l0_avg' .* stores weight_hh_l0 as"):
         plain.load_state_dict(SymLSTM(IN, H).state_dict(), strict=False)
+
+
+def test_foreign_keys_are_pytorchs_to_judge_and_forms_are_refused() -> None:
+    source = SymLSTM(IN, H, symm="avg:full")
+    prune.l1_unstructured(source, "weight_hh_l0_avg_full", 2)
+    given = source.state_dict()
+    assert "weight_hh_l0_avg_full_orig" in given
+    for target in (SymLSTM(IN, H, symm="avg"), SymLSTM(IN, H, symm="none")):
+        with pytest.raises(RuntimeError, match="'weight_hh_l0_avg_full_orig' of shape"):
+            target.load_state_dict(given, strict=False)
+    plain = nn.LSTM(IN, H)
+    prune.l1_unstructured(plain, "weight_hh_l0", 2)
+    for target in (nn.LSTM(IN, H), SymLSTM(IN, H, symm="none")):
+        found = target.load_state_dict(plain.state_dict(), strict=False)
+        assert found.missing_keys == ["weight_hh_l0"]
+        assert found.unexpected_keys == ["weight_hh_l0_orig", "weight_hh_l0_mask"]
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            target.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("layer", [SymLSTM, SymGRU, SymRNN])
+def test_a_backend_is_refused_where_it_is_assigned(layer: Any) -> None:
+    module = layer(IN, H, backend="reference")
+    with pytest.raises(ValueError, match=r"backend should be one of auto, .*, got: 'nonsense'"):
+        module.backend = "nonsense"
+    with pytest.raises(ValueError, match='backend="folded" wants hidden weights of all gates'):
+        module.backend = "folded"
+    assert module.backend == "reference"
+    module.backend = "vendor"
+    assert module.backend == "vendor"
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda m, name: nn.utils.weight_norm(m, name),
+        lambda m, name: nn.utils.spectral_norm(m, name),
+        lambda m, name: prune.random_unstructured(m, name, 2),
+        lambda m, name: parametrizations.weight_norm(m, name),
+        lambda m, name: parametrizations.orthogonal(m, name),
+        lambda m, name: delattr(m, name),
+        lambda m, name: m._parameters.__setitem__(name, None),
+        lambda m, name: torch.func.functional_call(
+            m, {name: torch.zeros(20, 5)}, (torch.zeros(1, 1, IN),)
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_takes_parameters_takes_no_symmetric_matrix(take: Any) -> None:
+    """Norms, pruning and weight drop: the error names the parameters, which they do take."""
+    first = SymLSTM(IN, H, 1, bidirectional=True, symm_hh="if")
+    before = first.state_dict()
+    for lstm in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        with pytest.raises(ValueError, match=r"^weight_hh_l0_reverse is") as raised:
+            take(lstm, "weight_hh_l0_reverse")
+        assert str(raised.value) == (
+            "weight_hh_l0_reverse is symmetric, and no parameter: name weight_hh_l0_reverse_avg or "
+            "weight_hh_l0_reverse_rest, of which it is computed and which can be normalised, "
+            "pruned or dropped; the matrix stays symmetric"
+        )
+        after = lstm.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
 @pytest.mark.parametrize(("layer", "plain"), LAYERS)

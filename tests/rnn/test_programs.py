@@ -1,10 +1,13 @@
-"""Layers and cells under torch.compile, torch.export, TorchScript and DistributedDataParallel."""
+"""Layers and cells under torch.compile, export, fx and script, distributed, and in trainers."""
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
 
-from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
+from symrnn import (
+    SymGRU,
+    SymGRUCell,
+    SymLSTM,
+    SymLSTMCell,
+    SymRNN,
+    SymRNNCell,
+    load_packed,
+    native,
+    save_packed,
+)
 
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
@@ -227,7 +249,46 @@ def test_traced(make: Callable[..., Any], options: dict[str, Any]) -> None:
         torch.testing.assert_close(traced(x), layer(x))
 
 
-# ---- DistributedDataParallel -------------------------------------------------------------------
+# ---- torch.fx ----------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """Calls a layer with and without a state, and a cell."""
+
+    def __init__(self, layer: nn.Module, cell: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, state = self.layer(x)
+        output, state = self.layer(output, state)
+        self.cell(output[0])
+        return output
+
+
+@pytest.mark.parametrize(
+    ("layer", "cell", "plain", "plain_cell"),
+    [
+        (SymLSTM, SymLSTMCell, nn.LSTM, nn.LSTMCell),
+        (SymGRU, SymGRUCell, nn.GRU, nn.GRUCell),
+        (SymRNN, SymRNNCell, nn.RNN, nn.RNNCell),
+    ],
+)
+def test_a_symbolic_trace_takes_them_for_leaves_as_pytorchs(
+    layer: Any, cell: Any, plain: Any, plain_cell: Any
+) -> None:
+    model = Recurrent(layer(H, H), cell(H, H))
+    traced = torch.fx.symbolic_trace(model)
+    expected = torch.fx.symbolic_trace(Recurrent(plain(H, H), plain_cell(H, H)))
+    assert traced.code == expected.code
+    x = torch.randn(T, B, H)
+    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"such as nn\.Sequential\(Sym"):
+        torch.fx.symbolic_trace(layer(H, H))
+
+
+# ---- distributed -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -252,3 +313,147 @@ def test_distributed_data_parallel(make: Callable[..., Any], options: dict[str, 
         output.sum().backward()
         results.append([output.detach(), *[p.grad.clone() for p in layer.parameters()]])
     torch.testing.assert_close(results[1], results[0])
+
+
+def sharded(layer: nn.Module) -> nn.Module:
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    return layer
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+def test_fully_sharded_it_evaluates_and_then_trains(make: Any, backend: str) -> None:
+    if backend == "fused" and not native.available():
+        pytest.skip("there are no native kernels here")
+    expected = make(IN, H, backend=backend)
+    layer = sharded(copy.deepcopy(expected))
+    x = torch.randn(8, 2, IN)  # so many steps run on the kernels of "auto" in training too
+    outputs = []
+    for module in (expected, layer):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        outputs.append([])
+        for _ in range(2):
+            with torch.no_grad():
+                outputs[-1].append(module(x)[0])
+            module(x)[0].square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert not torch.equal(outputs[0][0], outputs[0][1])
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_distributed_checkpoint_is_saved_and_loaded(tmp_path: Path, shard: bool) -> None:
+    source, target = SymLSTM(IN, H), SymLSTM(IN, H)
+    expected = {name: value.clone() for name, value in source.state_dict().items()}
+    source, target = (sharded(m) if shard else m for m in (source, target))
+    checkpoint.save({"model": get_model_state_dict(source)}, checkpoint_id=tmp_path / "saved")
+    state = {"model": get_model_state_dict(target)}
+    checkpoint.load(state, checkpoint_id=tmp_path / "saved")
+    set_model_state_dict(target, state["model"])
+    whole = StateDictOptions(full_state_dict=True)
+    torch.testing.assert_close(
+        get_model_state_dict(target, options=whole), expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_sharded_model_is_packed_by_way_of_a_whole_one(tmp_path: Path) -> None:
+    whole = SymLSTM(IN, H)
+    layer = sharded(copy.deepcopy(whole))
+    with pytest.raises(ValueError, match=r"weight_ih_l0 is sharded .*full_state_dict=True"):
+        save_packed(layer, tmp_path / "model")
+    options = StateDictOptions(full_state_dict=True)
+    gathered = SymLSTM(IN, H)
+    gathered.load_state_dict(get_model_state_dict(layer, options=options))
+    save_packed(gathered, tmp_path / "model")
+    other = sharded(SymLSTM(IN, H))
+    with pytest.raises(ValueError, match=r"weight_ih_l0 of the model is sharded .*set_model_state"):
+        load_packed(other, tmp_path / "model")
+    filled = SymLSTM(IN, H)
+    load_packed(filled, tmp_path / "model")
+    set_model_state_dict(other, filled.state_dict(), options=options)
+    x = torch.randn(T, B, IN)
+    torch.testing.assert_close(other(x)[0], whole(x)[0])
+
+
+# ---- what trainers do --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+def test_an_average_written_through_data_is_the_average_of_the_matrices(make: Any) -> None:
+    layer, average = make(IN, H), make(IN, H)
+    x = torch.randn(T, B, IN)
+    plain = average.to_plain()
+    with torch.no_grad():
+        for _ in range(3):
+            average(x)  # packs the weights, which the next writes make stale
+            layer.reset_parameters()
+            for mine, new in zip(average.parameters(), layer.parameters(), strict=True):
+                mine.data.mul_(0.9).add_(new.data, alpha=0.1)
+            expanded = layer.to_plain().parameters()
+            for mine, new in zip(plain.parameters(), expanded, strict=True):
+                mine.data.mul_(0.9).add_(new.data, alpha=0.1)
+            torch.testing.assert_close(average(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+@pytest.mark.parametrize("steps", [3, 8])
+def test_recomputed_activations_give_the_same_gradients(make: Any, steps: int) -> None:
+    layer = make(IN, H, 2)
+    x = torch.randn(steps, B, IN, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    found = []
+    for reentrant in (None, False, True):
+        run = layer if reentrant is None else partial(recompute, layer, use_reentrant=reentrant)
+        output = run(x)[0]
+        for leaf in leaves:
+            leaf.grad = None
+        output.square().sum().backward()
+        found.append([output, *(leaf.grad for leaf in leaves)])
+    # The reentrant kind runs forward without gradients first, where "auto" takes another backend.
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], found[0])
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, validate: bool) -> None:
+    """As a trainer does: validation in inference mode between steps, gradients clipped."""
+    generator = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        x = torch.randn(8, B, IN, generator=generator)
+        if validate:
+            model.eval()
+            with torch.inference_mode():
+                model(x)
+            model.train()
+        optimizer.zero_grad(set_to_none=True)
+        model(x)[0].square().mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+def test_a_trainer_validates_saves_and_goes_on_from_what_it_saved(make: Any) -> None:
+    """What Lightning and skorch do with a module, without either: nothing changes the path."""
+    options = {"input_size": IN, "hidden_size": H, "symm": "avg"}
+    first = make(**options)
+    others = [copy.deepcopy(first), pickle.loads(pickle.dumps(first))]
+    paths = []
+    for model, validate in zip([first, *others], (False, True, True), strict=True):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        train(model, optimizer, 2, validate)
+        file = io.BytesIO()
+        states = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save({**states, "hyper_parameters": options}, file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        resumed = make(**saved["hyper_parameters"])
+        resumed.load_state_dict(saved["state_dict"])
+        optimizer = torch.optim.Adam(resumed.parameters(), lr=0.1)
+        optimizer.load_state_dict(saved["optimizer"])
+        train(resumed, optimizer, 3, validate)
+        paths.append(resumed.state_dict())
+    for path in paths[1:]:
+        torch.testing.assert_close(path, paths[0], rtol=0, atol=0)

@@ -579,3 +579,19 @@ def test_on_a_gpu() -> None:
     model, x = network("diracnet-10-1", symm="tri")
     folded = check(model.cuda(), 0, x.cuda())
     assert all(p.is_cuda for p in folded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: create_model("wrn-10-1-bottleneck", symm="tri"), "no parametrized weights"),
+        (lambda: diracnet(10, 1, 10), "no Dirac convolutions"),
+    ],
+)
+def test_torchscript_takes_the_folded_network(model: Callable[[], nn.Module], words: str) -> None:
+    network = model().eval()
+    with pytest.raises(RuntimeError, match=rf"{words}: script .*fold_for_inference\(model\)"):
+        torch.jit.script(network)
+    x = torch.randn(2, 3, 32, 32)
+    scripted = torch.jit.script(fold_for_inference(network))
+    torch.testing.assert_close(scripted(x), network(x))
