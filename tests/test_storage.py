@@ -299,9 +299,8 @@ def test_recurrent_weights_of_int8(tmp_path: Path, symm: str) -> None:
                 assert torch.equal(w, w.mT)
     plain = nn.ModuleDict({"rnn": nn.LSTM(40, 40, 2), "decoder": nn.Linear(40, 9)})
     load_packed(plain, tmp_path / "m")
-    torch.testing.assert_close(
-        plain["rnn"].weight_hh_l1, again["rnn"].weight_hh_l1, rtol=0, atol=1e-7
-    )
+    difference = plain["rnn"].weight_hh_l1 - again["rnn"].weight_hh_l1
+    assert difference.abs().max() <= 1e-7
     if symm != "tri4":
         sizes = [(tmp_path / name).stat().st_size for name in ("full", "m")]
         assert sizes[1] < 0.4 * sizes[0]
