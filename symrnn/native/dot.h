@@ -35,8 +35,10 @@ INLINE Dwords by_group(const uint8_t *u) {
 // y[4q + l] += the sum of lane l of all groups of sum[q].
 INLINE void add_groups(Dwords (&sum)[4], int32_t *y) {
     const __m512i a = (__m512i)sum[0], b = (__m512i)sum[1], c = (__m512i)sum[2], d = (__m512i)sum[3];
-    const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
-    const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
+    const __m512i ab =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    const __m512i cd =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
     const __m512i all =
         _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
     _mm512_storeu_si512(y, _mm512_add_epi32(_mm512_loadu_si512(y), all));
@@ -69,8 +71,8 @@ INLINE Dwords by_group(const uint8_t *u) {
 INLINE void add_groups(Dwords (&sum)[4], int32_t *y) {
     for (int k = 0; k < 4; k += 2) {
         const __m256i a = (__m256i)sum[k], b = (__m256i)sum[k + 1];
-        const __m256i both =
-            _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+        const __m256i low = _mm256_permute2x128_si256(a, b, 0x20);
+        const __m256i both = _mm256_add_epi32(low, _mm256_permute2x128_si256(a, b, 0x31));
         __m256i *const to = reinterpret_cast<__m256i *>(y + 4 * k);
         _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), both));
     }

@@ -10,8 +10,8 @@ namespace {
 // The larger of two sizes; NaN if one is.
 float larger(float a, float b) { return b > a || b != b ? b : a; }
 
-// What a row of such a size is multiplied by, and divided by, to be at most 127: a² = size / 127 and 1 / a
-// if `root`, else a = size / 127.
+// The scale with which a row of such a size reaches 127, and 1 / scale; if `root` the scale is applied
+// twice, by row and by column.
 void scale_of(float size, bool root, float &scale, float &inverse) {
     if (!(size <= 3.4028234e38f)) scale = inverse = NAN;  // results of it will be NaN too
     else if (size < INT8_LEAST) scale = inverse = 0;
@@ -45,7 +45,8 @@ struct Rounding {
         const int64_t columns = tiles_of(shape.columns);
         for (int64_t panel = 0; panel < tiles_of(shape.rows); ++panel) {
             const int64_t tiles = panel_tiles(shape.symmetric, columns, panel);
-            const int64_t at = panel_start(shape.symmetric, columns, shape.gates, panel) + g * tiles * TILE;
+            const int64_t at =
+                panel_start(shape.symmetric, columns, shape.gates, panel) + g * tiles * TILE;
             for (int64_t n = 0; n < tiles; ++n)
                 if (shape.symmetric) work(panel + n, panel, at + n * TILE);
                 else work(panel, n, at + n * TILE);
@@ -72,7 +73,8 @@ struct Rounding {
     }
 
     void round(int g) const {
-        float *const scale = to.scale + g * rows(), *const by = inverse + g * rows(), *const most = size + g * rows();
+        float *const scale = to.scale + g * rows(), *const by = inverse + g * rows();
+        float *const most = size + g * rows();
         measure(g, nullptr, nullptr, most);
         for (int64_t i = 0; i < rows(); ++i) scale_of(most[i], shape.symmetric, scale[i], by[i]);
         // Each row of a symmetric matrix is to reach 127 by scales that are its columns' too.
@@ -94,8 +96,10 @@ struct Rounding {
             for (int64_t k = 0; k < SIDE; ++k)
                 for (int64_t r = 0; r < SIDE; ++r) {
                     const int64_t i = row_tile * SIDE + r, j = column_tile * SIDE + k;
-                    const float entry = from[at + k * SIDE + r] * (shape.symmetric ? by[i] * by[j] : by[i]);
-                    const int q = fabsf(entry) < 128 ? static_cast<int>(nearbyintf(entry)) : 0;  // not if NaN
+                    const float factor = shape.symmetric ? by[i] * by[j] : by[i];
+                    const float entry = from[at + k * SIDE + r] * factor;
+                    const bool finite = fabsf(entry) < 128;
+                    const int q = finite ? static_cast<int>(nearbyintf(entry)) : 0;
                     to.tiles[at + k / 4 * 64 + r * 4 + k % 4] = static_cast<int8_t>(q);
                     sum[i] += q;
                     if (shape.symmetric && row_tile != column_tile) sum[j] += q;

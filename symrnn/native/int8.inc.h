@@ -1,8 +1,8 @@
-// The kernels of int8 products, in terms of vectors.h and dot.h. Included once for each processor, after
-// both and inside its namespace. symrnn.h says what they compute; here are its integers.
+// The kernels of int8 products, in terms of vectors.h and dot.h. Included once for each processor,
+// after both and inside its namespace. symrnn.h says what they compute; here are its integers.
 //
-// A tile of weights is [column / 4][row][column % 4]. So four bytes are four columns of a row: a lane of
-// M · x. With each 4 × 4 block transposed, in registers, they are four rows of a column: a lane of Mᵀ · x.
+// A tile of weights is [column / 4][row][column % 4]. So four bytes are four columns of a row, for
+// M · x. With each 4 × 4 block transposed, in registers, they are four rows of a column, for Mᵀ · x.
 
 static constexpr int LANES = sizeof(Dwords) / 4;
 static constexpr int PARTS = 16 / LANES;  // registers for 16 lanes
@@ -24,10 +24,11 @@ INLINE Dwords splat_bytes(const uint8_t *from) {
     return bytes - Dwords{};
 }
 
-// One tile of a symmetric panel: y[moving] += M · x[fixed] and, but on the diagonal, own += Mᵀ · x[moving].
+// One tile of a symmetric panel: y[moving] += M · x[fixed] and, but on the diagonal,
+// own += Mᵀ · x[moving].
 template <int batch, bool diagonal>
-INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const uint8_t *moving, int32_t *y,
-                      Dwords (&own)[batch][4]) {
+INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const uint8_t *moving,
+                      int32_t *y, Dwords (&own)[batch][4]) {
     UNROLLED for (int part = 0; part < PARTS; ++part) {
         Dwords w[4], w_t[4];
         UNROLLED for (int q = 0; q < 4; ++q) {
@@ -133,9 +134,10 @@ INLINE Block<float> scaled_block(const Quantization &z, int64_t tile, int64_t b)
 }
 
 static void int8_quantize(const Quantization &z) {
-    typedef uint8_t Bytes __attribute__((vector_size(SYMRNN_REGISTER_BYTES / 4), aligned(1), may_alias));
+    typedef uint8_t Bytes
+        __attribute__((vector_size(SYMRNN_REGISTER_BYTES / 4), aligned(1), may_alias));
     for (int64_t b = 0; b < z.batch; ++b) {
-        Words largest = {};  // as bits: of positive numbers they have the same order, and NaN is above all
+        Words largest = {};  // as bits, which have the order of the numbers; NaN is above all
         for (int64_t tile = 0; tile < z.tiles; ++tile) {
             const Block<float> x = scaled_block(z, tile, b);
             for (int n = 0; n < Block<float>::REGISTERS; ++n) {
@@ -151,7 +153,7 @@ static void int8_quantize(const Quantization &z) {
         const float inverse = finite && most >= INT8_LEAST ? 127.0f / most : 0.0f;
         z.step[b] = finite ? most / 127.0f : __builtin_nanf("");
         for (int64_t tile = 0; tile < z.tiles; ++tile) {
-            const float magic = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer, in the lower bits
+            const float magic = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
             const Block<float> x = rounded_product(scaled_block(z, tile, b), inverse);
             uint8_t *const to = z.to + tile * z.stride + 16 * b;
             for (int n = 0; n < Block<float>::REGISTERS; ++n) {

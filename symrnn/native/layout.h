@@ -51,8 +51,8 @@ constexpr int64_t packed_length(bool symmetric, int64_t rows, int64_t columns, i
     return panel_start(symmetric, tiles_of(columns), gates, tiles_of(rows));
 }
 
-// Packed int8 matrices: the tiles, of bytes, then for each gate the scales of its rows, and for each gate
-// the sums of its rows, both padded with zeros to whole tiles.
+// Packed int8 matrices: the tiles, of bytes [column / 4][row][column % 4], then for each gate the
+// scales of its rows, and for each gate the sums of its rows, both padded to whole tiles.
 struct Int8Matrices {
     int8_t *tiles;
     float *scale;      // (gates, 16 · tiles of rows)

@@ -224,12 +224,12 @@ class Product {
         }
     }
 
-    // ---- int8: each share quantizes the vectors by itself, which takes less time than to wait for another.
+    // ---- int8: each share rounds the vectors by itself, which takes less time than waiting.
 
     bool int8() const { return w_.dtype == SYMRNN_INT8; }
 
-    // How many vectors an operand becomes: a symmetric matrix's scales are on both sides, and each gate has
-    // its own.
+    // How many vectors an operand becomes: the scales of a symmetric matrix are on both sides, and each
+    // gate has its own.
     int operands(int n) const { return w_.term[n].symmetric ? term_[n].count : 1; }
 
     Int8Matrices matrices(int n) const {
@@ -301,7 +301,8 @@ class Product {
                 const int64_t tiles = tiles_of(w_.term[n].rows);
                 T *const to = sums_ + term_[n].at + term_[n].gate[k] * term_[n].out;
                 for (int s = 0; s < shares_; ++s) all.sum[s] = {to + s * sum_size_, 0, tiles};
-                for (int64_t tile = tiles * share / shares_; tile < tiles * (share + 1) / shares_; ++tile)
+                const int64_t last = tiles * (share + 1) / shares_;
+                for (int64_t tile = tiles * share / shares_; tile < last; ++tile)
                     for (int64_t b = 0; b < batch; ++b)
                         for (int64_t i = 0; i < SIDE; ++i)
                             to[tile * stride_ + b * SIDE + i] = element<T>(all, 0, tile, b, i);

@@ -523,7 +523,8 @@ void check_forward(const Case<T> &c) {
                 }
                 output[at] = y;
                 // Rounded to int8, a state that differs little may give one that differs more.
-                next[static_cast<size_t>(i)] = c.hh->c.dtype == SYMRNN_INT8 ? c.output[static_cast<int64_t>(at)] : y;
+                const bool given = c.hh->c.dtype == SYMRNN_INT8;
+                next[static_cast<size_t>(i)] = given ? c.output[static_cast<int64_t>(at)] : y;
             }
             std::copy(next.begin(), next.end(), state);
         }
