@@ -163,7 +163,7 @@ def model_parser(program: str, description: str, epilog: str) -> argparse.Argume
         "--weights",
         choices=WEIGHTS,
         help="the type of the recurrent weights; bfloat16 rounds them and halves what a step "
-        "reads, on the native kernels for CPUs (float32)",
+        "reads, int8 halves it again, on the native kernels for CPUs (float32)",
     )
     add("--dry-run", action="store_true", help="print configuration and counts, run nothing")
     return parser

@@ -258,7 +258,9 @@ class GatedModule(nn.Module):
         """What the weights are packed as where no gradient is wanted: None for as they are.
 
         ``torch.bfloat16`` halves what a step reads, and rounds each weight to 8 bits of precision;
-        input, state and all arithmetic stay float32. It wants float32 weights and the native
+        input, state and all arithmetic stay float32. ``torch.int8`` halves that again: weights are
+        rounded to 255 steps, with a scale for each unit, and so are input and state in the
+        products, which are exact sums of integers. Both want float32 weights and the native
         kernels for CPUs: ``backend="fused"``, or "auto", which takes them wherever they run; of
         other backends it is a ValueError, and on a GPU it does nothing. Where a gradient is wanted,
         and in training therefore, the weights are what they are.
@@ -267,8 +269,11 @@ class GatedModule(nn.Module):
 
     @inference_dtype.setter
     def inference_dtype(self, dtype: torch.dtype | None) -> None:
-        if dtype not in (None, torch.bfloat16):
-            raise ValueError(f"inference_dtype should be None or torch.bfloat16, got: {dtype!r}")
+        if dtype not in (None, torch.bfloat16, torch.int8):
+            raise ValueError(
+                "inference_dtype should be None or one of torch.bfloat16, torch.int8, "
+                f"got: {dtype!r}"
+            )
         if dtype is not None and self.backend not in ("auto", "fused"):
             raise ValueError(
                 f'inference_dtype={dtype} wants backend="auto" or "fused", got: {self.backend!r}'

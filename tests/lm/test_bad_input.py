@@ -257,13 +257,14 @@ def test_no_compiler(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path
         ("--backend vendor", "kernels, --backend auto or fused, got: --backend vendor"),
     ],
 )
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("program", ["evaluate", "generate"])
 def test_weights_that_only_the_native_kernels_take(
-    refused: Refused, finished: Path, program: str, arguments: str, message: str
+    refused: Refused, finished: Path, program: str, weights: str, arguments: str, message: str
 ) -> None:
-    said = refused(program, finished, "--weights", "bfloat16", *arguments.split())
-    assert f"--weights bfloat16 is for the native {message}" in said
-    assert "invalid choice: 'int8'" in refused(program, finished, "--weights", "int8")
+    said = refused(program, finished, "--weights", weights, *arguments.split())
+    assert f"--weights {weights} is for the native {message}" in said
+    assert "invalid choice: 'int4'" in refused(program, finished, "--weights", "int4")
 
 
 def test_without_native_kernels(

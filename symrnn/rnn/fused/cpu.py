@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from symrnn import native
-from symrnn.rnn.fused.packing import DTYPES, Plan, address, check_numbers, library
+from symrnn.rnn.fused.packing import (
+    DTYPES,
+    Plan,
+    address,
+    check_numbers,
+    library,
+    plan_of,
+)
 
 ENOUGH_ROWS = 64
 """From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
@@ -37,6 +44,19 @@ def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of x (R, I) and w (M, I), by the faster product; not differentiable."""
     return matmul(x, w.mT, bias) if x.size(0) >= ENOUGH_ROWS else F.linear(x, w, bias)
+
+
+def linear_int8(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of x (R, I) and w (M, I), both rounded to int8 as symrnn.h says."""
+    plan = plan_of("w", *w.shape, "", "")
+    packed = plan.pack([w.unsqueeze(0)], torch.int8)
+    rows, y = x.contiguous(), x.new_empty(x.size(0), w.size(0))
+    status = library().symrnn_multiply(
+        plan.product(packed), False, len(rows), rows.data_ptr(), y.data_ptr(), 1,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    native.check(status)
+    return y if bias is None else y + bias
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
