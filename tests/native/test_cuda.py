@@ -296,7 +296,7 @@ def pack(w: Tensor) -> Tensor:
     """Symmetric matrices (gates, H, H), packed by the CPU's library: the layout is the same."""
     gates, side, _ = w.shape
     library, dense = native.library(), w.float().contiguous()
-    packed = torch.empty(library.symrnn_packed_length(1, side, side, gates))
+    packed = torch.empty(library.symrnn_packed_length(1, side, side, gates, native.Dtype.FLOAT))
     status = library.symrnn_pack(
         1, side, side, gates, Dtype.FLOAT, at(dense), side * side, side, Dtype.FLOAT, at(packed), 1
     )
