@@ -148,7 +148,9 @@ class Learner:
                 if value is not None:
                     place = f"optimizer/state/{index}/{name}"
                     check_like(value, parameters[index].detach(), place)
-        self.optimizer.load_state_dict(saved)
+        groups = zip(own["param_groups"], saved["param_groups"], strict=True)
+        merged = [{**ours, "lr": group["lr"]} for ours, group in groups]
+        self.optimizer.load_state_dict({**saved, "param_groups": merged})
 
 
 class Run:
@@ -531,11 +533,11 @@ def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
     saved = checkpoint.meta.get("config")
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder.last}: not a checkpoint that a run goes on from")
-    for name in (config.keys() | saved.keys()) - set(MACHINE):
-        if name not in config or name not in saved or config[name] != saved[name]:
+    for name in (config.keys() & saved.keys()) - {*MACHINE}:  # other versions may have fewer
+        if config[name] != saved[name]:
             raise CheckpointError(
-                f"{folder.last}: not the checkpoint of this run: {name} is "
-                f"{saved.get(name)!r} in it, {config.get(name)!r} in config.json"
+                f"{folder.last}: not the checkpoint of this run: {name} is {saved[name]!r} in it, "
+                f"{config[name]!r} in config.json"
             )
     return checkpoint
 
