@@ -85,7 +85,7 @@ def test_gradcheck_of_batched_gradients(backend: str) -> None:
 # ---- torch.func and forward mode ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "folded"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "script", "folded"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_transforms(kind: str, backend: str) -> None:
     layer = make(kind, backend)
@@ -105,7 +105,7 @@ def test_transforms(kind: str, backend: str) -> None:
     torch.testing.assert_close(torch.func.vmap(run)(batch), singly, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "folded"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "script", "folded"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_per_sample_gradients(kind: str, backend: str) -> None:
     layer = make(kind, backend)
