@@ -14,7 +14,7 @@ from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.stream import Stream
-from symrnn.rnn.weights import LayerWeights
+from symrnn.rnn.weights import LayerWeights, check_devices
 
 
 class RecurrentCell(GatedModule):
@@ -106,11 +106,10 @@ class RecurrentCell(GatedModule):
         return self._whole(state)
 
     def _step(self, input: Tensor, state: State) -> State:
-        backend = self.backend
-        if backend == "auto":
-            tensors = [input, self._some_weight(), *state]
-            backend = dispatch.choose(self._traits, tensors, 1, input.size(0))
+        tensors = [input, self._some_weight(), *state]
+        backend = dispatch.resolve(self.backend, self._traits, tensors, 1, input.size(0))
         weights, attributes = self.layer_weights(), self._attributes()
+        check_devices(weights)
         if backend == "fused" and self._can_run_packed(input, state, weights):
             fused.check(input, state, weights, attributes)
             shape = (input.size(0),)

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from symrnn import native
 from symrnn.rnn import folded, reference, torch_state, torchscript, vendor
+from symrnn.rnn.autocast import as_pytorch
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.stack import Backend
 
 BACKENDS: dict[str, Backend] = {
-    "reference": reference.BACKEND,
-    "script": torchscript.BACKEND,
+    "reference": as_pytorch(reference.BACKEND),
+    "script": as_pytorch(torchscript.BACKEND),
     "vendor": vendor.BACKEND,
-    "folded": folded.BACKEND,
-    "fused": fused.BACKEND,
+    "folded": as_pytorch(folded.BACKEND),
+    "fused": as_pytorch(fused.BACKEND),
 }
 
 
@@ -61,6 +62,20 @@ class Traits(NamedTuple):
         return self.fold_cost < 1
 
 
+def resolve(backend: str, traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> str:
+    """The backend that a call runs on: the one asked for, or the fastest for "auto".
+
+    But for programs made of the call. A trace holds the steps of a loop one by one, as many as the
+    example has, and ONNX knows no operators but PyTorch's: there PyTorch's operator stands in.
+    """
+    tracing = torch.jit.is_tracing()
+    if tracing and backend != "fused":
+        return "vendor"
+    if (tracing or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
+        return "vendor"
+    return choose(traits, tensors, steps, batch) if backend == "auto" else backend
+
+
 def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> str:
     """The backend that is fastest for a call.
 
@@ -69,14 +84,16 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
       (:func:`folding_pays`).
     - PyTorch's LSTM re-packs all weights on every call. For a step or a few without gradients that
       costs more than the steps themselves, and the plain loop is faster.
-    - Everywhere else the vendor's operator is. Autocast goes there too, so that the dtype of the
-      output is that of PyTorch's layer at any length.
+    - Everywhere else the vendor's operator is. Autocast goes there too.
+    - torch.func and forward-mode derivatives take the plain loop: its operators have all the rules
+      that they want, the vendor's not.
 
     tensors: the input, a weight, and the state. What is wrong with them is left to the vendor's
         operator to say.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if traced or not tensors[0].is_cpu or torch.is_autocast_enabled("cpu"):
+    if torch_state.is_transformed() or torch_state.in_forward_mode():
+        return "reference"
+    if torch.compiler.is_compiling() or not tensors[0].is_cpu or torch.is_autocast_enabled("cpu"):
         return "vendor"
     if _takes_fused(traits, tensors, steps, batch):
         return "fused"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from symrnn.rnn import torch_state
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import State, autocast_on, by_layer, steps_of, with_ended
 from symrnn.rnn.weights import LayerWeights
@@ -50,7 +51,7 @@ def _layer(
     matrices = [matrix.flatten(0, 1) for matrix in w.hh.folded()]
     tensors = [x, w.ih.dense(), w.bias_ih, w.bias_hh, *state, *matrices]
     with _autocast_settled(tensors) as settled:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or _is_transformed():
             results = loop.composite(*settled)
         elif torch.is_grad_enabled():
             results = _Differentiable.apply(loop, *settled)
@@ -58,6 +59,11 @@ def _layer(
             results, _ = loop.run(*settled)
     output, *state = results[: 1 + len(state)]
     return output, state
+
+
+def _is_transformed() -> bool:
+    """Whether derivatives are taken, or batches made, in ways that know PyTorch's operators."""
+    return torch_state.is_transformed() or torch_state.in_forward_mode()
 
 
 # torch.compile leaves the loop alone: traced, it would be unrolled.
@@ -351,13 +357,15 @@ class _Differentiable(torch.autograd.Function):
             torch.zeros_like(part) if given is None else given
             for given, part in zip(d_results[: len(like)], like, strict=True)
         ]
-        if not torch.is_grad_enabled():
+        again = torch.is_grad_enabled()
+        if not again and not torch_state.are_batched(d):
             return None, *_backward(loop, saved, wanted, tensors, *d)
-        # A gradient of this gradient is wanted, which is autograd's.
+        # A gradient of this gradient is wanted, or those of many losses at once: autograd's.
         leaves = [tensor for tensor, wants in zip(tensors, wanted, strict=True) if wants]
-        results = loop.composite(*tensors)
+        with torch.enable_grad():
+            results = loop.composite(*tensors)
         found = iter(
-            torch.autograd.grad(results, leaves, d, create_graph=True, materialize_grads=True)
+            torch.autograd.grad(results, leaves, d, create_graph=again, materialize_grads=True)
         )
         return None, *(next(found) if wants else None for wants in wanted)
 

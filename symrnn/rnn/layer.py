@@ -17,7 +17,7 @@ from symrnn.rnn.fused.operators import check_lengths
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State, autocast_on
 from symrnn.rnn.stream import Stream
-from symrnn.rnn.weights import LayerWeights
+from symrnn.rnn.weights import LayerWeights, check_devices
 
 
 class RecurrentLayer(GatedModule):
@@ -153,12 +153,11 @@ class RecurrentLayer(GatedModule):
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-        backend = self.backend
-        if backend == "auto":
-            steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
-            tensors = [input, self._some_weight(), *state]
-            backend = dispatch.choose(self._traits, tensors, steps, state[0].size(1))
+        steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
+        tensors = [input, self._some_weight(), *state]
+        backend = dispatch.resolve(self.backend, self._traits, tensors, steps, state[0].size(1))
         weights, attributes = self.layer_weights(), self._attributes()
+        check_devices(weights)
         if backend == "fused" and self._can_run_packed(input, state, weights):
             fused.check(input, state, weights, attributes)
             return self._run_packed(input, batch_sizes, state, weights, attributes)

@@ -20,6 +20,7 @@ without_modes: Callable[[], Any] = _disable_current_modes
 """A context in which no mode of a tracer acts: for constants of our own, made meanwhile."""
 
 _transforms = torch._C._functorch.peek_interpreter_stack
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_mode = torch._C._is_torch_function_mode_enabled
 _tracer = torch._C._get_tracing_state
@@ -31,9 +32,25 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and _transforms() is not None
 
 
+def are_batched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a batch of gradients is being taken at once, these among them.
+
+    By a transform of torch.func, or by ``torch.autograd.grad(..., is_grads_batched=True)``, which
+    vectorizes on its own.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return is_transformed() or any(t is not None and _is_batched(t) for t in tensors)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return forward_ad._current_level >= 0
+
+
 def has_tangent(tensors: Sequence[Tensor]) -> bool:
     """Whether forward-mode derivatives are being taken of any of them."""
-    if forward_ad._current_level < 0:
+    if not in_forward_mode():
         return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 

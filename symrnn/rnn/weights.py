@@ -6,6 +6,8 @@ folded; the packing of :mod:`symrnn.rnn.fused.packing` is made of them too.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,3 +100,18 @@ class LayerWeights:
         """The expanded weights as PyTorch's layer lists them."""
         others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]
         return [self.ih.dense(), self.hh.dense(), *others]
+
+
+def check_devices(weights: Sequence[LayerWeights]) -> None:
+    """Raise ValueError that names the weight that is not where most are.
+
+    PyTorch's products take a matrix of the device "meta", which has no numbers, beside tensors that
+    have some, and give what happened to lie in the memory of the result.
+    """
+    if len({tensor.device for w in weights for tensor in w.tensors}) == 1:
+        return
+    named = [item for w in weights for item in w.named_tensors().items()]
+    (device, _), *_ = Counter(tensor.device for _, tensor in named).most_common()
+    for name, tensor in named:
+        if tensor.device != device:
+            raise ValueError(f"{name} should be on the device {device}, got: {tensor.device}")

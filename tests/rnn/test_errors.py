@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_sequence
 
-from symrnn import SymGRU, SymLSTM, SymRNN
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, native
 
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
@@ -338,3 +338,27 @@ def test_pytorchs_weights_are_shown_the_way_in(layer: Any, plain: Any) -> None:
     words = rf"stores weight_hh_l0 as weight_hh_l0_avg\. Sym{name}\.from_{name.lower()} takes the"
     with pytest.raises(RuntimeError, match=words):
         layer(IN, H).load_state_dict(plain(IN, H).state_dict())
+
+
+# ---- devices -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("backend", [*BACKENDS, "folded", *["fused"] * native.available()])
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN, SymLSTMCell, SymGRUCell, SymRNNCell])
+def test_each_weight_is_where_the_others_are(make: Any, backend: str, grad: bool) -> None:
+    """Or else the result would be what happens to lie in its memory."""
+    gates = {SymRNN: "", SymRNNCell: ""}.get(make, make.GATES[0])
+    options = {"symm": "tri8"} if backend == "folded" else {"symm": "avg", "symm_hh": gates}
+    if not make.IS_CELL:
+        options |= {"num_layers": 2, "bidirectional": True}
+    x = torch.randn(3, 4) if make.IS_CELL else torch.randn(8, 3, 4)
+    module = make(4, 4, backend=backend, **options)
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(parameter.detach().to("meta")))
+        words = rf"^{name} should be on the device cpu, got: meta$"
+        with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=words):
+            module(x)
+        setattr(module, name, parameter)
+        with torch.no_grad():
+            module(x)  # packs where something is packed

@@ -38,6 +38,8 @@ from symrnn import (
     save_packed,
 )
 
+BACKENDS = ["vendor", "auto", "reference", "script", "folded"]
+BACKENDS += ["fused"] if native.available() else []
 T, B, IN, H = 4, 3, 2, 5
 FORMS = ["none", "tri", "avg", "avg:full"]
 # All forms of one kind, and one form of every kind.
@@ -247,6 +249,72 @@ def test_traced(make: Callable[..., Any], options: dict[str, Any]) -> None:
     for steps, batch in ((T, B), (6, 2)):
         x = torch.randn(steps, batch, IN)
         torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN])
+def test_a_trace_of_any_backend_runs_other_lengths(make: Callable[..., Any], backend: str) -> None:
+    layer = make(IN, H, 2, symm="avg8", bidirectional=True, backend=backend)
+    traced = torch.jit.trace(layer, (torch.randn(T, B, IN),))
+    for steps in (1, T, T + 3):
+        x = torch.randn(steps, B, IN)
+        torch.testing.assert_close(traced(x), layer(x))
+
+
+# ---- ONNX --------------------------------------------------------------------------------------
+
+
+def onnx_file(module: nn.Module, *arguments: Any, **free: Any) -> bytes:
+    file = io.BytesIO()
+    torch.onnx.export(module, arguments, file, input_names=["x"], dynamo=False, **free)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("make", "name"), [(SymLSTM, b"LSTM"), (SymGRU, b"GRU"), (SymRNN, b"RNN")])
+def test_onnx_files_of_every_backend_hold_the_operator_of_pytorch(
+    make: Callable[..., Any], name: bytes
+) -> None:
+    """So that the length of time, left open, is open: a loop would be unrolled."""
+    layer, x = make(IN, H, 2, symm="avg8").eval(), torch.randn(T, B, IN)
+    files = []
+    for layer.backend in BACKENDS:
+        files.append(onnx_file(layer, x, dynamic_axes={"x": {0: "time", 1: "batch"}}))
+    assert name in files[0]
+    assert all(file == files[0] for file in files)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_onnx_file_gives_right_answers_at_other_lengths(backend: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layer = SymGRU(IN, H, 2, symm="avg8", bidirectional=True, backend=backend).eval()
+    file = onnx_file(layer, torch.randn(T, B, IN), dynamic_axes={"x": {0: "time"}})
+    session = onnxruntime.InferenceSession(file)
+    for steps in (1, T, T + 3):
+        x = torch.randn(steps, B, IN)
+        found = map(torch.from_numpy, session.run(None, {"x": x.numpy()}))
+        torch.testing.assert_close(tuple(found), layer(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_programs_on_their_way_to_onnx_hold_operators_of_pytorch(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the exporter by torch.export has it, which wants packages of its own."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    layer = SymLSTM(IN, H, symm="avg8", backend=backend)
+    cell = SymGRUCell(IN, H, symm="avg8", backend=backend)
+    for module, x, name in (
+        (layer, torch.randn(T, B, IN), "aten.lstm.input"),
+        (cell, torch.randn(B, IN), "aten.gru_cell.default"),
+    ):
+        program = torch.export.export(module, (x,), strict=False)
+        assert name in {str(node.target) for node in program.graph.nodes}
+        torch.testing.assert_close(program.module()(x), module(x))
 
 
 # ---- torch.fx ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from symrnn.rnn import torch_state
 from symrnn.rnn.fused.cpu import ENOUGH_ROWS
 from symrnn.rnn.fused.operators import LIBRARY, hidden_plan
 from symrnn.rnn.modes import MODES
@@ -33,13 +34,14 @@ def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple
     inputs, saved, hidden = tensors[:6], tensors[6:11], tensors[11:]
     wanted = ctx.needs_input_grad
     d_cn = d_cn if ctx.attributes[0] == "LSTM" else None  # a tracer gives one even so
-    if torch.is_grad_enabled():
-        found = _differentiable_backward(
-            ctx.attributes, saved[1], wanted, inputs, hidden, d_output, d_hn, d_cn
-        )
-    else:
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            found = _backward(ctx.attributes, wanted, inputs, saved, d_output, d_hn, d_cn)
+    d_results = d_output, d_hn, d_cn
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        if torch.is_grad_enabled() or torch_state.are_batched(d_results):
+            found = _composite_backward(
+                ctx.attributes, saved[1], wanted, inputs, hidden, *d_results
+            )
+        else:
+            found = _backward(ctx.attributes, wanted, inputs, saved, *d_results)
     d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = found
     return (
         *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None),
@@ -82,7 +84,7 @@ def _backward(
     return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
 
 
-def _differentiable_backward(
+def _composite_backward(
     attributes: Sequence[Any],
     batch_sizes: Tensor | None,
     wanted: Sequence[Any],
@@ -90,21 +92,26 @@ def _differentiable_backward(
     hidden: Sequence[Any],
     *d_results: Tensor | None,
 ) -> tuple[Any, ...]:
-    """As :func:`_backward`, by autograd, where a gradient of the gradient is wanted."""
+    """As :func:`_backward`, by autograd.
+
+    Where a gradient of the gradient is wanted, or gradients of a whole batch of losses at once.
+    """
     # Aliases, so that none has a part in another's history: a cell's input may be made of its
     # state, two biases may be one tensor. What is saved would be found once more behind itself.
-    arguments = [None if t is None else t.view_as(t) for t in (*inputs, *hidden)]
+    with torch.enable_grad():
+        arguments = [None if t is None else t.view_as(t) for t in (*inputs, *hidden)]
     inputs, hidden = arguments[: len(inputs)], arguments[len(inputs) :]
     wants = [*wanted[:4], *wanted[5:7], *wanted[4]]
     leaves = [t for t, wants_it in zip(arguments, wants, strict=True) if wants_it and t is not None]
-    results = _composite(attributes, batch_sizes, inputs, hidden)
+    with torch.enable_grad():
+        results = _composite(attributes, batch_sizes, inputs, hidden)
     pairs = [(r, d) for r, d in zip(results, d_results, strict=False) if d is not None]
     gradients = iter(
         torch.autograd.grad(
             [r for r, _ in pairs],
             leaves,
             [d for _, d in pairs],
-            create_graph=True,
+            create_graph=torch.is_grad_enabled(),
             materialize_grads=True,
         )
     )

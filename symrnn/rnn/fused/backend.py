@@ -37,10 +37,9 @@ def run(
     if input.is_cuda:
         return _run_cuda(input, batch_sizes, state, weights, attributes)
     output, state = _run_cpu(input, batch_sizes, state, weights, attributes)
-    if _autocast_acts(weights[0]):  # as it would have on PyTorch's operators
-        low = torch.get_autocast_dtype("cpu")
-        return output.to(low), [part.to(low) for part in state]
-    return output, state
+    # A copy: the backward pass reads the output, and users change theirs in place. (A trace is to
+    # be the same with and without gradients.)
+    return output.clone(), state
 
 
 def cell(x: Tensor, state: State, w: LayerWeights, attributes: Attributes) -> State:
@@ -49,13 +48,7 @@ def cell(x: Tensor, state: State, w: LayerWeights, attributes: Attributes) -> St
     parts = [part.unsqueeze(0) for part in state]
     run_there = _run_cuda if x.is_cuda else _run_cpu
     _, new = run_there(x.unsqueeze(0), None, parts, [w], attributes)
-    new = [part.squeeze(0) for part in new]
-    if _autocast_acts(w):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        if attributes.mode in ("LSTM", "GRU"):  # PyTorch's meet the state in its own dtype
-            dtype = torch.promote_types(dtype, state[-1].dtype)
-        return [part.to(dtype) for part in new]
-    return new
+    return [part.squeeze(0) for part in new]
 
 
 BACKEND = Backend(run, cell)
@@ -151,12 +144,6 @@ def wants_gradient(input: Tensor, state: State, weights: list[LayerWeights]) -> 
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _autocast_acts(w: LayerWeights) -> bool:
-    """Whether autocast is on, and the weights are not float64, which it leaves alone."""
-    weight = w.hh.tensors[0]
-    return autocast_on(weight.device.type) and weight.dtype != torch.float64
-
-
 def check_fused(proj_size: int) -> None:
     """ValueError for a module that the kernels cannot run, RuntimeError if there are none."""
     if proj_size:
@@ -185,10 +172,6 @@ def check(input: Tensor, state: State, weights: list[LayerWeights], attributes: 
             raise ValueError(f"{name} should be {dtype}, as the weights are, got: {tensor.dtype}")
     if torch.compiler.is_compiling():
         return
-    for w in weights:
-        for name, tensor in w.named_tensors().items():
-            if tensor.device != device:
-                raise ValueError(f"{name} should be on the device {device}, got: {tensor.device}")
     check_fused(0 if weights[0].hr is None else weights[0].hr.size(0))
     if torch_state.is_transformed():  # rather than lose a derivative
         raise RuntimeError(

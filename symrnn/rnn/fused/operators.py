@@ -17,6 +17,8 @@ H hidden, G gates. Sequences are sorted by falling length; without ``batch_sizes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -329,6 +331,25 @@ def _matmul_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 # ---- what PyTorch is told ----------------------------------------------------------------------
 
 
+def _on_one_device(shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """The shape function, with a ValueError for numbers of more than one device.
+
+    It is called where any tensor is on "meta", and what it allocates elsewhere would pass for
+    results.
+    """
+
+    @wraps(shapes)
+    def checked(*arguments: Any) -> Any:
+        given = [t for a in arguments for t in (a if isinstance(a, list) else [a])]
+        tensors = [t for t in given if isinstance(t, Tensor) and t.is_floating_point()]
+        devices = sorted({str(t.device) for t in tensors})
+        if len(devices) > 1:
+            raise ValueError(f"tensors should be on one device, got: {', '.join(devices)}")
+        return shapes(*arguments)
+
+    return checked
+
+
 def _refuse_vmap(*_: Any) -> Any:
     raise RuntimeError('symrnn\'s native kernels cannot run under vmap: use backend="reference"')
 
@@ -341,6 +362,6 @@ for _name, _function, _shapes in (
 ):
     for _device in ("CPU", "CUDA"):
         torch.library.impl(LIBRARY, _name, _device)(_function)
-    torch.library.register_fake(f"symrnn::{_name}", _shapes, lib=LIBRARY)
+    torch.library.register_fake(f"symrnn::{_name}", _on_one_device(_shapes), lib=LIBRARY)
     torch.library.register_autocast(f"symrnn::{_name}", "cpu", torch.float32, lib=LIBRARY)
     torch.library.register_vmap(f"symrnn::{_name}", _refuse_vmap, lib=LIBRARY)

