@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.storage import Packed, is_packed
+from symrnn.symmetry import check_symmetry_name
 from symrnn.training import (
+    Checkpoint,
     CheckpointError,
+    check_shapes,
     load_checkpoint,
     resolve_device,
     restore_model,
@@ -104,8 +107,10 @@ def load_saved(
         config["precision"] = precision or config["precision"]
         if weights is not None:
             config["weights"] = weights
+        _check_types(config, stored.meta)
         check_machine(config, device)
         codec = codec_from_state(stored.meta["codec"])
+        _check_sizes(config, len(codec), stored)
         model = build_model(config, len(codec))
     except KeyError as error:
         raise CheckpointError(f"{file}: not a language model: its meta lacks {error}") from error
@@ -118,6 +123,61 @@ def load_saved(
     if config.get("weights") == "bfloat16":
         model.rnn.inference_dtype = torch.bfloat16
     return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("embedding_size", "hidden_size", "num_layers"), (int,)),
+    "dropout": (int, float),
+    "tied": (bool,),
+    **dict.fromkeys(("cell", "symm", "symm_hh", "symm_ih", "precision"), (str,)),
+}
+"""What a configuration says of the model, and of which type it is."""
+
+_OUTCOME: dict[str, tuple[type, ...]] = {"epoch": (int,), "valid_perplexity": (int, float)}
+"""What else the meta of a best model says."""
+
+
+def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raise TypeError for a part of what is stored that is not of its type."""
+    stored = {name: config[name] for name in _KINDS}
+    stored |= {name: meta[name] for name in _OUTCOME if name in meta}
+    for name, value in stored.items():
+        kinds = (_KINDS | _OUTCOME)[name]
+        if type(value) not in kinds:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"its {name} should be of type {wanted}, got: {value!r}")
+    if config["precision"] not in PRECISIONS:
+        raise TypeError(
+            f"its precision should be one of {', '.join(PRECISIONS)}, got: {config['precision']!r}"
+        )
+
+
+def _check_sizes(config: Mapping[str, Any], vocab_size: int, stored: Packed | Checkpoint) -> None:
+    """Raise an error unless the tensors of a file have the sizes that its configuration says.
+
+    Before a model of these sizes is built, for they may be any.
+    """
+    if config["num_layers"] > len(stored.tensors):  # each layer has some of its own
+        raise TypeError(
+            f"its num_layers are {config['num_layers']}, but it has {len(stored.tensors)} tensors"
+        )
+    symm, tied = config["symm"], config["tied"]
+    try:
+        check_symmetry_name("its symm", symm, "none")
+        with torch.device("meta"):
+            model = build_model({**config, "symm": "none", "backend": "auto"}, vocab_size)
+    except (UserError, ValueError) as error:
+        raise TypeError(str(error)) from error
+    if isinstance(stored, Packed):
+        stored.check_plain(model)
+        return
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for layout in model.rnn.gate_layouts() if symm != "none" else ():
+        gates = config["symm_hh" if layout.name.startswith("weight_hh") else "symm_ih"]
+        del shapes[f"rnn.{layout.name}"]
+        stored_as = replace(layout, symmetric=gates, form=symm).shapes
+        shapes |= {f"rnn.{name}": shape for name, shape in stored_as.items()}
+    check_shapes(stored, shapes, tied=["decoder.weight"] if tied else [])
 
 
 def load_by_options(options: argparse.Namespace) -> Saved:

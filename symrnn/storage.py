@@ -36,7 +36,14 @@ from symrnn.files.verified import FileKind
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.weights import GateMatrix
-from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name, get_symmetry
+from symrnn.symmetry import (
+    SymmetricTensor,
+    Symmetry,
+    check_symmetry_name,
+    get_symmetry,
+    numel_of,
+    parameter_shape,
+)
 from symrnn.symmetry.tensor import check_axes
 
 _STORED = (torch.float16, torch.bfloat16, torch.float32)
@@ -141,7 +148,7 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
         tied, meta = contents["tied"], contents["meta"]
         if not (isinstance(tied, dict) and isinstance(meta, dict)):
             raise TypeError("its tied and meta are no objects")
-        _check_names(tensors, forms, tied)
+        _check_contents(tensors, forms, tied)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PackedError(f"{path}: is refused, as it contradicts itself: {error}") from error
     return Packed(path, meta, tensors, tied, forms)
@@ -162,6 +169,22 @@ class Packed:
     tensors: dict[str, Tensor]
     tied: dict[str, str]
     _forms: dict[str, _Form]
+
+    def check_plain(self, model: nn.Module) -> None:
+        """Raise PackedError unless the matrices, expanded, have the names and shapes of ``model``.
+
+        Before a model is built as the file's own ``meta`` says, which may name any size: a plain
+        model on the meta device takes no memory.
+        """
+        state = model.state_dict()
+        held = self.tensors.keys() | self.tied.keys()
+        absorbed = {key for form in self._forms.values() for key in form.keys}
+        self._check_names((held - absorbed) | self._forms.keys(), state)
+        shapes = {name: form.full_shape for name, form in self._forms.items()}
+        shapes |= {name: tuple(self._tensor(name).shape) for name in state if name not in shapes}
+        for name, shape in shapes.items():
+            if shape != tuple(state[name].shape):
+                raise self._another("size", name, shape, tuple(state[name].shape))
 
     def load_into(self, model: nn.Module) -> None:
         """Fill ``model``, on any device, which must match name by name.
@@ -355,6 +378,11 @@ class _Form:
 
     @property
     @abstractmethod
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of its parameters, in the order of ``keys``."""
+
+    @property
+    @abstractmethod
     def full_shape(self) -> tuple[int, ...]:
         """The shape of the full matrix."""
 
@@ -380,6 +408,10 @@ class _Matrix(_Form):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(f"the side of {self.name}", self.side)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [(numel_of(self.symm, self.side),)]
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -409,6 +441,10 @@ class _Tensor(_Form):
             raise TypeError(f"the shape of {self.name} is {self.shape!r}")
         _check_sizes(f"the shape of {self.name}", *self.shape)
         _check_sizes(f"the groups of {self.name}", self.groups)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [parameter_shape(self.symm, self.shape, self.axes, self.groups)]
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -449,6 +485,10 @@ class _Gates(_Form):
         return [f"{owner}{dot}{name}" for name in self._layout.parameter_names]
 
     @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [*self._layout.shapes.values()]
+
+    @property
     def full_shape(self) -> tuple[int, ...]:
         return len(self.gates) * self.side, self.side
 
@@ -484,10 +524,10 @@ def _read_form(name: str, spec: dict[str, Any]) -> _Form:
     return _KINDS[kind](name=name, **fields)
 
 
-def _check_names(
+def _check_contents(
     tensors: Mapping[str, Tensor], forms: Mapping[str, _Form], tied: Mapping[str, str]
 ) -> None:
-    """Raises ValueError unless the forms' parameters and the tied tensors are in a file."""
+    """Raises ValueError unless a file has the forms' parameters, of their sizes, and the tied."""
     for name, stored in tied.items():
         if name in tensors or stored not in tensors:
             raise ValueError(f"{name} cannot be tied to {stored}")
@@ -498,6 +538,13 @@ def _check_names(
             raise ValueError(f"{name} is stored as {form}, but there is no {absent[0]}")
         if name in held:
             raise ValueError(f"{name} is stored as {form}, and plain too")
+        for key, shape in zip(form.keys, form.shapes, strict=True):
+            found = tuple(tensors[tied.get(key, key)].shape)
+            if found != shape:
+                raise ValueError(
+                    f"{name} is stored as {form}, whose parameters have another size: {shape}, and "
+                    f"{key} has {found}"
+                )
 
 
 def _forms_of(model: nn.Module) -> dict[str, _Form]:

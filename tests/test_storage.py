@@ -499,6 +499,30 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         save_packed(nn.Linear(2, 2), tmp_path / "none" / "m")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Cannot allocate memory (os error 12)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    save_packed(Model("avg"), tmp_path / "packed")
+    save_checkpoint(tmp_path / "checkpoint", Model("avg").state_dict(), {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    for name, load in (("packed", open_packed), ("checkpoint", load_checkpoint)):
+        path, noun = tmp_path / name, name.replace("packed", "packed model")
+        words = f"{path}: cannot be read: the memory is too small for the {noun}, of "
+        with pytest.raises((PackedError, CheckpointError), match=f"^{re.escape(words)}"):
+            load(path)
+
+
 # ---- forged and mutated files -------------------------------------------------------------------
 
 Contents = dict[str, Any]
@@ -520,6 +544,11 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["forms"][FORM].update(symm=[]), "contradicts itself"),
     (lambda c, t: c["forms"][FORM].update(side=9), "another size"),
     (lambda c, t: c["forms"][FORM].update(side=2**70), "another size"),
+    (lambda c, t: c["forms"]["fc.weight"].update(side=50_000), r"another size: \(1250025000,\)"),
+    (
+        lambda c, t: c["forms"]["conv.weight"].update(shape=[80_000, 40_000, 3, 3]),
+        r"another size: \(2, 3, 3, 800020000\), and",
+    ),
     (lambda c, t: c["forms"][FORM].update(side=0), "at least 1, got: 0"),
     (lambda c, t: c["forms"][FORM].update(side=8.0), "at least 1, got: 8.0"),
     (lambda c, t: c["forms"][FORM].update(side=True), "at least 1, got: True"),
@@ -534,14 +563,17 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["forms"][FORM].pop("side"), "contradicts itself"),
     (lambda c, t: c["forms"][FORM].update(kind="pickle"), "known are matrix, tensor, gates"),
     (lambda c, t: c["forms"][FORM].update(kind=[]), "contradicts itself"),
-    (lambda c, t: c["forms"]["conv.weight"].update(axes="space"), "another form"),
+    (
+        lambda c, t: c["forms"]["conv.weight"].update(axes="space"),
+        r"another size: \(8, 4, 6\), and",
+    ),
     (
         lambda c, t: c["forms"]["conv.weight"].update(axes=[1]),
         r"axes should be one of .*got: \[1\]",
     ),
-    (lambda c, t: c["forms"]["conv.weight"].update(groups=1), "another form"),
+    (lambda c, t: c["forms"]["conv.weight"].update(groups=1), "has no square matrices"),
     (lambda c, t: c["forms"]["conv.weight"].update(groups=-2), "at least 1, got: -2"),
-    (lambda c, t: c["forms"]["conv.weight"].update(shape=[8]), "another size"),
+    (lambda c, t: c["forms"]["conv.weight"].update(shape=[8]), "has no square matrices"),
     (lambda c, t: c["forms"]["conv.weight"].update(shape=[8, "4"]), "at least 1, got: '4'"),
     (lambda c, t: c["forms"]["conv.weight"].update(shape=8), "shape of conv.weight is 8"),
     (lambda c, t: c["forms"].pop(FORM), "another form|the model lacks"),

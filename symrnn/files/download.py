@@ -6,7 +6,6 @@ is missing, a download is a UserError that says what to install.
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import os
 import shutil
@@ -14,9 +13,10 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,22 +91,29 @@ def unpack(archive: Path, members: Mapping[str, str], folder: Path) -> None:
     cannot be written.
     """
     folder.mkdir(exist_ok=True)
+    for name, blocks in groupby(_contents(archive, members), itemgetter(0)):
+        with open(folder / members[name], "wb") as file:
+            for _, block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _contents(archive: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """The contents of these members, one after the other, in blocks with the member's name."""
     try:
         with _opened(archive) as member:
-            for name, here in members.items():
+            for name in names:
                 source = member(name)
                 if source is None:
                     raise KeyError(f"{name} is no file")
-                with source, open(folder / here, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                    file.flush()
-                    os.fsync(file.fileno())
-    except (*_DAMAGED, KeyError, RuntimeError) as error:  # the last for what is encrypted
-        why = error.args[0] if error.args else error
+                with source:
+                    yield name, b""  # of an empty file too
+                    while block := source.read(1 << 20):
+                        yield name, block
+    except Exception as error:  # damage may lead the libraries to any
+        why = str(error.args[0] if error.args else "") or type(error).__name__
         raise UserError(f"{archive.name} is not the archive that it should be: {why}") from error
-
-
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error)
 
 
 @contextmanager

@@ -98,10 +98,10 @@ class FileKind:
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors, on the CPU and in the order saved, and `meta`; needs the size in memory.
 
-        Raises `error`, with a message for each, for a path that is missing, a folder, or not
-        readable; for an empty file, a pickle of `torch.save` (never opened: that would run its
-        code), a file that is not safetensors, one that is but of another kind or version; for a
-        truncated or overlong file; and if anything in it was changed.
+        Raises `error`, with a message for each, for a path that is missing, a folder, not readable,
+        or too large for the memory; for an empty file, a pickle of `torch.save` (never opened: that
+        would run its code), a file that is not safetensors, one that is but of another kind or
+        version; for a truncated or overlong file; and if anything in it was changed.
         """
         library = self._library(path)
         try:
@@ -124,8 +124,12 @@ class FileKind:
             raise self.error(
                 f"{path}: is truncated or damaged: {_how_short(path) or error}"
             ) from error
-        except (KeyError, TypeError, ValueError, RuntimeError):  # what a changed header can lead to
-            intact = False
+        except MemoryError:
+            raise self._too_little_memory(path) from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if "allocate memory" in str(error):  # PyTorch's have no kind of their own
+                raise self._too_little_memory(path) from None
+            intact = False  # what a changed header can lead to
         if not intact:
             raise self.error(
                 f"{path}: is damaged, or another program changed it: "
@@ -139,8 +143,8 @@ class FileKind:
         try:
             with library.safe_open(path, "pt") as file:
                 return self.key in (file.metadata() or {})
-        except (OSError, library.SafetensorError):
-            return False
+        except (OSError, MemoryError, library.SafetensorError):
+            return False  # `read` has words for it
 
     def _library(self, path: Path) -> ModuleType:
         """The safetensors package; models train and run without it."""
@@ -151,7 +155,17 @@ class FileKind:
                 f"{path}: a {self.noun} needs the safetensors package, which is not installed: "
                 "pip install safetensors"
             ) from error
+        except OSError as error:
+            raise self.error(
+                f"{path}: the safetensors package cannot be loaded: {describe_os_error(error)}"
+            ) from error
         return safetensors
+
+    def _too_little_memory(self, path: Path) -> UserError:
+        return self.error(
+            f"{path}: cannot be read: the memory is too small for the {self.noun}, of "
+            f"{path.stat().st_size:,} bytes"
+        )
 
     def _why_not_saved(self, path: Path, error: OSError, size: int) -> str:
         if error.errno == errno.ENOENT:

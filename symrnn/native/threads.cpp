@@ -178,6 +178,8 @@ void forget_helpers() {
         for (Share &share : crew.share) {
             share.asleep.store(0);
             share.bound.store(0);
+            // The caller of a phase that was open is not here: nobody may claim of it.
+            share.word.store(word_of(phase_of(share.word.load()), DONE));
         }
     }
 }

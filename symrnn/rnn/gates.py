@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symrnn.symmetry import Symmetry, is_symmetry_name
+from symrnn.symmetry import Symmetry, is_symmetry_name, numel_of
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,19 @@ class GateLayout:
             "and which can be normalised, pruned or dropped; the matrix stays symmetric"
         )
 
-    def empty(self, symmetry: Symmetry | None, **factory: Any) -> dict[str, Tensor]:
-        """These parameters by name, uninitialized."""
-        made = {}
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of these parameters by name."""
+        made: dict[str, tuple[int, ...]] = {}
         if self.symmetric_name is not None:
-            assert symmetry is not None
-            shape = (len(self.symmetric), symmetry.numel)
-            made[self.symmetric_name] = torch.empty(shape, **factory)
+            made[self.symmetric_name] = (len(self.symmetric), numel_of(self.form, self.rows))
         if self.rest_name is not None:
-            made[self.rest_name] = torch.empty(len(self.rest) * self.rows, self.columns, **factory)
+            made[self.rest_name] = (len(self.rest) * self.rows, self.columns)
         return made
+
+    def empty(self, **factory: Any) -> dict[str, Tensor]:
+        """These parameters by name, uninitialized."""
+        return {name: torch.empty(shape, **factory) for name, shape in self.shapes.items()}
 
     def nearest(self, w: Tensor, symmetry: Symmetry | None) -> dict[str, Tensor]:
         """The parameters by name of a stacked matrix w (G·H, C), symmetric gates the nearest.

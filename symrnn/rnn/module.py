@@ -83,7 +83,7 @@ class GatedModule(nn.Module):
                     name, self.GATES, symmetric, self.hidden_size, like.size(1), symm
                 )
                 self._layouts[name] = layout
-                parameters = layout.empty(self.symmetry, **factory)
+                parameters = layout.empty(**factory)
             for stored, empty in parameters.items():
                 self.register_parameter(stored, Parameter(empty))
         if self.symmetry is not None:

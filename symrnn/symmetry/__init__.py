@@ -7,8 +7,9 @@ from symrnn.symmetry.registry import (
     get_symmetry,
     is_symmetry_name,
     list_symmetries,
+    numel_of,
 )
-from symrnn.symmetry.tensor import SymmetricTensor
+from symrnn.symmetry.tensor import SymmetricTensor, parameter_shape
 
 __all__ = [
     "SymmetricTensor",
@@ -19,4 +20,6 @@ __all__ = [
     "get_symmetry",
     "is_symmetry_name",
     "list_symmetries",
+    "numel_of",
+    "parameter_shape",
 ]

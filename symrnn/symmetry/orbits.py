@@ -68,6 +68,10 @@ def _next_of_class(classes: NDArray[np.int32]) -> Indices:
     return target
 
 
+_MOST_SIDE = 46340
+"""The largest N whose N² positions int32 can number."""
+
+
 class Constant:
     """An int32 array that never changes, as a tensor on every device that it is asked for on.
 
@@ -141,8 +145,11 @@ _making = Lock()
 def find_orbits(generators: tuple[Generator, ...], side: int) -> Orbits:
     """The orbits of the group that ``generators`` generate, on a side × side matrix.
 
-    Shared between all who ask, for as long as one of them lives.
+    Shared between all who ask, for as long as one of them lives. Raises ValueError for a side
+    whose N² positions int32 cannot number.
     """
+    if side > _MOST_SIDE:
+        raise ValueError(f"side should be at most {_MOST_SIDE:,}, got: {side:,}")
     with _making:
         found = _in_use.get((generators, side))
         if found is None:

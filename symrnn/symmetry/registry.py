@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from symrnn.symmetry.factored import LDL, Eigen
@@ -24,39 +25,71 @@ _ORTHONORMAL = partial(OrbitCoordinates, orthonormal=True)
 _BOTH_SIDES = BySides(Mirrored(), Mirrored())
 
 
-def _orbits(
-    form: Callable[..., Symmetry], generators: tuple[Generator, ...], folding: Folding | None = None
-) -> Callable[[str, int], Symmetry]:
-    """Makes the linear form of a name and a side."""
+@dataclass(frozen=True)
+class _Form:
+    """make: the form of a name and a side.  numel: how many parameters it has on a side."""
+
+    make: Callable[[str, int], Symmetry]
+    numel: Callable[[int], int]
+
+
+def _linear(
+    form: Callable[..., Symmetry],
+    generators: tuple[Generator, ...],
+    numel: Callable[[int], int],
+    folding: Folding | None = None,
+) -> _Form:
     options = {"folding": folding} if folding else {}
-    return lambda name, side: form(name, find_orbits(generators, side), **options)
+    return _Form(lambda name, side: form(name, find_orbits(generators, side), **options), numel)
 
 
-def _block(times: int) -> Callable[[str, int], Symmetry]:
+def _block(times: int) -> _Form:
     side = Mirrored(times)
     generators = (Along(side, "rows"), Along(side, "columns"))
-    return _orbits(_RAW, generators, BySides(side, side))
+    return _linear(_RAW, generators, lambda n: side.count(n) ** 2, BySides(side, side))
 
 
-def _chunk(pieces: int, axis: str) -> Callable[[str, int], Symmetry]:
+def _chunk(pieces: int, axis: str) -> _Form:
     side = Translated(pieces)
-    return _orbits(_RAW, (Along(side, axis),), BySides(**{axis: side}))
+    folding = BySides(**{axis: side})
+    return _linear(_RAW, (Along(side, axis),), lambda n: n * side.count(n), folding)
 
 
-_FORMS: dict[str, Callable[[str, int], Symmetry]] = {
-    "tri": _orbits(_RAW, _2WAY),
-    "avg": _orbits(_ORTHONORMAL, _2WAY),
-    "avg:full": _orbits(FullMatrix, _2WAY),
-    "tri4": _orbits(_RAW, _4WAY, EvenOdd()),
-    "avg4": _orbits(_ORTHONORMAL, _4WAY, EvenOdd()),
-    "tri8": _orbits(_RAW, _8WAY, _BOTH_SIDES),
-    "avg8": _orbits(_ORTHONORMAL, _8WAY, _BOTH_SIDES),
+def _eigen(rank: int | None = None) -> _Form:
+    def rank_on(side: int) -> int:
+        return max(side // 2, 1) if rank is None else rank
+
+    return _Form(
+        lambda name, side: Eigen(name, side, rank_on(side)), lambda n: (n + 1) * rank_on(n)
+    )
+
+
+def _triangle(side: int) -> int:
+    return side * (side + 1) // 2
+
+
+def _quarter(side: int) -> int:
+    return (side + 1) ** 2 // 4
+
+
+def _eighth(side: int) -> int:
+    return _triangle(Mirrored().count(side))
+
+
+_FORMS: dict[str, _Form] = {
+    "tri": _linear(_RAW, _2WAY, _triangle),
+    "avg": _linear(_ORTHONORMAL, _2WAY, _triangle),
+    "avg:full": _linear(FullMatrix, _2WAY, lambda n: n**2),
+    "tri4": _linear(_RAW, _4WAY, _quarter, EvenOdd()),
+    "avg4": _linear(_ORTHONORMAL, _4WAY, _quarter, EvenOdd()),
+    "tri8": _linear(_RAW, _8WAY, _eighth, _BOTH_SIDES),
+    "avg8": _linear(_ORTHONORMAL, _8WAY, _eighth, _BOTH_SIDES),
     "block4": _block(1),
     "block16": _block(2),
     **{f"chunk{k}": _chunk(k, "columns") for k in (2, 4, 8, 16, 32, 64)},
     **{f"chunk{k}:rows": _chunk(k, "rows") for k in (2, 4, 8, 16, 32, 64)},
-    "eigen": lambda name, side: Eigen(name, side, max(side // 2, 1)),
-    "ldl": LDL,
+    "eigen": _eigen(),
+    "ldl": _Form(LDL, _triangle),
 }
 
 _RANKED = re.compile(r"eigen:([1-9][0-9]*)")
@@ -105,8 +138,8 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     divide N, half a side and a K-th are rounded up. N = 1 is one number everywhere (for ``eigen``
     two).
 
-    Raises ValueError for an unknown name, a side below 1 or a rank above it, TypeError for a side
-    that is no int.
+    Raises ValueError for an unknown name, a side below 1 or too large for the indices, or a rank
+    above it, TypeError for a side that is no int.
 
     >>> s = get_symmetry("tri", 3)
     >>> s.numel
@@ -116,14 +149,26 @@ def get_symmetry(name: str, side: int) -> Symmetry:
             [1., 3., 4.],
             [2., 4., 5.]])
     """
+    return _form(name, side).make(name, side)
+
+
+def numel_of(name: str, side: int) -> int:
+    """``get_symmetry(name, side).numel`` without making the form, whose index map has N² entries.
+
+    So that what a file claims can be checked before it is built. Raises as :func:`get_symmetry`,
+    but for a rank above the side.
+    """
+    return _form(name, side).numel(side)
+
+
+def _form(name: str, side: int) -> _Form:
     check_symmetry_name("name", name)
     if not isinstance(side, int) or isinstance(side, bool):
         raise TypeError(f"side should be of type int, got: {type(side).__name__}")
     if side < 1:
         raise ValueError(f"side should be at least 1, got: {side}")
     ranked = _RANKED.fullmatch(name)
-    make = partial(Eigen, rank=int(ranked[1])) if ranked else _FORMS[name]
-    return make(name, side)
+    return _eigen(int(ranked[1])) if ranked else _FORMS[name]
 
 
 def is_symmetry_name(name: str) -> bool:

@@ -13,7 +13,7 @@ from symrnn.symmetry.expanded import read_only
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.linear import LinearSymmetry
-from symrnn.symmetry.registry import get_symmetry
+from symrnn.symmetry.registry import get_symmetry, numel_of
 
 AXES = ("channel", "space", "both")
 
@@ -206,3 +206,16 @@ def square_sides(shape: Sequence[int], axes: str, groups: int = 1) -> list[int]:
             raise ValueError(f"shape {list(shape)} has no square kernel")
         sides.append(shape[-1])
     return sides
+
+
+def parameter_shape(
+    symm: str, shape: Sequence[int], axes: str = "channel", groups: int = 1
+) -> tuple[int, ...]:
+    """The shape of the parameters of a :class:`SymmetricTensor` with these arguments.
+
+    Without making it. Raises ValueError if the chosen axes are not square.
+    """
+    numels = [numel_of(symm, side) for side in square_sides(shape, axes, groups)]
+    kernel = shape[2:] if axes == "channel" else shape[2:-2]
+    channels = shape[:2] if axes == "space" else [groups] if groups > 1 else []
+    return (*channels, *kernel, *reversed(numels))

@@ -7,6 +7,7 @@ it needs the packages of the extra "train".
 from symrnn.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    check_shapes,
     load_checkpoint,
     model_tensors,
     restore_model,
@@ -36,6 +37,7 @@ __all__ = [
     "Tracker",
     "World",
     "autocast",
+    "check_shapes",
     "environment",
     "keep_freed_memory",
     "load_checkpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,29 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Fills `model` from a checkpoint; CheckpointError if it holds another model."""
-    tensors = model_tensors(model)
-    shapes = {_MODEL + name: tensor.shape for name, tensor in model.state_dict().items()}
-    saved = {n: tensor for n, tensor in checkpoint.tensors.items() if n.startswith(_MODEL)}
-    # Shared tensors may be there under each of their names.
-    wrong = sorted((tensors.keys() - saved.keys()) | (saved.keys() - shapes.keys()))
-    wrong += sorted(n for n in saved.keys() & shapes.keys() if saved[n].shape != shapes[n])
+def check_shapes(
+    checkpoint: Checkpoint, shapes: Mapping[str, Sequence[int]], tied: Collection[str] = ()
+) -> None:
+    """Raises CheckpointError unless the checkpoint is of a model of tensors with these shapes.
+
+    tied: those that need not be there, as each is another one too.
+    """
+    wanted = {_MODEL + name: tuple(shape) for name, shape in shapes.items()}
+    saved = {n: tuple(t.shape) for n, t in checkpoint.tensors.items() if n.startswith(_MODEL)}
+    needed = wanted.keys() - {_MODEL + name for name in tied}
+    wrong = sorted((needed - saved.keys()) | (saved.keys() - wanted.keys()))
+    wrong += sorted(name for name in saved.keys() & wanted.keys() if saved[name] != wanted[name])
     if wrong:
         named = ", ".join(name.removeprefix(_MODEL) for name in wrong[:3])
         raise CheckpointError(f"{checkpoint.path}: not the checkpoint of this model: {named}")
+
+
+def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fills `model` from a checkpoint; CheckpointError if it holds another model."""
+    tensors = model_tensors(model)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    # Shared tensors may be there under each of their names.
+    check_shapes(checkpoint, shapes, tied=[name for name in shapes if _MODEL + name not in tensors])
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(checkpoint.tensors[name])

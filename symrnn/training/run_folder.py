@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import sys
 import weakref
 from pathlib import Path
@@ -176,7 +178,17 @@ def _lock(path: Path) -> int | None:
     """Takes the folder's lock and returns the descriptor that holds it; None if there are none."""
     if fcntl is None:
         return None
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path / _LOCK, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _no_lock(path) from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _no_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -197,6 +209,11 @@ def _lock(path: Path) -> int | None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _no_lock(path: Path) -> UserError:
+    # What it leads to, perhaps a file of the user's, would be written to.
+    return UserError(f"{path / _LOCK}: is a link, or no file, and thus no lock; remove it")
 
 
 def _why_not_made(path: Path, error: OSError) -> str:

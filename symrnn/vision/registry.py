@@ -300,6 +300,12 @@ def default_where(model: nn.Module, axes: str = "channel") -> Where:
     return _parse(str(model.name))[0].where(axes)
 
 
+def depth_of(name: str) -> int:
+    """The depth that the name of a network says; 0 where it says none. ValueError for no name."""
+    depth: int = _parse(name)[1].get("depth", 0)
+    return depth
+
+
 def _parse(name: str) -> tuple[Family, dict[str, Any]]:
     """The family and the arguments that a name stands for; ValueError for none."""
     for family in FAMILIES:

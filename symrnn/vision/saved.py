@@ -17,7 +17,9 @@ from torch import nn
 
 from symrnn import count_parameters, open_packed, save_packed
 from symrnn.files import UserError
+from symrnn.storage import Packed, PackedError
 from symrnn.vision import create_model
+from symrnn.vision.registry import depth_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 """--precision: the halves are autocast over float32 weights; fp16 with a scaled loss."""
@@ -61,13 +63,33 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     file = file / "best.safetensors" if file.is_dir() else file
     packed = open_packed(file)
     try:
-        model = build_model(packed.meta["config"])
+        config = packed.meta["config"]
+        _check_sizes(config, packed)
+        model = build_model(config)
+    except PackedError:  # it names the file
+        raise
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: not a model of symrnn.vision.train: {error!r}") from error
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"{file}: not a model of symrnn.vision.train: {error}") from error
     packed.load_into(model)
     return model.eval()
+
+
+def _check_sizes(config: Mapping[str, Any], packed: Packed) -> None:
+    """Raise an error unless the tensors of a file have the sizes that its configuration says.
+
+    Before a model of these sizes is built, for they may be any.
+    """
+    count = len(packed.tensors) + len(packed.tied)
+    if depth_of(config["model"]) > count:
+        raise PackedError(
+            f"{packed.path}: is not of this model: it has {count} tensors, too few for "
+            f"{config['model']}"
+        )
+    with torch.device("meta"):
+        plain = build_model({**config, "symm": "none", "where": None})
+    packed.check_plain(plain)
 
 
 def save_best(path: Path, model: nn.Module, config: Mapping[str, Any], **meta: Any) -> None:

@@ -241,7 +241,10 @@ def as_tar(*names: str) -> bytes:
             member = tarfile.TarInfo(name)
             member.size = len(f"of {name}")
             tar.addfile(member, io.BytesIO(f"of {name}".encode()))
-        for name, target in (("set/link", "/etc/passwd"), ("set/self", "self")):
+        for name, target in (
+            *(("set/link", "/etc/passwd"), ("set/up", "../../../etc/passwd")),
+            *(("set/self", "self"), ("set/one", "other"), ("set/other", "one")),
+        ):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, target
             tar.addfile(link)
@@ -270,11 +273,18 @@ def test_the_named_members_alone_are_unpacked(tmp_path: Path, pack: Callable[...
         (as_tar("set/a.bin")[:-60], "set/a.bin"),
         (as_tar("set/a.bin"), "set/folder"),
         (as_tar("set/a.bin"), "set/link"),
+        (as_tar("set/a.bin"), "set/up"),
         (as_tar("set/a.bin"), "set/self"),
+        (as_tar("set/a.bin"), "set/one"),
         (as_zip("set/a.bin").replace(b"of set", b"no set"), "set/a.bin"),
         # The flag that a member is encrypted, and a method of compression that nobody knows.
         (as_zip("a").replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "a"),
         (as_zip("a").replace(b"PK\1\2\x14\3\x14\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x62"), "a"),
+        # Two that are known, of which the contents are not.
+        (as_zip("a").replace(b"PK\1\2\x14\3\x14\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x0c"), "a"),
+        (as_zip("a").replace(b"PK\1\2\x14\3\x14\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x0e"), "a"),
+        # A place in the file that there is none of.
+        (as_zip("a").replace(b"\x80\x01\0\0\0\0a", b"\x80\x01\xff\xff\xff\xffa"), "a"),
     ],
 )
 def test_an_archive_that_is_none_or_lacks_a_member(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,9 +16,10 @@ import lm.evaluate
 import lm.generate
 from lm.model import LanguageModel
 from lm.saved import build_model, load_saved
-from symrnn import count_parameters, load_packed, open_packed
+from symrnn import count_parameters, load_packed, open_packed, save_packed
+from symrnn.files import UserError
 from symrnn.storage import is_packed
-from symrnn.training import load_checkpoint
+from symrnn.training import CheckpointError, load_checkpoint, model_tensors, save_checkpoint
 
 
 def said(capsys: pytest.CaptureFixture[str], file: Path) -> list[str]:
@@ -123,3 +126,100 @@ def test_a_model_is_read_in_the_precision_asked_for(finished: Path, precision: s
     kept = open_packed(finished / "best.safetensors").tensors
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, kept[name].to(wanted))
+
+
+CONFIG: dict[str, Any] = {
+    **{"embedding_size": 8, "hidden_size": 8, "num_layers": 2, "dropout": 0.0, "tied": False},
+    **{"cell": "lstm", "symm": "avg", "symm_hh": "ifgo", "symm_ih": "", "precision": "fp32"},
+}
+"""Of a model with three words, whose file takes 6 kB."""
+
+
+def write_model(path: Path, kind: str, **changed: object) -> None:
+    """A file with a right checksum whose configuration says what it is not."""
+    model = LanguageModel(3, 8, 8)
+    meta = {
+        "config": {**CONFIG, **changed},
+        "codec": {"kind": "word", "tokens": ["<eos>", "a", "b"]},
+    }
+    if kind == "packed":
+        save_packed(model, path, meta=meta)
+    else:
+        save_checkpoint(path, model_tensors(model), meta)
+
+
+@pytest.mark.parametrize(
+    ("changed", "packed", "checkpoint"),
+    [
+        (
+            {"hidden_size": 20_000},
+            "rnn.weight_hh_l0 has another size: (32, 8) in the file, (80000, 20000) in the model",
+            "not the checkpoint of this model: decoder.weight, rnn.bias_hh_l0, rnn.bias_hh_l1",
+        ),
+        (
+            {"embedding_size": 2**40},
+            "encoder.weight has another size: (3, 8) in the file, (3, 1099511627776) in the model",
+            "not the checkpoint of this model: encoder.weight, rnn.weight_ih_l0",
+        ),
+        (
+            {"num_layers": 3},
+            "is not of this model: the file lacks rnn.weight_ih_l2, rnn.weight_hh_l2, rnn.bias_ih_",
+            "not the checkpoint of this model: rnn.bias_hh_l2, rnn.bias_ih_l2, rnn.weight_hh_l2_",
+        ),
+    ],
+)
+def test_sizes_that_a_file_merely_claims_are_compared_before_they_are_allocated(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, object],
+    packed: str,
+    checkpoint: str,
+) -> None:
+    def build_on_meta(config: dict[str, Any], vocab_size: int) -> LanguageModel:
+        model = build_model(config, vocab_size)
+        assert model.decoder.weight.is_meta
+        return model
+
+    monkeypatch.setattr("lm.saved.build_model", build_on_meta)
+    for kind, message in {"packed": packed, "checkpoint": checkpoint}.items():
+        write_model(tmp_path / kind, kind, **changed)
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / kind}: {message}")):
+            load_saved(tmp_path / kind, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_layers": 10**9}, "its num_layers are 1000000000, but it has "),
+        ({"hidden_size": 2**70}, ""),
+        ({"hidden_size": -8}, "hidden_size must be greater than zero"),
+        ({"hidden_size": 8.0}, "its hidden_size should be of type int, got: 8.0"),
+        ({"hidden_size": True}, "its hidden_size should be of type int, got: True"),
+        ({"num_layers": "2"}, "its num_layers should be of type int, got: '2'"),
+        ({"dropout": None}, "its dropout should be of type int or float, got: None"),
+        ({"tied": 1}, "its tied should be of type bool, got: 1"),
+        ({"symm": ["avg"]}, "its symm should be of type str, got: ['avg']"),
+        ({"symm": "even"}, "its symm should be one of none, tri, "),
+        ({"symm_hh": "xy"}, "symm_hh should name gates of 'ifgo'"),
+        ({"precision": "fp8"}, "its precision should be one of fp32, bf16, fp64, got: 'fp8'"),
+    ],
+)
+def test_a_configuration_that_describes_no_model(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    for kind in ("packed", "checkpoint"):
+        write_model(tmp_path / "m", kind, **changed)
+        with pytest.raises(CheckpointError) as error:
+            load_saved(tmp_path / "m", torch.device("cpu"))
+        assert str(error.value).startswith(f"{tmp_path / 'm'}: not a language model: {message}")
+
+
+def test_an_outcome_of_another_type(tmp_path: Path) -> None:
+    write_model(tmp_path / "m", "packed")
+    meta = open_packed(tmp_path / "m").meta
+    for name, wanted in (("epoch", "int"), ("valid_perplexity", "int or float")):
+        save_packed(LanguageModel(3, 8, 8), tmp_path / "m", meta={**meta, name: "3"})
+        with pytest.raises(
+            CheckpointError, match=f"its {name} should be of type {wanted}, got: '3"
+        ):
+            load_saved(tmp_path / "m", torch.device("cpu"))

@@ -1075,7 +1075,11 @@ void try_threads() {
         if (!same_bits(results(one), one.first)) fail("the bits on a busy machine differ");
     stop = true;
     for (std::thread &one : busy) one.join();
-    where = "after a fork";
+    where = "after a fork, in the midst of another thread's call";
+    stop = false;
+    std::thread other([&] {
+        while (!stop) results(tried[0]);
+    });
     const pid_t child = fork();
     if (child == 0) {
         alarm(60);
@@ -1086,6 +1090,8 @@ void try_threads() {
     int status = 0;
     if (child < 0 || waitpid(child, &status, 0) != child || status)
         fail("the child ended with status %d", status);
+    stop = true;
+    other.join();
 }
 
 void try_kernels(bool small) {

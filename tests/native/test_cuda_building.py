@@ -395,6 +395,47 @@ def test_what_others_may_change_is_not_loaded(
         assert loading.libraries() == ["sm_90.so"]
 
 
+@pytest.mark.parametrize("fault", ["others", "owner", "link"])
+def test_a_cache_that_others_may_replace_is_not_loaded(
+    loading: Fake, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    above = loading.cache.parent / "above"
+    above.mkdir()
+    monkeypatch.setenv("SYMRNN_CACHE", str(above / "cache"))
+    library = building.build([90])
+    if fault == "others":
+        above.chmod(0o757)
+        words = f"{above} is not to be trusted with code: its group or others may write it (mode 7"
+    elif fault == "owner":
+        own_by_another(above, monkeypatch)
+        words = " is not to be trusted with code: it belongs to another user ("
+    else:  # through it another folder can be shown at any time
+        link = loading.cache.parent / "link"
+        link.symlink_to(above)
+        if os.geteuid() != 0:
+            pytest.skip("needs a link of another user")
+        os.lchown(link, 12345, -1)
+        monkeypatch.setenv("SYMRNN_CACHE", str(link / "cache"))
+        words = f"{link} is not to be trusted with code: it belongs to another user (12345)"
+    for look in (building.find, building.build):
+        with pytest.raises(building.NotBuiltError, match=re.escape(words)):
+            look([90])
+    assert library.exists()
+
+
+def test_a_cache_below_a_shared_folder_is_loaded(
+    loading: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /tmp is, or a home that is the group's too; or at the end of a link of our own."""
+    above, link = loading.cache.parent / "above", loading.cache.parent / "link"
+    above.mkdir()
+    link.symlink_to(above)
+    monkeypatch.setenv("SYMRNN_CACHE", str(link / "cache"))
+    for mode in (0o1777, 0o775):
+        above.chmod(mode)
+        assert building.build([90]) == building.find([90])
+
+
 def test_what_root_owns_is_loaded(loading: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of the image of a container, which root made for others."""
     building.build([90])
@@ -508,11 +549,9 @@ def test_no_home(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYMRNN_DATA", "/for/data/only")
     assert building.cache() == Path("/home/somebody/.cache/symrnn/kernels")
 
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    fails("there is no home folder to put them in; another folder can be given in SYMRNN_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)  # a user without an entry
+    fails("there is no home folder to cache files in; another can be given in $SYMRNN_CACHE")
 
 
 def test_relative_cache(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

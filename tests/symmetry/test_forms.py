@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from symrnn import get_symmetry, list_symmetries
-from symrnn.symmetry import Symmetry, check_symmetry_name
+from symrnn.symmetry import Symmetry, check_symmetry_name, numel_of
 from symrnn.symmetry.orbits import find_orbits
 
 CHUNKS = [f"chunk{k}" for k in (2, 4, 8, 16, 32, 64)]
@@ -49,6 +49,21 @@ def test_names() -> None:
         check_symmetry_name("symm", "both", "none")
     with pytest.raises(ValueError, match=r"^name should be one of tri, .*, got: 'both'$"):
         get_symmetry("both", 4)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_number_of_parameters_without_the_form(name: str) -> None:
+    for side in [*range(2, 36), 64, 65]:
+        assert numel_of(name, side) == get_symmetry(name, side).numel
+    if name != "eigen:2":
+        assert numel_of(name, 1) == get_symmetry(name, 1).numel
+    assert numel_of(name, 2**40) > 2**40  # whose map would have 2⁸⁰ entries
+
+
+def test_a_side_whose_positions_have_no_numbers() -> None:
+    for side in (46_341, 2**70):
+        with pytest.raises(ValueError, match=rf"^side should be at most 46,340, got: {side:,}$"):
+            get_symmetry("tri", side)
 
 
 @pytest.mark.parametrize("name", FORMS)

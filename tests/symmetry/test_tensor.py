@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from symrnn import get_symmetry, list_symmetries
-from symrnn.symmetry import SymmetricTensor
+from symrnn.symmetry import SymmetricTensor, parameter_shape
 
 NAMES = list_symmetries()
 LINEAR = [name for name in NAMES if name not in ("eigen", "ldl")]
@@ -77,6 +77,15 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def free_numbers(form: SymmetricTensor) -> Tensor:
     return form.right_inverse(draw(*form.shape))
+
+
+@forms_and_shapes
+def test_the_shape_of_the_parameters_without_the_form(
+    name: str, axes: str, shape: Shape, groups: int
+) -> None:
+    form = SymmetricTensor(name, shape, axes, groups)
+    wanted = form.right_inverse(torch.zeros(shape)).shape
+    assert parameter_shape(name, shape, axes, groups) == wanted
 
 
 def matrices(w: Tensor, axes: str, groups: int) -> Tensor:

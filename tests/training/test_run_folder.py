@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -81,6 +82,33 @@ def test_open_sweeps_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / ".symrnn-01234567.tmp" / "new").write_text("half")
     RunFolder.open(tmp_path).close()
     assert sorted(os.listdir(tmp_path)) == [".lock", "config.json"]
+
+
+@pytest.mark.parametrize("plant", ["link", "hard link", "link to nothing", "pipe"])
+def test_a_lock_that_somebody_planted_is_not_followed(tmp_path: Path, plant: str) -> None:
+    """Whoever may write the folder could otherwise have any file of ours emptied."""
+    RunFolder.create(tmp_path / "run", {}).close()
+    lock, ours = tmp_path / "run" / ".lock", tmp_path / "ours"
+    lock.unlink()
+    if plant != "link to nothing":
+        ours.write_text("untouched")
+    if plant == "hard link":
+        lock.hardlink_to(ours)
+    elif plant == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(ours)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".lock").symlink_to(ours)
+    for folder, take in (("run", RunFolder.open), ("new", lambda path: RunFolder.create(path, {}))):
+        words = f"{folder}/.lock: is a link, or no file, and thus no lock; remove it"
+        with pytest.raises(UserError, match=re.escape(words)):
+            take(tmp_path / folder)
+    assert os.listdir(tmp_path / "new") == [".lock"]
+    if plant == "link to nothing":
+        assert not ours.exists()
+    else:
+        assert ours.read_text() == "untouched"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \x00}', "[" * 100_000])

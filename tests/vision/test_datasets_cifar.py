@@ -286,6 +286,33 @@ def test_a_cache_that_cannot_be_written(served: Path, tmp_path: Path) -> None:
         obtain_cifar(LAYOUTS["cifar10"], tmp_path / "file")
 
 
+def test_a_home_that_is_not_ours(
+    served: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or does not exist, or has no place in the file system at all."""
+    monkeypatch.delenv("SYMRNN_DATA")
+    for home, why in (("/proc/nobody", "No such file or directory"), ("/" + "h" * 300, "the name")):
+        monkeypatch.setenv("HOME", home)
+        words = f"^'{home}/.cache/symrnn/vision' cannot be written: {why}.*; another folder can be "
+        with pytest.raises(UserError, match=words):
+            open_dataset("cifar10")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+    with pytest.raises(UserError, match=r"^there is no home folder to cache files in; "):
+        open_dataset("cifar10")
+
+
+def test_a_folder_that_may_not_be_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(UserError, match=rf"^data: {tmp_path}/.*: permission denied$"):
+        open_dataset(tmp_path)
+
+
 def test_a_full_disk(served: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(900_000))
     with pytest.raises(UserError, match="cannot be written: the disk is full"):

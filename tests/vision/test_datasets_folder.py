@@ -3,7 +3,11 @@ ones."""
 
 from __future__ import annotations
 
+import errno
+import gc
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +119,72 @@ def test_folders_in_folders_capitals_and_links(tmp_path: Path) -> None:
     ]
     assert len(train(dataset, size=6)) == 1
     assert dataset.skipped == 0
+
+
+def names_of(folder: Path) -> list[str]:
+    """The training pictures that are found, each by class and name."""
+    return [name.decode() for name in open_folder(folder)._train.names.tolist()]
+
+
+def test_a_link_gives_no_class_the_pictures_of_another(tmp_path: Path) -> None:
+    """Nor those of the validation set; and none of its own a second time."""
+    folder = write_folder(tmp_path / "set", train=1, val=1)
+    train, ant = folder / "train", folder / "train" / "ant"
+    save(tmp_path / "elsewhere" / "deep" / "c.png", picture())
+    for bee in ("bee", "set's bee"):
+        if bee != "bee":  # a class folder that lies elsewhere
+            (train / "bee").rename(tmp_path / bee)
+            (train / "bee").symlink_to(tmp_path / bee)
+        wanted = names_of(folder)
+        assert wanted == ["ant/0.png", "bee/0.png"]
+        for number, target in enumerate(
+            [
+                "..",
+                "../bee",
+                ".",
+                folder,
+                tmp_path,
+                "/",
+                train / "bee",
+                train / "bee" / ".." / "ant",
+            ]
+        ):
+            (ant / f"link {number}").symlink_to(target)
+        (tmp_path / "elsewhere" / "deep" / "up").symlink_to("..")
+        (tmp_path / "elsewhere" / "deep" / "bee").symlink_to(train / "bee")
+        (tmp_path / "elsewhere" / "deep" / "again").symlink_to(tmp_path / "elsewhere" / "deep")
+        (ant / "first").symlink_to(tmp_path / "elsewhere")
+        (ant / "second").symlink_to(tmp_path / "elsewhere" / "deep")
+        assert names_of(folder) == ["ant/0.png", "ant/second/c.png", "bee/0.png"]
+        for link in (*ant.iterdir(), *(tmp_path / "elsewhere" / "deep").iterdir()):
+            if link.is_symlink():
+                link.unlink()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, train=1, val=1)
+    train, ant = folder / "train", folder / "train" / "ant"
+    for link, target in ((ant / "round", "round"), (ant / "a", "b"), (ant / "b", "a")):
+        link.symlink_to(target)
+    (train / "round").symlink_to("round")
+    (train / "gone").symlink_to("nothing")
+    (ant / "round.png").symlink_to("round.png")  # a picture that cannot be read
+    (ant / "gone.png").symlink_to("nothing")
+    os.mkfifo(ant / "pipe.png")
+    (ant / "linked pipe.png").symlink_to("pipe.png")
+    assert names_of(folder) == ["ant/0.png", "ant/gone.png", "ant/round.png", "bee/0.png"]
+
+
+def test_classes_that_hold_each_other(tmp_path: Path) -> None:
+    """What their pictures are would be said twice, and differently."""
+    folder = write_folder(tmp_path, train=1, val=1)
+    for target in ("bee", "bee/wood", ".", ".."):
+        (folder / "train" / "bee" / "wood").mkdir(exist_ok=True)
+        link = folder / "train" / "cow"
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=r"^class folder .* holds what '(ant|bee|cow)' holds: "):
+            open_folder(folder)
+        link.unlink()
 
 
 def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
@@ -458,11 +528,73 @@ def test_files_that_vanish_while_training(tmp_path: Path, workers: int) -> None:
         train(dataset)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long the parent waits before it looks whether its workers live: not for 5 s."""
+    wait = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.1,))
+
+
+WORKERS = (
+    r"^a process that decodes pictures cannot go on: {}; it passes batches on through shared "
+    r"memory.*: fewer --workers \(0: none\) need less of it, of memory and of open files$"
+)
+DIED = WORKERS.format(r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly")
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_folder(write_folder(tmp_path), workers=1)
     monkeypatch.setattr("symrnn.vision.datasets.folder._decoded", lambda *_: os._exit(9))
-    with pytest.raises(UserError, match="a process that decodes pictures ended: DataLoader worker"):
+    with pytest.raises(UserError, match=DIED):
         train(dataset)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_is_killed_while_the_model_trains(tmp_path: Path) -> None:
+    """The error comes where batches are asked for, not in the midst of a step."""
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    batches = dataset.train_batches(0, 1, seed=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # a signal's handler has its turn
+    with pytest.raises(UserError, match=DIED):
+        list(batches)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_room_in_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A batch that could not be passed on was dropped, and waited for for ever."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(UserError, match=DIED):
+        train(dataset)
+    words = "notice: a batch of pictures cannot be passed on: unable to allocate shared memory(shm)"
+    assert capfd.readouterr().err.startswith(words)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_no_room_for_the_workers_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Semaphores lie in shared memory too, and pipes want descriptors."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dataset = open_folder(write_folder(tmp_path), workers=1)
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", refuse)
+    with pytest.raises(UserError, match=WORKERS.format(r"\[Errno 28\] No space left on device")):
+        train(dataset)
+    gc.collect()
 
 
 # ---- folders that are not like that --------------------------------------------------------------

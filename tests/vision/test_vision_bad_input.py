@@ -362,7 +362,38 @@ def pack_of_another_program(path: Path) -> None:
     repack(path, nn.Linear(3, 3), config={"cell": "lstm"})
 
 
+def describe_another(path: Path, **changed: object) -> None:
+    packed = open_packed(path)
+    config = {**packed.meta["config"], **changed}
+    repack(path, load_model(path), config=config)
+
+
+def describe_a_wide_model(path: Path) -> None:
+    describe_another(path, model="wrn-10-1000-bottleneck")
+
+
+def describe_a_deep_model(path: Path) -> None:
+    describe_another(path, model="wrn-9994-1-bottleneck")
+
+
+def describe_many_classes(path: Path) -> None:
+    describe_another(path, num_classes=2**40)
+
+
+def describe_half_a_class(path: Path) -> None:
+    describe_another(path, num_classes=0.5)
+
+
+def describe_a_list(path: Path) -> None:
+    repack(path, load_model(path), config=["wrn-10-1-bottleneck"])
+
+
 PACKED_DAMAGES = {
+    describe_a_wide_model: "has another size: (16, 16, 3, 3) in the file, (16000, 16000, 3, 3) in",
+    describe_a_deep_model: "tensors, too few for wrn-9994-1-bottleneck",
+    describe_many_classes: "classifier.weight has another size: (4, 256) in the file, (109951162",
+    describe_half_a_class: "num_classes should be an int of at least 1, got: 0.5",
+    describe_a_list: "not a model of symrnn.vision.train: TypeError(",
     pack_another_form: "conv2.weight has another form: tri8 of shape",
     pack_another_model: "is not of this model: ",
     pack_without_a_configuration: "not a model of symrnn.vision.train: KeyError('config')",

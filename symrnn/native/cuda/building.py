@@ -16,7 +16,8 @@ A library that is there is taken whichever nvcc made it, also where there is non
 first line says which it was. All of it may be removed at any time.
 
 To load a library is to run its code. So nothing is loaded from, or written into, a folder that
-another user than ourselves or root owns, or that its group or others may write.
+another user than ourselves or root owns, or that its group or others may write; nor where others
+may put another folder into the cache's place.
 
 Environment:
 
@@ -39,6 +40,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from symrnn.files import UserError, cache_folder
 from symrnn.native.building import (
     NotBuiltError,
     command_from,
@@ -99,15 +101,10 @@ def nvcc() -> list[str]:
 
 def cache() -> Path:
     """Where libraries are cached: $SYMRNN_CACHE, else ~/.cache/symrnn/kernels."""
-    given = os.environ.get("SYMRNN_CACHE")
-    if given:
-        return Path(given).absolute()
     try:
-        return Path.home() / ".cache" / "symrnn" / "kernels"
-    except RuntimeError:
-        raise NotBuiltError(
-            "there is no home folder to put them in; another folder can be given in SYMRNN_CACHE"
-        ) from None
+        return cache_folder("SYMRNN_CACHE", "kernels").absolute()
+    except UserError as error:
+        raise NotBuiltError(str(error)) from None
 
 
 def find(architectures: Collection[int]) -> Path | None:
@@ -222,26 +219,39 @@ def _make_folder(folder: Path) -> None:
 
 
 def _refuse_untrusted(path: Path) -> None:
-    """Raise NotBuiltError if others may change a file or folder of the cache, or put one there."""
+    """Raise NotBuiltError if others may change a file or folder of the cache, or put one there.
+
+    Nor may they put another folder into the cache's place. Above it folders need not be ours alone:
+    one like /tmp, in which nobody may rename what is not his own, and one of our group's will do.
+    """
     if os.name != "posix":
         return
-    for one in (path, *path.parents):
+    inside = {Path(os.path.realpath(cache())), cache()}
+    for one in dict.fromkeys(_way_to(path)):
         try:
-            found = one.stat()
+            found = one.lstat()
         except OSError as error:
             raise NotBuiltError(f"{one} cannot be looked at: {error.strerror}") from None
+        writable = 0 if stat.S_ISLNK(found.st_mode) else found.st_mode & _WRITABLE
+        if inside.isdisjoint((one, *one.parents)):
+            writable = 0 if found.st_mode & stat.S_ISVTX else writable & stat.S_IWOTH
         why = ""
         if found.st_uid not in (os.geteuid(), 0):
             why = f"it belongs to another user ({found.st_uid})"
-        elif found.st_mode & _WRITABLE:
+        elif writable:
             why = f"its group or others may write it (mode {stat.S_IMODE(found.st_mode):o})"
         if why:
             raise NotBuiltError(
                 f"{one} is not to be trusted with code: {why}; remove it, or name a folder of your "
                 "own in SYMRNN_CACHE"
             )
-        if one == cache():
-            return
+
+
+def _way_to(path: Path) -> Iterator[Path]:
+    """A file, the folders that it lies in, and where the links among them lead."""
+    yield from (path, *path.parents)
+    real = Path(os.path.realpath(path))
+    yield from (real, *real.parents)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from symrnn.files import UserError
+from symrnn.files import UserError, cache_folder
 from symrnn.files.errors import describe_os_error
 from symrnn.vision.datasets.cifar import LAYOUTS, find_cifar, obtain_cifar, read_cifar
 from symrnn.vision.datasets.dataset import Batch, Dataset
@@ -55,8 +55,17 @@ def open_dataset(
 
     Raises UserError for anything wrong with the arguments, the files or the network.
     """
-    device = torch.device(device)
-    name, place = os.fspath(name_or_folder), None
+    try:
+        return _open(os.fspath(name_or_folder), torch.device(device), image_size, workers, download)
+    except OSError as error:  # a folder of another user, a name too long, too few descriptors
+        place = error.filename or os.fspath(name_or_folder)
+        raise UserError(f"data: {place}: {describe_os_error(error)}") from error
+
+
+def _open(
+    name: str, device: torch.device, image_size: int | None, workers: int | None, download: bool
+) -> Dataset:
+    place = None
     if name not in list_datasets():
         _require_folder(name)
         folder = Path(name)
@@ -70,12 +79,9 @@ def open_dataset(
     if name == "shapes":
         return ResidentDataset(name, list(CLASSES), *generate_shapes(), device)
     if place is None:
-        place = obtain_cifar(LAYOUTS[name], _cache_folder(), download=download)
+        cache = cache_folder("SYMRNN_DATA") / "vision"
+        place = obtain_cifar(LAYOUTS[name], cache, download=download)
     return ResidentDataset(name, *read_cifar(place, LAYOUTS[name]), device)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("SYMRNN_DATA") or Path.home() / ".cache" / "symrnn") / "vision"
 
 
 def _require_folder(name: str) -> None:

@@ -81,7 +81,7 @@ def obtain_cifar(layout: Layout, cache: Path, *, download: bool = True) -> Path:
     """
     target = cache / layout.folder
     by_hand = f"{layout.address} can be unpacked by hand to {str(target)!r}"
-    if target.is_dir():
+    if os.path.isdir(target):  # no error where the folder of another user may not be looked into
         return target
     if not download:
         raise UserError(f"{str(target)!r} is not there, and downloads are off; {by_hand}")
@@ -96,7 +96,7 @@ def obtain_cifar(layout: Layout, cache: Path, *, download: bool = True) -> Path:
     except UserError as error:
         raise UserError(f"{error}; {by_hand}") from error
     except OSError as error:
-        if not target.is_dir():  # else another process was first
+        if not os.path.isdir(target):  # else another process was first
             raise UserError(
                 f"{str(cache)!r} cannot be written: {describe_os_error(error)}; another folder can "
                 "be given in $SYMRNN_DATA"

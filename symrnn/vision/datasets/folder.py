@@ -7,12 +7,17 @@ as ImageNet is usually stored. Files that cannot be read as a picture are skippe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import multiprocessing.queues
 import os
 import signal
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +27,7 @@ import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from symrnn.files import UserError
 from symrnn.files.errors import describe_os_error
@@ -49,8 +55,11 @@ _MOST_WORKERS = 16
 class FolderDataset(Dataset):
     """The pictures of a folder with ``train`` and ``val``, each of which has one folder per class.
 
-    Class folders may be nested and hold symbolic links; what begins with a dot is ignored, and so
-    are files whose names end in none of ENDINGS. Labels follow the sorted names of the classes.
+    Class folders may be links, be nested and hold links to files and to folders elsewhere. A link
+    into the part (``train`` or ``val``) or one of its class folders is not followed, nor one to
+    what holds them or the link: those pictures have their class already. A folder to which several
+    ways lead within a class counts once. What begins with a dot is ignored, and so are files whose
+    names end in none of ENDINGS. Labels follow the sorted names of the classes.
 
     Training: a box of random size, shape and place (:func:`random_box`), scaled to image_size,
     flipped from left to right or not. Validation: the middle (:func:`central_box`), scaled. Scaling
@@ -139,18 +148,13 @@ class FolderDataset(Dataset):
             num_workers=min(self.workers, len(batches)),
             collate_fn=_collated,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # it draws a number of its own, not of the program's
         )
-        try:
-            for images, labels, broken in loader:
-                self._note(places.files, broken)
-                images = self._normalise(images.to(self.device, non_blocking=True))
-                yield images, labels.to(self.device, non_blocking=True)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(f"a process that decodes pictures ended: {error}") from error
+        for images, labels, broken in _from_workers(loader) if loader.num_workers else loader:
+            self._note(places.files, broken)
+            images = self._normalise(images.to(self.device, non_blocking=True))
+            yield images, labels.to(self.device, non_blocking=True)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -169,8 +173,9 @@ class _Files:
         counts = []
         try:
             self.classes = _class_folders(folder)
+            claimed = [os.path.realpath(folder), *_places_of(folder, self.classes)]
             for name in self.classes:
-                found = sorted(_pictures(str(folder / name), os.fsencode(name)))
+                found = sorted(_pictures(str(folder / name), os.fsencode(name), claimed))
                 if not found:
                     raise UserError(
                         f"class folder {str(folder / name)!r} holds no pictures (files whose "
@@ -195,33 +200,85 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
         raise UserError(f"data {str(folder.parent)!r} lacks the folder {folder.name!r}")
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not entry.name.startswith(".")]
-    classes = sorted(entry.name for entry in found if entry.is_dir())
+    classes = sorted(entry.name for entry in found if _is_folder(entry))
     if not classes:
         files = f", only {len(found)} files" if found else ""
         raise UserError(f"{str(folder)!r} should hold one folder per class; it has none{files}")
     return tuple(classes)
 
 
-def _pictures(
-    folder: str, name: bytes, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[bytes]:
+def _places_of(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Where the class folders really lie, in their order.
+
+    Raises UserError if one holds another: the pictures of that one would be of both classes.
+    """
+    places = [os.path.realpath(folder / name) for name in classes]
+    # In this order what lies within a folder comes straight after it.
+    order = sorted(range(len(places)), key=lambda i: places[i].split(os.sep))
+    for outer, inner in pairwise(order):
+        if _is_within(places[inner], places[outer]):
+            raise UserError(
+                f"class folder {str(folder / classes[outer])!r} holds what {classes[inner]!r} "
+                f"holds: both are, or lie in, {places[outer]!r}"
+            )
+    return places
+
+
+def _pictures(folder: str, name: bytes, claimed: Collection[str]) -> Iterator[bytes]:
     """Names of the pictures in a folder and those below, each after ``name`` and a slash.
 
-    above: the folders that this one lies in, to which a link is not followed.
+    A link to a folder is followed, but not one to where pictures have their class already, or to
+    what holds that, or the link itself. Each folder is read once.
+
+    claimed: where class folders lie, and the folder that holds them.
     """
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
+    to_read, seen = [(folder, name)], set()
+    while to_read:
+        folder, name = to_read.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in seen:
+            continue
+        seen.add(here)
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
             if entry.name.startswith("."):
                 continue
             below = name + b"/" + os.fsencode(entry.name)
-            if entry.is_dir():
-                yield from _pictures(entry.path, below, above | {here})
-            elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or entry.is_symlink()):
-                yield below  # a link that leads nowhere is a file that cannot be read
+            if _is_folder(entry):
+                if not (entry.is_symlink() and _leads_to(entry.path, claimed)):
+                    to_read.append((entry.path, below))
+            elif entry.name.lower().endswith(ENDINGS) and _is_file(entry):
+                yield below
+
+
+def _leads_to(link: str, claimed: Collection[str]) -> bool:
+    """Whether a link leads into one of these folders, to one that holds one, or holds the link."""
+    target = os.path.realpath(link)
+    upwards = _is_within(os.path.realpath(os.path.dirname(link)), target)
+    return upwards or any(_is_within(target, one) or _is_within(one, target) for one in claimed)
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is a folder or below it; both absolute, and without links."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself leads nowhere
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which is a file that cannot be read."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return True
+    return entry.is_file()
 
 
 def _require_same_classes(train: _Files, val: _Files) -> None:
@@ -342,9 +399,47 @@ def _collated(pictures: list[_Picture]) -> tuple[Tensor, Tensor, list[tuple[int,
     return torch.from_numpy(pixels), torch.tensor([picture.label for picture in read]), broken
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Ctrl-C goes to the workers as well, and what they decode is needed to end properly."""
+def _from_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers of a loader collate. Raises UserError once one of them cannot go on."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = iter(loader)
+        # It looks after its workers while it waits. The handler that it installed besides would
+        # raise at any other time as well, in the midst of a step or of writing a checkpoint.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        yield from batches
+    except (OSError, RuntimeError, MemoryError, EOFError) as error:
+        # One that could not be made in full is not to be torn down as if it had been.
+        _MultiProcessingDataLoaderIter._shutdown = True
+        why = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise UserError(
+            f"a process that decodes pictures cannot go on: {why}; it passes batches on through "
+            f"shared memory{_size_of_shared_memory()}: fewer --workers (0: none) need less of it, "
+            "of memory and of open files"
+        ) from error
+
+
+def _size_of_shared_memory() -> str:
+    """Where it is and how large, in brackets; "" where it is not a file system."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:  # not on Linux
+        return ""
+    return f" (/dev/shm, {found.f_blocks * found.f_frsize / 2**20:,.0f} MiB)"
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C goes to the workers as well, and what they decode is needed to end properly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By default a batch that cannot be sent is dropped, and the parent waits for it for ever.
+    # There is no public door: concurrent.futures overrides this method too.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    print(f"notice: a batch of pictures cannot be passed on: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _processors() -> int:
