@@ -28,7 +28,7 @@ class build_kernels(build_ext):
         return NATIVE if self.inplace else Path(self.build_lib) / NATIVE
 
     def get_outputs(self) -> list[str]:
-        made = [self._folder() / building[name] for name in ("LIBRARY", "REASON")]
+        made = [self._folder() / building[name] for name in ("LIBRARY", "CALLS", "REASON")]
         return [str(path) for path in made if path.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ setup(
         Extension(
             "symrnn.native._kernels",
             sources=here(building["sources"]()),
-            depends=here(building["headers"]()),
+            depends=[*here(building["headers"]()), f"{NATIVE.as_posix()}/python/calls.cpp"],
             optional=True,
         )
     ],

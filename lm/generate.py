@@ -11,14 +11,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from data import Codec, DataError
-<<<<<<< HEAD
-from lm.model import LanguageModel
-from lm.options import model_parser
-=======
 from data.text import read_blocks, standard_input
-from lm.model import LanguageModel, State
+from lm.model import LanguageModel
 from lm.options import TRAINED_UNKNOWN, UNTRAINED, model_parser
->>>>>>> main
 from lm.sampling import draw
 from lm.saved import load_by_options, saved_configuration
 from symrnn.files import UserError, run_program

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lm.model import LanguageModel, State
-from lm.perplexity import cross_entropy
+from lm.perplexity import Score, cross_entropy
 from symrnn import parameter_groups, soft_symmetry_penalty
 from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
 from symrnn.training.loop import Learner, Progress
+from symrnn.training.state import check_like
+
+
+@dataclass
+class LanguageProgress(Progress):
+    """Where the training of a language model stands."""
+
+    tested: dict[str, Any] | None = None  # the fields of the test text's score, at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tested is not None:
+            check_like(self.tested, asdict(Score(0.0, 1, 1)), "tested")
+            if min(self.tested["tokens"], self.tested["words"]) < 1:
+                raise ValueError(f"tested is {self.tested}")
 
 
 class LanguageLearner(Learner):
@@ -22,10 +38,11 @@ class LanguageLearner(Learner):
     """
 
     model: LanguageModel
+    progress: LanguageProgress
 
     def __init__(self, model: LanguageModel, config: dict[str, Any], world: World) -> None:
         optimizer = torch.optim.SGD(parameter_groups(model, config["lr"]), lr=config["lr"])
-        super().__init__(model, optimizer, Progress(best=math.inf, lr=config["lr"]))
+        super().__init__(model, optimizer, LanguageProgress(best=math.inf, lr=config["lr"]))
         self.config = config
         self.world = world
         self.hidden: State | None = None
@@ -78,8 +95,22 @@ class LanguageLearner(Learner):
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         if state["hidden"] is not None:
+            self._check_hidden(state["hidden"])
             streams = self.world.part_of(self.config["batch_size"])
             self.hidden = tuple(
                 part[:, streams].contiguous().to(self.device) for part in state["hidden"]
             )
         set_rng_state(state["rng"])
+
+    def _check_hidden(self, hidden: Any) -> None:
+        """Raise ValueError unless that is the state of the model's layers for the whole batch."""
+        shape = tuple(self.config[name] for name in ("num_layers", "batch_size", "hidden_size"))
+        types = {next(self.model.parameters()).dtype}
+        if self.config["precision"] == "bf16":
+            types.add(torch.bfloat16)
+        right = isinstance(hidden, tuple) and len(hidden) == len(self.model.rnn.STATES)
+        if not right or not all(
+            isinstance(part, Tensor) and part.shape == shape and part.dtype in types
+            for part in hidden
+        ):
+            raise ValueError(f"hidden is not {len(self.model.rnn.STATES)} tensors of shape {shape}")

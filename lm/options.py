@@ -21,6 +21,7 @@ from symrnn.training.command_line import (
     add_machine_options,
     add_run_options,
     add_symmetry_options,
+    check_configuration,
     check_soft_symmetry,
     continued,
     known_or_path,
@@ -58,13 +59,12 @@ DEFAULTS: dict[str, Any] = {
 gates with symmetric hidden weights (all) from the cell.
 """
 
-MARKS = ("vocabulary", "corpus")
-"""What else a configuration holds, of the data: fingerprints."""
-
-
 TRAINED_UNKNOWN = "trained_unknown"
 """What a configuration holds since there is --min-count: how often <unk> stands in the train text.
 """
+
+MARKS = ("vocabulary", "corpus", TRAINED_UNKNOWN)
+"""What else a configuration holds, of the data: fingerprints, and that."""
 
 UNTRAINED = "a model whose train text has no <unk> does not learn what to expect of unknown words"
 """What is said of a model where that is never."""
@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
-    add("--layers", type=number(int, 1), metavar="L", dest="num_layers")
+    add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
     add("--recipe", choices=RECIPES, help="(zaremba)")
@@ -163,7 +163,7 @@ def model_parser(program: str, description: str, epilog: str) -> argparse.Argume
         "--weights",
         choices=WEIGHTS,
         help="the type of the recurrent weights; bfloat16 rounds them and halves what a step "
-        "reads, on the native kernels for CPUs (float32)",
+        "reads, int8 halves it again, on the native kernels for CPUs (float32)",
     )
     add("--dry-run", action="store_true", help="print configuration and counts, run nothing")
     return parser
@@ -208,7 +208,17 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
-    given = {**given, **gates_of(given, given.get("cell") or config.get("cell", DEFAULTS["cell"]))}
-    names = {*resolve({}), *MARKS}
-    config = {"min_count": DEFAULTS["min_count"], **config}  # which former runs do not have
-    return continued(config, given, folder, program="lm.train", names=names)
+    # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
+    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **config}
+    check_configuration(
+        config,
+        folder,
+        program="lm.train",
+        parser=make_parser(),
+        resolve=resolve,
+        defaults=DEFAULTS,
+        marks=MARKS,
+    )
+    return continued(
+        config, {**given, **gates_of(given, given.get("cell", config["cell"]))}, folder
+    )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from data import Codec, EncodedText, stream_windows
 from lm.model import LanguageModel, State
+from symrnn.training import Stopped
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ def measure(
     *,
     precision: Callable[[], AbstractContextManager[object]],
     each: Callable[[Tensor, Tensor], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Score:
     """Score ``model`` on the whole of ``text``, whose first token follows an ``<eos>``.
 
     precision: makes the context that the model runs in (autocast or none).
     each: called with the targets (T,) and their negative log-probabilities (T,), in nats, in order.
+    stop: whether to give up, asked at every window; then Stopped is raised.
     """
     device = model.encoder.weight.device
     was_training = model.training
@@ -61,6 +64,8 @@ def measure(
     state: State | None = None
     with torch.inference_mode():
         for inputs, targets in stream_windows(text.ids, steps, eos_id):
+            if stop():
+                raise Stopped
             inputs, targets = inputs.to(device), targets.to(device).view(-1)
             with precision():
                 logits, state = model(inputs, state)

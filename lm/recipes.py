@@ -44,7 +44,10 @@ class Recipe:
 
 def lr_in(epoch: int, lr: float, lr_divide: float, lr_after: int) -> float:
     """The learning rate in ``epoch``, counted from 1, under the schedule "epochs"."""
-    return lr / lr_divide ** max(epoch - lr_after, 0)
+    try:
+        return lr / lr_divide ** max(epoch - lr_after, 0)
+    except OverflowError:  # of the divisor
+        return 0.0
 
 
 def _zaremba(

@@ -33,7 +33,7 @@ from symrnn.training import (
 PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
 
-WEIGHTS = ("float32", "bfloat16")
+WEIGHTS = ("float32", "bfloat16", "int8")
 """--weights: as what the recurrent weights are packed for inference."""
 
 
@@ -120,8 +120,8 @@ def load_saved(
         stored.load_into(model)
     else:
         restore_model(model, stored)
-    if config.get("weights") == "bfloat16":
-        model.rnn.inference_dtype = torch.bfloat16
+    if config.get("weights", "float32") != "float32":
+        model.rnn.inference_dtype = getattr(torch, config["weights"])
     return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
 
 
@@ -197,9 +197,10 @@ def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
     backend, precision = config["backend"], config["precision"]
     if backend == "fused" and device.type not in ("cpu", "cuda"):
         raise UserError(f"--backend fused is for CPUs and NVIDIA GPUs, got: --device {device}")
-    if config.get("weights", "float32") == "float32":
+    weights = config.get("weights", "float32")
+    if weights == "float32":
         return
-    option = "--weights bfloat16 is for the native kernels"
+    option = f"--weights {weights} is for the native kernels"
     if device.type != "cpu":
         raise UserError(f"{option} for CPUs, got: --device {device}")
     if precision != "fp32":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from symrnn.training.loop import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    plan = "ending after this step; the best model is tested"
-    with World() as world, Run("lm.train", world, plan) as run:
+    with World() as world, Run("lm.train", world, "the best model is tested") as run:
         # ---- configuration ---------------------------------------------------------------------
         options = make_parser().parse_args(arguments)
         config = run.configure(options, resolve, resume_config)
@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lowest_is_best=True,
             meta={"codec": corpus.codec.state()},
         )
-        tested: Score | None = None
         for epoch in run.epochs(config["epochs"]):
             if config["schedule"] == "epochs":
                 run.progress.lr = lr_in(
@@ -84,13 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     run.log(values, note=f"perplexity {running:.1f}")
             if run.stopped:
                 break
-            if not _validate(run, learner, corpus) and config["schedule"] == "plateau":
-                run.progress.lr /= config["lr_divide"]
-            if epoch == config["epochs"] and world.first:
-                tested = _test(run, corpus)
-        if world.first:
-            run.report(_results(run, learner, corpus, tested))
-    return 0
+            with run.measuring():
+                if not _validate(run, learner, corpus) and config["schedule"] == "plateau":
+                    run.progress.lr /= config["lr_divide"]
+                if epoch == config["epochs"]:
+                    learner.progress.tested = world.share(lambda: asdict(_test(run, corpus)))
+        return run.end(lambda: _results(run, learner, corpus))
 
 
 def _windows(batches: TrainBatches, start: int, streams: slice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,6 +104,7 @@ def _measure(run: Run, model: LanguageModel, corpus: Corpus, split: str) -> Scor
         corpus.split(split),
         corpus.codec.eos_id,
         precision=autocast(run.config["precision"], run.device),
+        stop=run.terminated,
     )
 
 
@@ -161,18 +160,20 @@ def _test(run: Run, corpus: Corpus) -> Score:
     return score
 
 
-def _results(
-    run: Run, learner: LanguageLearner, corpus: Corpus, tested: Score | None
-) -> dict[str, str]:
+def _results(run: Run, learner: LanguageLearner, corpus: Corpus) -> dict[str, str]:
     """What came of the run: the best model's perplexities and parameters."""
+    progress = learner.progress
     if not run.best.exists():  # interrupted before any validation
         model = learner.final()
-        _save_best(run.best, run, model, corpus, _measure(run, model, corpus, "valid"))
+        score = _measure(run, model, corpus, "valid")
+        progress.best = score.nats / score.tokens
+        _save_best(run.best, run, model, corpus, score)
     best = load_saved(run.best, run.device, backend=run.config["backend"])
-    valid = best.meta["valid_perplexity"]
-    test = tested or _measure(run, best.model, corpus, "test")
+    valid = exponential(progress.best)
+    tested = progress.tested  # of a finished run
+    test = Score(**tested) if tested else _measure(run, best.model, corpus, "test")
     return {
-        "best model": f"epoch {best.meta['epoch']}, {run.best}",
+        "best model": f"epoch {best.meta.get('epoch')}, {run.best}",
         "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
         "test perplexity": f"{test.perplexity:.2f}{_per_word(test)}{_bound(corpus, 'test')}",
         "unknown words": ", ".join(

@@ -14,6 +14,10 @@ A matrix is stored in one of three ways, with "kind" for
     gates   stacked gates of a recurrent layer, some of them symmetric: symm, side, gates, symmetric
     matrix  a square weight parametrized by a form: symm, side
     tensor  a weight parametrized over two of its axes: symm, axes, shape, groups
+
+Of a file with matrices in int8 there is also
+
+    int8   name of each -> the name of its scales (see :mod:`symrnn.rounding`)
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,9 +37,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from symrnn.files.atomic import to_json
 from symrnn.files.errors import UserError
 from symrnn.files.verified import FileKind
+from symrnn.rnn.fused.packing import triangle_of
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.weights import GateMatrix
+from symrnn.rounding import restore_full, restore_symmetric, round_full, round_symmetric
 from symrnn.symmetry import (
     SymmetricTensor,
     Symmetry,
@@ -46,8 +52,8 @@ from symrnn.symmetry import (
 )
 from symrnn.symmetry.tensor import check_axes
 
-_STORED = (torch.float16, torch.bfloat16, torch.float32)
-_FLOATS = (*_STORED, torch.float64)
+_STORED = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class PackedError(UserError):
@@ -76,13 +82,16 @@ def save_packed(
     untouched, and nothing beside it.
 
     dtype: torch.float16, torch.bfloat16 or torch.float32, which floating tensors are rounded to
-        (numbers too small for float16 to zero); by default each stays as it is.
+        (numbers too small for float16 to zero); by default each stays as it is. Or torch.int8: of
+        this library's recurrent layers the weights that are plain, or of the form "tri" or "avg",
+        are rounded, as for ``inference_dtype``, and nothing else is.
     meta: JSON (dicts with str keys, lists, str, int, float, bool, None) to go with it.
 
     Raises PackedError for a full disk, a missing folder, no permission, for a finite number above
-    the largest of ``dtype``; ValueError for another ``dtype`` and for what has no packed form: a
-    tensor that is sparse, sharded or on the meta device, extra state that is no tensor, further
-    parametrizations on a symmetric one; TypeError for ``meta`` that is not JSON.
+    the largest of ``dtype``, and for one that is not finite in int8; ValueError for another
+    ``dtype`` and for what has no packed form: a tensor that is sparse, sharded or on the meta
+    device, extra state that is no tensor, further parametrizations on a symmetric one; TypeError
+    for ``meta`` that is not JSON.
 
     >>> save_packed(model, "model.safetensors", dtype=torch.float16)
     >>> load_packed(model, "model.safetensors")
@@ -115,12 +124,15 @@ def save_packed(
     for first, *others in _same_tensors(state):
         tied.update(dict.fromkeys(others, first))
     tensors = {name: state[name] for name in state if name not in tied}
-    if dtype is not None:
+    specs = {name: form.spec() for name, form in forms.items()}
+    contents: dict[str, Any] = {"forms": specs, "tied": tied, "meta": meta}
+    if dtype == torch.int8:
+        contents["int8"] = _round_to_int8(model, tensors, path)
+    elif dtype is not None:
         for name, tensor in tensors.items():
             if tensor.dtype in _FLOATS:
                 tensors[name] = _rounded(tensor, dtype, f"{path}: {name}")
-    specs = {name: form.spec() for name, form in forms.items()}
-    _KIND.write(path, tensors, {"forms": specs, "tied": tied, "meta": meta})
+    _KIND.write(path, tensors, contents)
 
 
 def load_packed(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -145,11 +157,12 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
     tensors, contents = _KIND.read(path)
     try:
         forms = {name: _read_form(name, spec) for name, spec in contents["forms"].items()}
-        tied, meta = contents["tied"], contents["meta"]
-        if not (isinstance(tied, dict) and isinstance(meta, dict)):
-            raise TypeError("its tied and meta are no objects")
+        tied, meta, int8 = contents["tied"], contents["meta"], contents.get("int8", {})
+        if not all(isinstance(part, dict) for part in (tied, meta, int8)):
+            raise TypeError("its tied, meta and int8 are no objects")
+        _restore_from_int8(tensors, int8, forms)
         _check_contents(tensors, forms, tied)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PackedError(f"{path}: is refused, as it contradicts itself: {error}") from error
     return Packed(path, meta, tensors, tied, forms)
 
@@ -160,7 +173,8 @@ class Packed:
 
     path: of the file.
     meta: as given to :func:`save_packed`.
-    tensors: what the file holds, on the CPU, by the names of the ``state_dict``.
+    tensors: what the file holds, on the CPU, by the names of the ``state_dict``; of int8 the
+        numbers that it stands for, float32.
     tied: the other names of tied tensors, each with the one that is in ``tensors``.
     """
 
@@ -344,6 +358,58 @@ def _rounded(tensor: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     return rounded
 
 
+def _round_to_int8(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> dict[str, str]:
+    """Rounds recurrent weights among ``tensors``, where their scales are put too.
+
+    Returns the names of the scales by those of the weights.
+    """
+    scales: dict[str, str] = {}
+    for prefix, layout in _layouts_of(model):
+        for name in layout.parameter_names:
+            key = prefix + name
+            symmetry = _triangle_form(layout) if name == layout.symmetric_name else None
+            if key not in tensors or (name == layout.symmetric_name and symmetry is None):
+                continue
+            w = tensors[key].detach().cpu().float()
+            if not torch.all(w.isfinite()):
+                raise PackedError(
+                    f"{path}: {key} holds numbers that are not finite, for torch.int8"
+                )
+            if symmetry is None:
+                tensors[key], scale = round_full(w)
+            else:
+                tensors[key], scale = round_symmetric(symmetry.expand(w))
+            scales[key] = f"{key}.scale"
+            tensors[scales[key]] = scale
+    return scales
+
+
+def _restore_from_int8(
+    tensors: dict[str, Tensor], scales: Mapping[str, str], forms: Mapping[str, _Form]
+) -> None:
+    """The inverse of :func:`_round_to_int8`."""
+    symmetric = {form.keys[0]: form for form in forms.values() if isinstance(form, _Gates)}
+    for name, scale in scales.items():
+        form = symmetric.get(name)
+        if form is None:
+            tensors[name] = restore_full(tensors[name], tensors.pop(scale))
+        else:
+            tensors[name] = form.restore(tensors[name], tensors.pop(scale))
+
+
+def _triangle_form(layout: GateLayout) -> Symmetry | None:
+    """The form of the symmetric gates, if each entry of the upper triangle is a parameter."""
+    return triangle_of(get_symmetry(layout.form, layout.rows))
+
+
+def _layouts_of(model: nn.Module) -> Iterator[tuple[str, GateLayout]]:
+    """How each gate matrix of the recurrent layers is stored, and what its names begin with."""
+    for path, part in model.named_modules(remove_duplicate=False):
+        if isinstance(part, GatedModule):
+            for layout in part.gate_layouts():
+                yield f"{path}." if path else "", layout
+
+
 def _some(names: Sequence[str]) -> str:
     """The first few of ``names``, and how many more."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -497,6 +563,16 @@ class _Gates(_Form):
         rest = numbers[1] if numbers[1:] else None
         return GateMatrix(self._layout, symmetry, numbers[0], rest).dense()
 
+    def restore(self, q: Tensor, scale: Tensor) -> Tensor:
+        """The parameters of the symmetric gates, from int8."""
+        count, side = len(self.symmetric), self.side
+        # Before anything is built: what a file says may be huge.
+        fits = scale.shape == (count, side) and q.shape == (count, side * (side + 1) // 2)
+        symmetry = _triangle_form(self._layout) if fits else None
+        if symmetry is None:
+            raise ValueError(f"{self.name} is stored as {self}, which is not in int8 so")
+        return symmetry.project(restore_symmetric(q, scale))
+
     @property
     def _layout(self) -> GateLayout:
         name = self.name.rpartition(".")[2]
@@ -550,12 +626,11 @@ def _check_contents(
 def _forms_of(model: nn.Module) -> dict[str, _Form]:
     """The forms of the symmetric matrices of ``model``, by their plain names."""
     specs: dict[str, dict[str, Any]] = {}
+    for prefix, layout in _layouts_of(model):
+        if layout.symmetric:
+            specs[prefix + layout.name] = layout.spec()
     for path, part in model.named_modules(remove_duplicate=False):
-        if isinstance(part, GatedModule):
-            prefix = f"{path}." if path else ""
-            symmetric = [layout for layout in part.gate_layouts() if layout.symmetric]
-            specs |= {prefix + layout.name: layout.spec() for layout in symmetric}
-        elif isinstance(part, ParametrizationList):
+        if isinstance(part, ParametrizationList):
             # The path of a weight's parametrizations, and the weight's own name.
             owner, _, tensor = path.rpartition("parametrizations.")
             own = [form for form in part if isinstance(form, Symmetry | SymmetricTensor)]

@@ -23,6 +23,7 @@ from symrnn.rnn.module import GatedModule
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
 from symrnn.symmetry.soft import asymmetry, upper
 from symrnn.symmetry.tensor import check_axes, square_sides
+from symrnn.threads import one_thread
 
 Where = str | type[nn.Module] | Sequence[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 """Which weights are meant: a pattern with * and ?, such as "encoder.*", for the name of a module
@@ -164,6 +165,7 @@ class Report(tuple[Change, ...]):
         return "\n".join(lines)
 
 
+@one_thread()
 def symmetrize(
     module: nn.Module, symm: str, where: Where | None = None, axes: str = "channel"
 ) -> Report:
@@ -217,6 +219,7 @@ def symmetrize(
     return Report(changes)
 
 
+@one_thread()
 def unsymmetrize(module: nn.Module) -> None:
     """Turn every symmetric layer of a model into a plain one with the expanded weights, in place.
 

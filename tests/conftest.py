@@ -212,6 +212,20 @@ def web() -> Iterator[Web]:
     server.server_close()
 
 
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`without("tqdm", …)`: as if those packages were not installed."""
+
+    def hide(*packages: str) -> None:
+        for name in [*sys.modules]:
+            if name.partition(".")[0] in packages or name.startswith("torch.utils.tensorboard"):
+                monkeypatch.delitem(sys.modules, name)
+        for name in packages:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return hide
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the source tree."""

@@ -269,6 +269,47 @@ def test_half_precision_is_one_rounding(tmp_path: Path, dtype: torch.dtype) -> N
     assert same(state_of(full), expanded(again))
 
 
+@pytest.mark.parametrize("symm", ["avg", "tri", "none", "tri4"])
+def test_recurrent_weights_of_int8(tmp_path: Path, symm: str) -> None:
+    """Half a unit off: of a symmetric matrix the product of two scales, of a row its own."""
+    gates = "" if symm == "none" else "if"
+    model = nn.ModuleDict(
+        {"rnn": SymLSTM(40, 40, 2, symm=symm, symm_hh=gates), "decoder": nn.Linear(40, 9)}
+    )
+    save_packed(model, tmp_path / "full")
+    save_packed(model, tmp_path / "m", dtype=torch.int8)
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    load_packed(again, tmp_path / "m")
+    held = safetensors.torch.load_file(tmp_path / "m")
+    rounded = {name for name, tensor in held.items() if tensor.dtype == torch.int8}
+    names = {f"rnn.{name}" for name, _ in model["rnn"].named_parameters() if "weight" in name}
+    assert rounded == {name for name in names if "tri4" not in name}
+    for name, numbers in model.state_dict().items():
+        got = again.state_dict()[name]
+        if name not in rounded:
+            assert torch.equal(got, numbers), name
+    for name in ("weight_hh_l0", "weight_hh_l1", "weight_ih_l1"):
+        got, exact = (getattr(m["rnn"], name).detach() for m in (again, model))
+        for w, v in zip(got.split(40), exact.split(40), strict=True):
+            assert (w - v).norm() < 0.01 * v.norm()
+            if torch.equal(v, v.mT):
+                assert torch.equal(w, w.mT)
+    plain = nn.ModuleDict({"rnn": nn.LSTM(40, 40, 2), "decoder": nn.Linear(40, 9)})
+    load_packed(plain, tmp_path / "m")
+    difference = plain["rnn"].weight_hh_l1 - again["rnn"].weight_hh_l1
+    assert difference.abs().max() <= 1e-7
+    if symm != "tri4":
+        sizes = [(tmp_path / name).stat().st_size for name in ("full", "m")]
+        assert sizes[1] < 0.4 * sizes[0]
+    with torch.no_grad():
+        model["rnn"].weight_ih_l0[0, 0] = math.nan
+    with pytest.raises(PackedError, match=r"rnn.weight_ih_l0 holds numbers that are not finite"):
+        save_packed(model, tmp_path / "m", dtype=torch.int8)
+
+
 def test_floating_types_are_rounded_to_the_models(tmp_path: Path) -> None:
     model = SymLSTM(3, 5, dtype=torch.float64)
     save_packed(model, tmp_path / "m")
@@ -300,8 +341,8 @@ def test_numbers_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
     save_packed(model, tmp_path / "m", dtype=torch.bfloat16)
     load_packed(model, tmp_path / "m")
     assert model.bias[0] == math.inf
-    with pytest.raises(ValueError, match=r"one of torch.float16, .*got: torch.int8"):
-        save_packed(model, tmp_path / "m", dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"one of torch.float16, .*got: torch.uint8"):
+        save_packed(model, tmp_path / "m", dtype=torch.uint8)
 
 
 def test_integers_are_not_taken_for_floating_numbers(tmp_path: Path) -> None:

@@ -449,7 +449,9 @@ def weight_bytes(name: str, size: int, steps: int) -> int | None:
         return None
     if name not in FUSED:
         return 16 * size * size * (steps + 1)
-    symmetric, full = (kernels().symrnn_packed_length(s, size, size, 4) for s in (1, 0))
+    symmetric, full = (
+        kernels().symrnn_packed_length(s, size, size, 4, native.Dtype.FLOAT) for s in (1, 0)
+    )
     item = 2 if name in (HIDDEN_BF16, BOTH_BF16) else 4
     return item * (symmetric * steps + (symmetric if name in (BOTH, BOTH_BF16) else full))
 
@@ -462,7 +464,7 @@ def pack(size: int, dtype: torch.dtype) -> Tensor:
     """Four symmetric matrices, packed."""
     torch.manual_seed(size)
     whole = torch.randn(4, size, size)
-    packed = torch.empty(kernels().symrnn_packed_length(1, size, size, 4), dtype=dtype)
+    packed = torch.empty(kernels().symrnn_packed_length(1, size, size, 4, code(dtype)), dtype=dtype)
     native.check(
         kernels().symrnn_pack(
             *(1, size, size, 4),

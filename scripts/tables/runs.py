@@ -23,11 +23,11 @@ from matplotlib.ticker import MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from report import make_parser, table, write_report
 
-import symrnn.vision.options
 from lm.model import CELLS
 from lm.saved import load_saved
 from symrnn import count_parameters, open_packed
 from symrnn.training import load_checkpoint, unpack_state
+from symrnn.training.command_line import MACHINE
 from symrnn.vision.saved import load_model
 
 COUNTS = ["best epoch", "parameters in training", "deployed"]
@@ -46,15 +46,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         for name, value in line.items():
             metrics.setdefault(name, []).append(value)
     meta = open_packed(folder / "best.safetensors").meta
-    read, machine = (
-        (read_language_model, symrnn.training.command_line.MACHINE)
-        if "cell" in meta["config"]
-        else (read_image_network, symrnn.vision.options.MACHINE)
-    )
+    read = read_language_model if "cell" in meta["config"] else read_image_network
     state = load_checkpoint(folder / "last.safetensors")
     return {
         "name": folder.name,
-        "config": {name: value for name, value in meta["config"].items() if name not in machine},
+        "config": {name: value for name, value in meta["config"].items() if name not in MACHINE},
         "epoch": meta["epoch"],
         "seconds": unpack_state(state.tensors, state.meta["state"])["progress"]["seconds"],
         "threads": meta["config"]["threads"],

@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
-from symrnn.files.errors import UserError
+from symrnn.files.errors import UserError, causes
 
 TIMEOUT = 30
 """Seconds without a byte after which an address is given up."""
@@ -137,9 +137,7 @@ def _reason(error: Exception) -> str:
         return f"no answer within {TIMEOUT} s"
     if isinstance(error, (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)):
         return "want an http or https address"
-    inner: BaseException = error  # requests and urllib3 wrap what the system said many times
-    while (cause := inner.__cause__ or inner.__context__) is not None:
-        inner = cause
+    *_, inner = causes(error)  # requests and urllib3 wrap what the system said many times
     words = str(getattr(inner, "strerror", None) or inner).strip()
     if isinstance(error, requests.exceptions.ProxyError):
         return f"no connection through the proxy ({words})"

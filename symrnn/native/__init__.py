@@ -27,6 +27,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 from symrnn.native import building
 from symrnn.native.interface import (
@@ -42,7 +43,7 @@ from symrnn.native.interface import (
     Stream,
     Term,
 )
-from symrnn.native.loading import AbsentError, open_library
+from symrnn.native.loading import AbsentError, open_calls, open_library
 
 __all__ = [
     "Dtype",
@@ -55,7 +56,9 @@ __all__ = [
     "Status",
     "Stream",
     "Term",
+    "address_of",
     "available",
+    "calls",
     "check",
     "library",
     "notice",
@@ -89,6 +92,17 @@ def available() -> bool:
 def why_not() -> str:
     """One sentence: why there is no library, and what to do about it; "" if there is one."""
     return _loaded()[1]
+
+
+@functools.cache
+def calls() -> Any:
+    """The extension module that makes small calls in C (python/calls.cpp); None where it is not."""
+    return open_calls(building.FOLDER / building.CALLS, building.calls_fingerprint())
+
+
+def address_of(function: Any) -> int:
+    """Where a function of the library lies."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 _noticed = False

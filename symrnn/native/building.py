@@ -4,6 +4,9 @@ The library has a plain C interface (symrnn.h) and is loaded with ctypes. It kno
 nor torch, so one build serves every version of both. It is made of all the .cpp files beside this
 one, each compiled by itself; those for processors other than the one at hand compile to nothing.
 
+Beside it, python/calls.cpp is compiled into an extension module that makes small calls quickly, in
+Python's limited interface; the package works without, and so does a Python that cannot load it.
+
 A build that cannot be made is no error: the package works without, only slower. The reason is then
 left in a file beside the place of the library, for the notice that the user meets.
 
@@ -23,6 +26,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +35,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "_kernels.so"  # on macOS too: ctypes does not mind the ending
 REASON = "_kernels.txt"  # why there is no library
+CALLS = "_calls.so"  # the extension module of python/calls.cpp
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
@@ -82,11 +87,13 @@ def build(folder: Path) -> str:
     try:
         _build(folder / LIBRARY)
     except NotBuiltError as error:
-        (folder / LIBRARY).unlink(missing_ok=True)
+        for made in (LIBRARY, CALLS):
+            (folder / made).unlink(missing_ok=True)
         (folder / REASON).write_text(f"{error}\n")
         print(f"symrnn: the native kernels were not built: {error}", file=sys.stderr, flush=True)
         return str(error)
     (folder / REASON).unlink(missing_ok=True)
+    _build_calls(folder / CALLS)
     return ""
 
 
@@ -111,6 +118,37 @@ def _build(target: Path) -> None:
             link_last=from_environment("LDFLAGS"),
         )
         os.replace(linked, target)
+
+
+def calls_fingerprint() -> str:
+    """As :func:`fingerprint`, of the extension module."""
+    found = [_calls_source(), FOLDER / "symrnn.h"]
+    return fingerprint_of(found) if _calls_source().exists() else ""
+
+
+def _calls_source() -> Path:
+    return FOLDER / "python" / "calls.cpp"
+
+
+def _build_calls(target: Path) -> None:
+    """Build the extension module; where that cannot be, calls are made by Python's own code."""
+    include = sysconfig.get_path("include")
+    flags = [*FLAGS, f"-I{include}", f'-DSYMRNN_SOURCES="{calls_fingerprint()}"']
+    if sys.platform == "darwin":
+        flags += ["-undefined", "dynamic_lookup", *from_environment("ARCHFLAGS")]
+    flags += from_environment("CXXFLAGS")
+    target.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="_calls.building-") as scratch:
+        made = Path(scratch, CALLS)
+        try:
+            for needed in (_calls_source(), Path(include, "Python.h")):
+                if not needed.exists():
+                    raise NotBuiltError(f"there is no {needed}")
+            run([*compiler(), *flags, "-shared", str(_calls_source()), "-o", str(made)], CALLS)
+        except NotBuiltError as error:
+            print(f"symrnn: calls are made by Python's code: {error}", file=sys.stderr, flush=True)
+            return
+        os.replace(made, target)
 
 
 # ---- what the kernels for GPUs are compiled with too ---------------------------------------------

@@ -12,7 +12,9 @@ constexpr int64_t MAX_ELEMENTS = int64_t(1) << 40;
 
 bool aligned(const void *packed) { return reinterpret_cast<uintptr_t>(packed) % 64 == 0; }
 
-bool known(int dtype) { return dtype >= SYMRNN_FLOAT && dtype <= SYMRNN_BFLOAT16; }
+bool known(int dtype) {
+    return (dtype >= SYMRNN_FLOAT && dtype <= SYMRNN_BFLOAT16) || dtype == SYMRNN_INT8;
+}
 
 int check_map(const symrnn_map *map, int64_t from, int64_t to) {
     if (map->from != from || map->to != to) return SYMRNN_SIZE;
@@ -27,7 +29,7 @@ int check_map(const symrnn_map *map, int64_t from, int64_t to) {
 
 int check_product(const symrnn_product *w, bool transposed) {
     if (!w) return SYMRNN_NULL;
-    if (!known(w->dtype)) return SYMRNN_DTYPE;
+    if (!known(w->dtype) || (transposed && w->dtype == SYMRNN_INT8)) return SYMRNN_DTYPE;
     if (w->gates < 1 || w->gates > 4 || w->rows < 1 || w->columns < 1 || w->terms < 1 ||
         w->terms > MAX_TERMS)
         return SYMRNN_SIZE;
@@ -41,6 +43,7 @@ int check_product(const symrnn_product *w, bool transposed) {
         if (!aligned(t.packed)) return SYMRNN_SIZE;
         if (t.rows < 1 || t.columns < 1 || t.gates < 1 || t.gates > all) return SYMRNN_SIZE;
         if (t.symmetric && t.rows != t.columns) return SYMRNN_SIZE;
+        if (w->dtype == SYMRNN_INT8 && t.columns > INT8_COLUMNS) return SYMRNN_SIZE;
         if (static_cast<bool>(t.inputs || t.outputs) != folded) return SYMRNN_MAP;
         if (!folded && (served & t.gates)) return SYMRNN_SIZE;
         served |= t.gates;
@@ -97,9 +100,10 @@ int check_layer(const symrnn_layer *layer, bool backward) {
     return SYMRNN_OK;
 }
 
-int check_matrices(int64_t rows, int64_t columns, int gates) {
+int check_matrices(int64_t rows, int64_t columns, int gates, int dtype) {
     if (rows < 1 || columns < 1 || gates < 1 || gates > 4) return SYMRNN_SIZE;
     if (rows > MAX_ELEMENTS / columns) return SYMRNN_SIZE;
+    if (dtype == SYMRNN_INT8 && columns > INT8_COLUMNS) return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
 
@@ -151,21 +155,23 @@ int symrnn_use_cpu(const char *name) {
     return use_cpu(name) ? SYMRNN_OK : SYMRNN_CPU;
 }
 
-int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates) {
-    if (int bad = check_matrices(rows, columns, gates)) return -bad;
+int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates, int dtype) {
+    if (int bad = check_matrices(rows, columns, gates, dtype)) return -bad;
     if (symmetric && rows != columns) return -SYMRNN_SIZE;
-    return packed_length(symmetric, rows, columns, gates);
+    if (dtype == SYMRNN_INT8) return packed_bytes(dtype, symmetric, rows, columns, gates);
+    return known(dtype) || dtype == SYMRNN_HALF ? packed_length(symmetric, rows, columns, gates)
+                                                : -SYMRNN_DTYPE;
 }
 
 int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates, int from_dtype,
                 const void *from, int64_t gate_stride, int64_t row_stride, int to_dtype, void *to,
                 int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(rows, columns, gates)) return bad;
+    if (int bad = check_matrices(rows, columns, gates, to_dtype)) return bad;
     if (symmetric && rows != columns) return SYMRNN_SIZE;
     if (gate_stride < 0 || row_stride < columns || !aligned(to)) return SYMRNN_SIZE;
     const Matrices shape{symmetric != 0, rows, columns, gates};
-    if (from_dtype == SYMRNN_FLOAT && (to_dtype == SYMRNN_FLOAT || to_dtype == SYMRNN_BFLOAT16))
+    if (from_dtype == SYMRNN_FLOAT && to_dtype != SYMRNN_DOUBLE && known(to_dtype))
         return pack<float>(shape, from, gate_stride, row_stride, to_dtype, to, threads);
     if (from_dtype == SYMRNN_DOUBLE && to_dtype == SYMRNN_DOUBLE)
         return pack<double>(shape, from, gate_stride, row_stride, to_dtype, to, threads);
@@ -175,10 +181,10 @@ int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates, int fro
 int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *from,
                           int64_t gate_stride, double scale, int to_dtype, void *to, int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(side, side, gates)) return bad;
+    if (int bad = check_matrices(side, side, gates, to_dtype)) return bad;
     if (gate_stride < 0 || !aligned(to)) return SYMRNN_SIZE;
     const Triangles shape{side, gates};
-    if (from_dtype == SYMRNN_FLOAT && (to_dtype == SYMRNN_FLOAT || to_dtype == SYMRNN_BFLOAT16))
+    if (from_dtype == SYMRNN_FLOAT && to_dtype != SYMRNN_DOUBLE && known(to_dtype))
         return pack_triangles<float>(shape, from, gate_stride, scale, to_dtype, to, threads);
     if (from_dtype == SYMRNN_DOUBLE && to_dtype == SYMRNN_DOUBLE)
         return pack_triangles<double>(shape, from, gate_stride, scale, to_dtype, to, threads);
@@ -188,7 +194,7 @@ int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *f
 int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from, double scale,
                             void *to, int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(side, side, gates)) return bad;
+    if (int bad = check_matrices(side, side, gates, dtype)) return bad;
     const Triangles shape{side, gates};
     if (dtype == SYMRNN_FLOAT) return triangle_adjoint<float>(shape, from, scale, to, threads);
     if (dtype == SYMRNN_DOUBLE) return triangle_adjoint<double>(shape, from, scale, to, threads);
@@ -198,7 +204,7 @@ int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from
 int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates, int from_dtype,
                   const void *from, void *to) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(rows, columns, gates)) return bad;
+    if (int bad = check_matrices(rows, columns, gates, from_dtype)) return bad;
     if (symmetric && rows != columns) return SYMRNN_SIZE;
     if (!aligned(from)) return SYMRNN_SIZE;
     if (!known(from_dtype)) return SYMRNN_DTYPE;

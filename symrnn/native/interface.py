@@ -38,6 +38,7 @@ class Dtype(IntEnum):
     DOUBLE = 1
     BFLOAT16 = 2
     HALF = 3
+    INT8 = 4
 
 
 class Mode(IntEnum):
@@ -142,7 +143,7 @@ FUNCTIONS: Functions = {
     "symrnn_message": (c_char_p, [c_int]),
     "symrnn_cpu": (c_char_p, []),
     "symrnn_use_cpu": (c_int, [c_char_p]),
-    "symrnn_packed_length": (c_int64, [*_SHAPE]),
+    "symrnn_packed_length": (c_int64, [*_SHAPE, c_int]),  # dtype
     "symrnn_pack": (
         c_int,
         [

@@ -65,6 +65,9 @@ template <typename T>
 int pack(const Matrices &shape, const void *from, int64_t gate_stride, int64_t row_stride,
          int to_dtype, void *to, int threads);
 
+// Packed matrices of float to int8.
+int round_to_int8(const Matrices &shape, const float *tiles, void *to, int threads);
+
 template <typename T>
 void unpack(const Matrices &shape, int from_dtype, const void *from, void *to);
 
@@ -92,6 +95,18 @@ int run_job(Job &job, int threads) {
     scratch.trim();
     shared_scratch.trim();
     return prepared ? SYMRNN_OK : SYMRNN_MEMORY;
+}
+
+// Packs to int8 what `pack_floats` packs to the float array that it is given. Returns a status.
+template <typename Pack>
+int pack_int8(const Matrices &shape, const Pack &pack_floats, void *to, int threads) {
+    const auto [symmetric, rows, columns, gates] = shape;
+    Scratch tiles;
+    const int64_t bytes = packed_bytes(SYMRNN_FLOAT, symmetric, rows, columns, gates);
+    float *const at = reinterpret_cast<float *>(tiles.get(bytes));
+    if (!at) return SYMRNN_MEMORY;
+    if (const int bad = pack_floats(at)) return bad;
+    return round_to_int8(shape, at, to, threads);
 }
 
 }  // namespace symrnn

@@ -36,7 +36,28 @@ struct PartialSums {
         int64_t first, last;  // tiles
     } sum[MAX];
     int64_t stride, gate;     // elements from one tile, and one gate, to the next
+
+    // Of an int8 product the sums are integers, which stand for
+    // (sum - offset · row_sum) · (scale · step): of gate g, row_sum and scale (rows), step (B).
+    struct Integers {
+        const float *scale, *step;
+        const int32_t *row_sum;
+    };
+    bool integers = false;
+    int offset;
+    Integers of[4];
 };
+
+// Vectors to bytes, as symrnn.h has it, blocked alike.
+struct Quantization {
+    const float *x;
+    const float *scale;  // (16 · tiles), what x is multiplied by before; null: 1
+    int64_t tiles, batch, stride;
+    uint8_t *to;
+    float *step;         // (batch)
+};
+
+constexpr float INT8_LEAST = 1e-30f;  // smaller numbers are zeros: 127 / least is finite
 
 // The pointwise part of one forward step: some tiles of hidden units of B_t sequences. Dense arrays
 // are read row by row.
@@ -96,17 +117,27 @@ struct Kernels {
     void (*add)(T *y, const PartialSums &sums, int64_t first, int64_t last, int64_t elements);
 };
 
+struct Int8Kernels {
+    int offset;  // what is added to each byte of a vector
+    void (*quantize)(const Quantization &);
+    // Not transposed. x: bytes, of the k-th packed gate from k · x_gate on.  y: int32.
+    void (*multiply)(const Multiplication &);
+};
+
 struct Cpu {
     const char *name;
     const Kernels<float> *float32;
     const Kernels<double> *float64;
+    const Int8Kernels *int8;
     float (*read)(const void *from, int64_t bytes);
 };
 
 // Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.
-const Cpu *cpu_avx512();
+const Cpu *cpu_avx512(bool vnni);  // whether the processor has VNNI, for int8
 const Cpu *cpu_avx2();
 const Cpu *cpu_portable();
+
+const Int8Kernels *int8_avx512vnni();
 
 }  // namespace symrnn
 

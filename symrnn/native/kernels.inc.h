@@ -10,24 +10,11 @@
 
 // -- few vectors: a tile's columns are loaded once and serve both directions.
 
-// Turns arrays of sums into registers: by itself the compiler unrolls no loop of sixteen.
-#define UNROLLED _Pragma("GCC unroll 32")
-
 // How many columns' sums fit in registers at once, for `batch` vectors.
 template <typename T, int batch>
 constexpr int columns_at_once() {
     const int to = SYMRNN_REGISTERS / 2 / batch;
     return to >= 16 ? 16 : to >= 8 ? 8 : to >= 4 ? 4 : 2;
-}
-
-// Fetches the tile that comes `ahead` tiles later: hardware prefetchers stop at the end of a page,
-// which is four tiles of float.
-template <typename S>
-INLINE void prefetch_ahead(const S *tile, int64_t ahead) {
-    if (!ahead) return;
-    const char *const at = reinterpret_cast<const char *>(tile + ahead * TILE);
-    UNROLLED for (int64_t k = 0; k < TILE * static_cast<int64_t>(sizeof(S)); k += 64)
-        __builtin_prefetch(at + k, 0, 3);
 }
 
 // The first tile of a symmetric panel, which is on the diagonal.
@@ -333,10 +320,30 @@ static void tile_product(const T *a, const T *b, int64_t count, const T *from, i
 //
 // The reference backend is the specification.
 
+// Of an int8 product, from integers.
+INLINE Block<float> int8_sum_of(const PartialSums &sums, int gate, int64_t tile, int64_t b,
+                                int64_t offset) {
+    const PartialSums::Integers &of = sums.of[gate];
+    Block<int32_t> x = splat<int32_t>(0);
+    for (int s = 0; s < sums.count; ++s)
+        if (tile >= sums.sum[s].first && tile < sums.sum[s].last)
+            x = x + load(static_cast<const int32_t *>(sums.sum[s].at) + offset);
+    const Block<int32_t> row_sum = load(of.row_sum + 16 * tile);
+    const Block<float> scale = load(of.scale + 16 * tile);
+    Block<float> y;
+    for (int n = 0; n < Block<float>::REGISTERS; ++n)
+        y.reg[n] = __builtin_convertvector(x.reg[n] - row_sum.reg[n] * sums.offset,
+                                           Register<float>::type) *
+                   (scale.reg[n] * of.step[b]);
+    return y;
+}
+
 // Row b of a tile, 16 elements: the sum of the partial sums that cover it.
 template <typename T>
 INLINE Block<T> sum_of(const PartialSums &sums, int gate, int64_t tile, int64_t b) {
     const int64_t offset = gate * sums.gate + tile * sums.stride + 16 * b;
+    if constexpr (sizeof(T) == 4)
+        if (sums.integers) return int8_sum_of(sums, gate, tile, b, offset);
     Block<T> x = splat<T>(0);
     for (int s = 0; s < sums.count; ++s)
         if (tile >= sums.sum[s].first && tile < sums.sum[s].last)

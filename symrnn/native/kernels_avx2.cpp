@@ -7,6 +7,8 @@
 #include "symrnn.h"
 
 #if defined(__x86_64__) && !defined(SYMRNN_WITHOUT_AVX2)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else  // until the end of the file, where templates are instantiated
@@ -22,7 +24,12 @@ namespace avx2 {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, read};
+#define SYMRNN_DOT_AVX2
+#include "dot.h"
+
+#include "int8.inc.h"
+
+static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, &INT8, read};
 
 }  // namespace avx2
 

@@ -7,6 +7,8 @@
 #include "symrnn.h"
 
 #if defined(__x86_64__) && !defined(SYMRNN_WITHOUT_AVX512)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
 #else  // until the end of the file, where templates are instantiated
@@ -22,11 +24,20 @@ namespace avx512 {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, read};
+#define SYMRNN_DOT_AVX2
+#include "dot.h"
+
+#include "int8.inc.h"
+
+static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, read};  // the int8 kernels are AVX2's
 
 }  // namespace avx512
 
-const Cpu *cpu_avx512() { return &avx512::CPU; }
+const Cpu *cpu_avx512(bool vnni) {
+    static const Cpu with_vnni = {"avx512", avx512::CPU.float32, avx512::CPU.float64,
+                                  int8_avx512vnni(), avx512::CPU.read};
+    return vnni ? &with_vnni : &avx512::CPU;
+}
 
 }  // namespace symrnn
 
@@ -37,7 +48,7 @@ const Cpu *cpu_avx512() { return &avx512::CPU; }
 #else
 
 namespace symrnn {
-const Cpu *cpu_avx512() { return nullptr; }
+const Cpu *cpu_avx512(bool) { return nullptr; }
 }  // namespace symrnn
 
 #endif

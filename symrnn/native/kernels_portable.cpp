@@ -13,7 +13,11 @@ namespace portable {
 
 #include "kernels.inc.h"
 
-static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, read};
+#include "dot.h"
+
+#include "int8.inc.h"
+
+static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, &INT8, read};
 
 }  // namespace portable
 

@@ -51,6 +51,31 @@ constexpr int64_t packed_length(bool symmetric, int64_t rows, int64_t columns, i
     return panel_start(symmetric, tiles_of(columns), gates, tiles_of(rows));
 }
 
+// Packed int8 matrices: the tiles, of bytes [column / 4][row][column % 4], then for each gate the
+// scales of its rows, and for each gate the sums of its rows, both padded to whole tiles.
+struct Int8Matrices {
+    int8_t *tiles;
+    float *scale;      // (gates, 16 · tiles of rows)
+    int32_t *row_sum;  // likewise
+
+    Int8Matrices(const void *packed, bool symmetric, int64_t rows, int64_t columns, int gates)
+        : tiles(static_cast<int8_t *>(const_cast<void *>(packed))),
+          scale(reinterpret_cast<float *>(tiles + packed_length(symmetric, rows, columns, gates))),
+          row_sum(reinterpret_cast<int32_t *>(scale + gates * tiles_of(rows) * SIDE)) {}
+};
+
+// The most columns of an int8 matrix: sums of products of bytes stay below 2³¹.
+constexpr int64_t INT8_COLUMNS = 65536;
+
+// The bytes of packed matrices.
+constexpr int64_t packed_bytes(int dtype, bool symmetric, int64_t rows, int64_t columns, int gates) {
+    const int64_t length = packed_length(symmetric, rows, columns, gates);
+    return dtype == SYMRNN_INT8       ? length + gates * tiles_of(rows) * SIDE * 8
+           : dtype == SYMRNN_BFLOAT16 ? 2 * length
+           : dtype == SYMRNN_DOUBLE   ? 8 * length
+                                      : 4 * length;
+}
+
 // The first panel of share `k` of `shares`. All shares have about as many tiles.
 inline int64_t first_panel(bool symmetric, int64_t panels, int64_t columns, int64_t k,
                            int64_t shares) {

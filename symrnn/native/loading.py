@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
+from typing import Any
 
 from symrnn.native.interface import INTERFACE, Functions, declare
 
@@ -50,3 +53,22 @@ def _built_from(lib: ctypes.CDLL, prefix: str) -> str | None:
         return None
     built_from.restype = ctypes.c_char_p
     return str(built_from().decode())
+
+
+def open_calls(path: Path, fingerprint: str) -> Any:
+    """The extension module at this path; None if there is none that this Python can use.
+
+    fingerprint: as above; one that was built from other sources is not used.
+    """
+    name = "symrnn.native._calls"
+    spec = importlib.util.spec_from_file_location(
+        name, path, loader=ExtensionFileLoader(name, str(path))
+    )
+    if spec is None or not path.exists():
+        return None
+    try:
+        module: Any = importlib.util.module_from_spec(spec)
+    except ImportError:
+        return None
+    fits = module.INTERFACE == INTERFACE and fingerprint in ("", module.SOURCES)
+    return module if fits else None

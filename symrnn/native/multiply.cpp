@@ -44,16 +44,9 @@ struct Multiply {
                 const int64_t count = std::min(SIDE, y_side() - tile * SIDE);
                 for (int g = 0; g < y_gates(); ++g)
                     for (int64_t b = 0; b < batch; ++b)
-                        for (int64_t i = 0; i < count; ++i) {
-                            T sum = 0;
-                            for (int s = 0; s < sums.count; ++s) {
-                                const auto &one = sums.sum[s];
-                                if (tile >= one.first && tile < one.last)
-                                    sum += static_cast<const T *>(
-                                        one.at)[g * sums.gate + tile * stride + b * SIDE + i];
-                            }
-                            y[(b * y_gates() + g) * y_side() + tile * SIDE + i] = sum;
-                        }
+                        for (int64_t i = 0; i < count; ++i)
+                            y[(b * y_gates() + g) * y_side() + tile * SIDE + i] =
+                                element<T>(sums, g, tile, b, i);
             }
         });
     }

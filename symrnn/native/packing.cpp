@@ -64,6 +64,12 @@ struct Packing {
 template <typename T>
 int pack(const Matrices &shape, const void *from, int64_t gate_stride, int64_t row_stride,
          int to_dtype, void *to, int threads) {
+    if (to_dtype == SYMRNN_INT8) {
+        const auto pack_floats = [&](float *tiles) {
+            return pack<T>(shape, from, gate_stride, row_stride, SYMRNN_FLOAT, tiles, threads);
+        };
+        return pack_int8(shape, pack_floats, to, threads);
+    }
     const int shares = shares_for(threads);
     Packing<T> job{shape,      static_cast<const T *>(from), gate_stride, row_stride,
                    to_dtype, static_cast<char *>(to),      shares};
@@ -75,16 +81,24 @@ void unpack(const Matrices &shape, int from_dtype, const void *packed, void *den
     const auto [symmetric, rows, columns, gates] = shape;
     const char *const from = static_cast<const char *>(packed);
     T *const to = static_cast<T *>(dense);
+    const Int8Matrices int8(packed, symmetric, rows, columns, gates);
     alignas(64) T widened[TILE];
     int64_t at = 0;
     for (int64_t panel = 0; panel < tiles_of(rows); ++panel)
         for (int g = 0; g < gates; ++g)
             for (int64_t q = symmetric ? panel : 0; q < tiles_of(columns); ++q, at += TILE) {
                 const T *tile = reinterpret_cast<const T *>(from) + at;
-                if (from_dtype == SYMRNN_BFLOAT16) {
-                    kernels<T>().widen(from + at * 2, widened);
-                    tile = widened;
+                if (from_dtype == SYMRNN_BFLOAT16) kernels<T>().widen(from + at * 2, widened);
+                if (from_dtype == SYMRNN_INT8) {
+                    const float *const scale = int8.scale + g * tiles_of(rows) * SIDE;
+                    for (int64_t k = 0; k < SIDE; ++k)
+                        for (int64_t r = 0; r < SIDE; ++r)
+                            widened[k * SIDE + r] =
+                                int8.tiles[at + k / 4 * 64 + r * 4 + k % 4] *
+                                (symmetric ? scale[q * SIDE + r] * scale[panel * SIDE + k]
+                                           : scale[panel * SIDE + r]);
                 }
+                if (from_dtype == SYMRNN_BFLOAT16 || from_dtype == SYMRNN_INT8) tile = widened;
                 for (int64_t k = 0; k < SIDE; ++k)
                     for (int64_t r = 0; r < SIDE; ++r) {
                         const int64_t row = (symmetric ? q : panel) * SIDE + r;

@@ -47,6 +47,30 @@ void apply(const symrnn_map &map, int64_t first, int64_t last, int64_t batch, in
     }
 }
 
+// One element of a blocked vector.
+template <typename T>
+T element(const PartialSums &sums, int gate, int64_t tile, int64_t b, int64_t i) {
+    const int64_t at = gate * sums.gate + tile * sums.stride + b * SIDE + i;
+    T number = 0;
+    int32_t integer = 0;
+    for (int s = 0; s < sums.count; ++s) {
+        const auto &one = sums.sum[s];
+        if (tile < one.first || tile >= one.last) continue;
+        if (!sums.integers) {
+            number += static_cast<const T *>(one.at)[at];
+            continue;
+        }
+        int32_t part;  // it lies among numbers
+        memcpy(&part, static_cast<const char *>(one.at) + at * sizeof part, sizeof part);
+        integer += part;
+    }
+    if (!sums.integers) return number;
+    const PartialSums::Integers &of = sums.of[gate];
+    const int64_t row = tile * SIDE + i;
+    integer -= sums.offset * of.row_sum[row];
+    return static_cast<T>(static_cast<float>(integer) * (of.scale[row] * of.step[b]));
+}
+
 // A product by a thread team: y (G, H) = W · x (C), or transposed y (C) = Σ W[g]ᵀ · x (G, H).
 //
 // Each share computes a partial sum. Without maps the result is the partial sums of all shares. With
@@ -80,6 +104,12 @@ class Product {
         sum_size_ = folded_ ? size : y_gates_ * y_gate_;
         if (folded_)
             for (int n = 0; n < w.terms; ++n) folded_in_ += x_gates_ * term_[n].in;
+        for (int n = 0; int8() && n < w.terms; ++n) {
+            term_[n].bytes = bytes_;
+            term_[n].steps = steps_;
+            bytes_ += operands(n) * term_[n].in;
+            steps_ += operands(n) * capacity;
+        }
         for (int share = 0; share < shares; ++share) {
             for (int n = 0; n < w.terms; ++n) panels_[n][share] = panels_of(n, share);
             touched_[share] = touched_by(share);
@@ -91,6 +121,10 @@ class Product {
         if (folded_) {
             arena.reserve(inputs_, folded_in_ * shares_);  // one for each share
             arena.reserve(result_, y_gates_ * y_gate_);
+        }
+        if (int8()) {
+            arena.reserve(bytes_at_, bytes_ * shares_);
+            arena.reserve(steps_at_, steps_ * shares_);
         }
     }
 
@@ -125,13 +159,23 @@ class Product {
             for (int s = 0; s < shares_; ++s)
                 found.sum[s] = {sums_ + s * sum_size_ + b * SIDE, touched_[s].first,
                                  touched_[s].last};
+        if (int8() && !folded_) {
+            found.integers = true;
+            found.offset = cpu().int8->offset;
+            for (int n = 0; n < w_.terms; ++n)
+                for (int k = 0; k < term_[n].count; ++k)
+                    found.of[term_[n].gate[k]] = integers(n, k, b);
+        }
         return found;
     }
 
   private:
     void complete(Team &team, int64_t batch) {
         if (!folded_) return;
-        team.each(shares_, [&](int share) { reduce(share); });
+        team.each(shares_, [&](int share) {
+            if (int8()) reduce_int8(share, batch);
+            else reduce(share);
+        });
         team.each(shares_, [&](int share) { unfold(share, batch); });
     }
 
@@ -154,6 +198,10 @@ class Product {
             const Range panels = panels_[n][share];
             const T *const term_x = folded_x;
             if (folded_) folded_x += x_gates_ * term_[n].in;
+            if (int8()) {
+                multiply_int8(n, share, term_x, batch, sum + term_[n].at);
+                continue;
+            }
             if (panels.first == panels.last) continue;
             Multiplication m;
             m.packed = t.packed;
@@ -174,6 +222,91 @@ class Product {
             m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
             call_kernel(m);
         }
+    }
+
+    // ---- int8: each share rounds the vectors by itself, which takes less time than waiting.
+
+    bool int8() const { return w_.dtype == SYMRNN_INT8; }
+
+    // How many vectors an operand becomes: the scales of a symmetric matrix are on both sides, and each
+    // gate has its own.
+    int operands(int n) const { return w_.term[n].symmetric ? term_[n].count : 1; }
+
+    Int8Matrices matrices(int n) const {
+        const symrnn_term &t = w_.term[n];
+        return Int8Matrices(t.packed, t.symmetric, t.rows, t.columns, term_[n].count);
+    }
+
+    // What the sums of the k-th gate of a term mean, from vector `b` on.
+    PartialSums::Integers integers(int n, int k, int64_t b) const {
+        const Int8Matrices m = matrices(n);
+        const int64_t rows = tiles_of(w_.term[n].rows) * SIDE, capacity = stride_ / SIDE;
+        const int64_t operand = w_.term[n].symmetric ? k : 0;
+        return {m.scale + k * rows, steps_at_ + term_[n].steps + operand * capacity + b,
+                m.row_sum + k * rows};
+    }
+
+    void multiply_int8(int n, int share, const T *x, int64_t batch, T *sum) {
+        const symrnn_term &t = w_.term[n];
+        const Term &term = term_[n];
+        const Range panels = panels_[n][share];
+        if (panels.first == panels.last && share > 0) return;  // the steps of share 0 are read
+        const Int8Kernels &kernels = *cpu().int8;
+        uint8_t *const bytes = bytes_at_ + share * bytes_ + term.bytes;
+        float *const steps = steps_at_ + share * steps_ + term.steps;
+        const int64_t tiles = tiles_of(t.columns), capacity = stride_ / SIDE;
+        for (int k = 0; k < operands(n); ++k) {
+            Quantization z;
+            z.x = reinterpret_cast<const float *>(x);
+            z.scale = t.symmetric ? matrices(n).scale + k * tiles * SIDE : nullptr;
+            z.tiles = tiles;
+            z.batch = batch;
+            z.stride = stride_;
+            z.to = bytes + k * term.in;
+            z.step = steps + k * capacity;
+            kernels.quantize(z);
+        }
+        Multiplication m;
+        m.packed = t.packed;
+        m.symmetric = t.symmetric;
+        m.transposed = false;
+        m.prefetch = false;
+        // As many bytes as of bfloat16. Measured on Zen 4 alone, where 0 is best as it is there.
+        m.ahead = bytes_of(t) > FEW_PREFETCH ? 2 * tiles_ahead() : 0;
+        m.gates = term.count;
+        m.gate = term.gate;
+        m.columns = tiles;
+        m.first = panels.first;
+        m.last = panels.last;
+        m.batch = batch;
+        m.stride = stride_;
+        m.x = bytes;
+        m.y = sum;
+        m.x_gate = t.symmetric ? term.in : 0;
+        m.y_gate = folded_ ? term.out : y_gate_;
+        kernels.multiply(m);
+    }
+
+    // Of a folded product: adds up this share's range of each gate's tiles, from integers to numbers.
+    void reduce_int8(int share, int64_t batch) {
+        for (int n = 0; n < w_.terms; ++n)
+            for (int k = 0; k < term_[n].count; ++k) {
+                PartialSums all;
+                all.count = shares_;
+                all.stride = stride_;
+                all.gate = 0;
+                all.integers = true;
+                all.offset = cpu().int8->offset;
+                all.of[0] = integers(n, k, 0);
+                const int64_t tiles = tiles_of(w_.term[n].rows);
+                T *const to = sums_ + term_[n].at + term_[n].gate[k] * term_[n].out;
+                for (int s = 0; s < shares_; ++s) all.sum[s] = {to + s * sum_size_, 0, tiles};
+                const int64_t last = tiles * (share + 1) / shares_;
+                for (int64_t tile = tiles * share / shares_; tile < last; ++tile)
+                    for (int64_t b = 0; b < batch; ++b)
+                        for (int64_t i = 0; i < SIDE; ++i)
+                            to[tile * stride_ + b * SIDE + i] = element<T>(all, 0, tile, b, i);
+            }
     }
 
     // Of a folded product: adds up this share's range of tiles, over all partial sums. A phase of its
@@ -215,6 +348,7 @@ class Product {
     };
     struct Term {
         int64_t in, out, at;
+        int64_t bytes, steps;  // where its quantized vectors begin
         int gate[4];
         int count;
         bool transposed;
@@ -233,8 +367,7 @@ class Product {
     static constexpr int64_t MANY_PREFETCH = int64_t(16) << 20, FEW_PREFETCH = int64_t(2) << 20;
 
     int64_t bytes_of(const symrnn_term &t) const {
-        const int64_t size = w_.dtype == SYMRNN_BFLOAT16 ? 2 : sizeof(T);
-        return packed_length(t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates)) * size;
+        return packed_bytes(w_.dtype, t.symmetric, t.rows, t.columns, __builtin_popcount(t.gates));
     }
 
     // The tiles of the result that a share adds to.
@@ -293,6 +426,9 @@ class Product {
     Term term_[MAX_TERMS];
     Range panels_[MAX_TERMS][MAX_SHARES], touched_[MAX_SHARES];
     T *sums_ = nullptr, *inputs_ = nullptr, *result_ = nullptr;
+    int64_t bytes_ = 0, steps_ = 0;  // of one share
+    uint8_t *bytes_at_ = nullptr;
+    float *steps_at_ = nullptr;
 };
 
 // Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector; null gives zeros.
@@ -324,7 +460,8 @@ class Expanded {
     // times: how often the product is computed, with `batch` vectors each time.
     Expanded(const symrnn_product &w, int64_t batch, int64_t times) : w_(w), product_(w) {
         constexpr int64_t MAX_BYTES = int64_t(8) << 20;
-        const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16;
+        const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16 &&
+                           w.dtype != SYMRNN_INT8;
         for (int n = 0; n < w.terms; ++n) {
             const symrnn_term &t = term_[n] = w.term[n];
             const int64_t bytes = length(t) * static_cast<int64_t>(sizeof(T));

@@ -14,6 +14,13 @@
  * diagonal down: each pair of equal entries is stored once, but for the tiles on the diagonal.
  * layout.h has the index arithmetic.
  *
+ * int8. An entry of a full matrix is W[i,j] = s[i] · Q[i,j], of a symmetric one s[i] · s[j] · Q[i,j],
+ * which keeps it symmetric; |Q| ≤ 127. A vector x is rounded at each product: z[j] = x[j], or of a
+ * symmetric matrix s[j] · x[j]; a = max |z|; u[j] = z[j] · (127 / a) to the nearest integer, ties to
+ * even; and then y[i] = (Σ Q[i,j] · u[j]) · (s[i] · (a / 127)). The sum is exact and each other
+ * operation rounded in float, so no bit of a product depends on the processor or on threads. A vector
+ * below 1e-30 is zero; an infinity or NaN makes NaNs of all y.
+ *
  * Every function returns SYMRNN_OK or a status below; `symrnn_message` says it in words.
  */
 #ifndef SYMRNN_H
@@ -51,7 +58,8 @@ enum symrnn_dtype {
     SYMRNN_FLOAT = 0,
     SYMRNN_DOUBLE = 1,
     SYMRNN_BFLOAT16 = 2,  /* on CPUs for packed matrices only; accumulated in float */
-    SYMRNN_HALF = 3       /* IEEE 754 binary16; on GPUs only */
+    SYMRNN_HALF = 3,      /* IEEE 754 binary16; on GPUs only */
+    SYMRNN_INT8 = 4       /* on CPUs for packed matrices of the forward pass only */
 };
 
 enum symrnn_mode { SYMRNN_LSTM = 0, SYMRNN_GRU = 1, SYMRNN_RNN_TANH = 2, SYMRNN_RNN_RELU = 3 };
@@ -102,14 +110,15 @@ int symrnn_use_cpu(const char *name);
  * fork too. A call never waits for a thread that the system does not run: its work is divided into
  * shares that are claimed, and the caller claims what is left. */
 
-/* The number of elements of the packed matrices of so many gates; if negative, minus a status. */
-int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates);
+/* The size of the packed matrices of so many gates, in elements of the dtype; if negative, minus a
+ * status. Of int8 it has room for the scales, and at most 65536 columns are allowed. */
+int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates, int dtype);
 
 /* Pack matrices. Of symmetric ones only the upper triangle is read.
  * from: float or double; matrix g begins at from + g · gate_stride, and its row r at r · row_stride
  *     from there, strides in elements.
- * to: (symrnn_packed_length), aligned to 64 bytes. to_dtype: that of `from`, or bfloat16 from
- *     float. */
+ * to: (symrnn_packed_length), aligned to 64 bytes. to_dtype: that of `from`, or bfloat16 or int8
+ *     from float. */
 int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates,
                 int from_dtype, const void *from, int64_t gate_stride, int64_t row_stride,
                 int to_dtype, void *to, int threads);
@@ -131,8 +140,8 @@ int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from
 int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates,
                   int from_dtype, const void *from, void *to);
 
-/* y (B, G·H) = x (B, C) · Wᵀ or, if transposed, y (B, C) = x (B, G·H) · W. Computed `repeat`
- * times, for measuring. */
+/* y (B, G·H) = x (B, C) · Wᵀ or, if transposed and not int8, y (B, C) = x (B, G·H) · W. Computed
+ * `repeat` times, for measuring. */
 int symrnn_multiply(const symrnn_product *w, int transposed, int64_t batch,
                     const void *x, void *y, int repeat, int threads);
 
@@ -182,7 +191,7 @@ typedef struct symrnn_stream {
 int symrnn_advance(const symrnn_stream *stream, int64_t steps, int64_t batch, const void *x,
                    void *between, void *output, int threads);
 
-/* The backward pass (BPTT). The layer's input weights and biases are not read.
+/* The backward pass (BPTT). The layer's input weights and biases are not read. Not of int8.
  *
  * gates, saved_cells, h0, c0, output: those of the forward pass.
  * d_output (R, H), d_hn, d_cn (B, H): the gradients of its results; null for zeros.

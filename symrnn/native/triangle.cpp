@@ -117,6 +117,12 @@ struct AdjointPanel {
 template <typename T>
 int pack_triangles(const Triangles &shape, const void *from, int64_t gate_stride, double scale,
                    int to_dtype, void *to, int threads) {
+    if (to_dtype == SYMRNN_INT8) {
+        const auto pack_floats = [&](float *tiles) {
+            return pack_triangles<T>(shape, from, gate_stride, scale, SYMRNN_FLOAT, tiles, threads);
+        };
+        return pack_int8({true, shape.side, shape.side, shape.gates}, pack_floats, to, threads);
+    }
     const int shares = shares_for(threads);
     ByPanels<PackPanel<T>> job{
         shape.side, shares,

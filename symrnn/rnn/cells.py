@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from symrnn.rnn import dispatch, torchscript
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
+from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State
@@ -57,8 +58,12 @@ class RecurrentCell(GatedModule):
 
         hx: h (B, H) or (H,), of an LSTM the pair of it and c of the same shape; zeros by default.
         """
-        if not torch.compiler.is_compiling() and self._cache.entry is not None:
-            result = self._fast_path(input, hx)
+        entry = self._cache.entry
+        if entry is not None and not torch.compiler.is_compiling():
+            plan = entry[0].plans.get(input.shape) if type(input) is Tensor else None
+            result = None if plan is None else plan.call(self._parameters, input, hx)
+            if result is None:
+                result = self._fast_path(input, hx)
             if result is not None:
                 return result
         if self._is_traced_by_fx(input):
@@ -103,6 +108,7 @@ class RecurrentCell(GatedModule):
         ):
             return None
         _, state = packed.run(input, rows, 1, batch, 0, hx, state_shape, 0.0)
+        self._plan_call(Shapes(tuple(input.shape), state_shape, state_shape), 1, batch)
         return self._whole(state)
 
     def _step(self, input: Tensor, state: State) -> State:

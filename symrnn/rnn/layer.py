@@ -14,6 +14,7 @@ from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
 from symrnn.rnn.fused.cache import Cache
 from symrnn.rnn.fused.operators import check_lengths
+from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import Attributes, State, autocast_on
 from symrnn.rnn.stream import Stream
@@ -74,8 +75,12 @@ class RecurrentLayer(GatedModule):
         of hx. T time, B batch, I input, L layers, D directions, H hidden, P the projection's size
         or H.
         """
-        if not torch.compiler.is_compiling() and self._cache.entry is not None:
-            result = self._fast_path(input, hx)
+        entry = self._cache.entry
+        if entry is not None and not torch.compiler.is_compiling():
+            plan = entry[0].plans.get(input.shape) if type(input) is Tensor else None
+            result = None if plan is None else plan.call(self._parameters, input, hx)
+            if result is None:
+                result = self._fast_path(input, hx)
             if result is not None:
                 return result
 
@@ -150,6 +155,9 @@ class RecurrentLayer(GatedModule):
             return None
         dropout = self.dropout if self.training else 0.0
         output, state = packed.run(input, rows, steps, batch, 0, hx, state_shape, dropout)
+        if not dropout:
+            shapes = Shapes(tuple(shape), tuple(output.shape), tuple(state_shape))
+            self._plan_call(shapes, steps, batch)
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:

@@ -18,16 +18,21 @@ from torch.nn import Parameter
 from symrnn.rnn import torch_state
 from symrnn.rnn.dispatch import Traits, check_backend
 from symrnn.rnn.fused import backend as fused
+from symrnn.rnn.fused import plans
 from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedLayers
+from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.parameters import Parameters
 from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 from symrnn.symmetry import Symmetry, check_symmetry_name, get_symmetry
 from symrnn.symmetry.expanded import ExpandedWeight, read_only
+from symrnn.threads import one_thread
 
 Made = TypeVar("Made", bound="GatedModule")
+
+_MOST_PLANS = 16  # of calls, each for one shape of input
 
 
 class GatedModule(nn.Module):
@@ -237,12 +242,25 @@ class GatedModule(nn.Module):
             self._cache.put(packed, sources)
         return packed
 
+    def _plan_call(self, shapes: Shapes, steps: int, batch: int) -> None:
+        """Have the next call of these shapes made in C, if it is one of a few steps."""
+        entry = self._cache.entry
+        if entry is None or steps * batch > plans.MOST_ROWS:
+            return
+        packed, sources = entry
+        stack = packed.stack()
+        if stack is None or len(packed.plans) >= _MOST_PLANS:
+            return
+        packed.plans[shapes.x] = plans.call_plan(stack, sources, shapes, steps, batch, self.IS_CELL)
+
     @property
     def inference_dtype(self) -> torch.dtype | None:
         """What the weights are packed as where no gradient is wanted: None for as they are.
 
         ``torch.bfloat16`` halves what a step reads, and rounds each weight to 8 bits of precision;
-        input, state and all arithmetic stay float32. It wants float32 weights and the native
+        input, state and all arithmetic stay float32. ``torch.int8`` halves that again: weights are
+        rounded to 255 steps, with a scale for each unit, and so are input and state in the
+        products, which are exact sums of integers. Both want float32 weights and the native
         kernels for CPUs: ``backend="fused"``, or "auto", which takes them wherever they run; of
         other backends it is a ValueError, and on a GPU it does nothing. Where a gradient is wanted,
         and in training therefore, the weights are what they are.
@@ -251,8 +269,11 @@ class GatedModule(nn.Module):
 
     @inference_dtype.setter
     def inference_dtype(self, dtype: torch.dtype | None) -> None:
-        if dtype not in (None, torch.bfloat16):
-            raise ValueError(f"inference_dtype should be None or torch.bfloat16, got: {dtype!r}")
+        if dtype not in (None, torch.bfloat16, torch.int8):
+            raise ValueError(
+                "inference_dtype should be None or one of torch.bfloat16, torch.int8, "
+                f"got: {dtype!r}"
+            )
         if dtype is not None and self.backend not in ("auto", "fused"):
             raise ValueError(
                 f'inference_dtype={dtype} wants backend="auto" or "fused", got: {self.backend!r}'
@@ -275,6 +296,7 @@ class GatedModule(nn.Module):
                 'backend="folded" wants hidden weights of all gates in a form that folds, such as '
                 f'"tri8" or "block4", got: {self._symmetry_repr()}'
             )
+        self._cache = Cache()
         self._backend = name
 
     def _some_weight(self) -> Tensor:
@@ -299,6 +321,7 @@ class GatedModule(nn.Module):
         return state[0] if self.STATES == "h" else tuple(state)
 
     @classmethod
+    @one_thread()
     def from_plain(
         cls: type[Made],
         plain: Any,
@@ -332,6 +355,7 @@ class GatedModule(nn.Module):
         made._copy_from(plain)
         return made.train(plain.training)
 
+    @one_thread()
     def to_plain(self) -> Any:
         """PyTorch's module with the expanded weights, copied; its outputs are equal."""
         like = next(self.parameters())

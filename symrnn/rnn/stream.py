@@ -13,6 +13,7 @@ from symrnn import native
 from symrnn.rnn import torch_state
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused.inference import PackedStack
+from symrnn.rnn.fused.plans import Shapes, step_plan
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import State, autocast_on
 
@@ -50,6 +51,7 @@ class Stream:
         self._state = [like.new_zeros(shape) for shape in module.state_shapes(batch)]
         self._width = self._state[0].size(-1)
         self._packed: PackedStack | None = None
+        self._plan: Any = None
         self._module: Any = None
         if _can_be_packed(module):
             weights = module.layer_weights()
@@ -59,12 +61,12 @@ class Stream:
                 weights,
                 attributes,
             )
-            self._packed = PackedStack(weights, attributes)
+            self._packed = PackedStack.of(weights, attributes)
             self._bound = self._packed.bind(self._state)
+            shapes = Shapes((batch, self._input_size), (batch, self._width), (0,))
+            self._plan = step_plan(self._packed, self._bound, shapes, batch)
         else:
             self._module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._step_shape = (batch, self._input_size)
-        self._out_shape = (batch, self._width)
 
     def __call__(
         self, x: Tensor, *, out: Tensor | None = None, rows: Sequence[int] | Tensor | None = None
@@ -79,25 +81,10 @@ class Stream:
         Returns (B, H) or (T, B, H): in the form of x. Raises ValueError for another shape, dtype or
         device.
         """
-        packed = self._packed
-        # A step of a small layer takes less time than general checks do.
-        if (
-            packed is not None
-            and rows is None
-            and type(x) is Tensor
-            and x.shape == self._step_shape
-            and x.dtype is self._dtype
-            and x.is_contiguous()
-            and x.is_cpu
-            and not x.is_neg()
-            and torch_state.can_bypass_dispatcher()
-        ):
-            if out is None:
-                out = torch.empty(self.batch, self._width, dtype=self._dtype)
-            else:
-                self._check_out(out, self._out_shape)
-            packed.advance(self._bound, 1, self.batch, x, out)
-            return out
+        if self._plan is not None and rows is None and not torch.compiler.is_compiling():
+            y: Tensor | None = self._plan.step(x, out)
+            if y is not None:
+                return y
         return self._general(x, out, rows)
 
     @property

@@ -72,6 +72,20 @@ def can_bypass_dispatcher() -> bool:
     )
 
 
+def _forward_level() -> int:
+    return forward_ad._current_level
+
+
+GUARDS: tuple[Any, ...] = (
+    *(_transforms, None, _dispatch_modes, 0, _function_mode, False, _tracer, None),
+    *(_any_autocast, False, _forward_level, -1),
+)
+"""Functions and what each gives where :func:`can_bypass_dispatcher` is sure to, in turn.
+
+(Under a compiler they are not called.)
+"""
+
+
 def _is_default_cpu() -> bool:
     """Whether the one function mode is ``torch.set_default_device("cpu")``."""
     modes = _get_current_function_mode_stack()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from symrnn.symmetry.form import Symmetry
+from symrnn.threads import one_thread
 
 
 class Eigen(Symmetry):
@@ -44,6 +45,7 @@ class Eigen(Symmetry):
         vectors = vectors.gather(-1, largest.unsqueeze(-2).expand(*w.shape[:-1], self.rank))
         return torch.cat([vectors.flatten(-2), values], -1).to(w.dtype)
 
+    @one_thread()
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """From the eigendecomposition of a full matrix, drawn as a plain layer draws it."""
         with torch.no_grad():

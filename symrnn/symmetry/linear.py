@@ -19,6 +19,7 @@ from torch import Tensor
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.orbits import Constant, Orbits
+from symrnn.threads import one_thread
 
 
 class LinearSymmetry(Symmetry):
@@ -114,6 +115,7 @@ class OrbitCoordinates(LinearSymmetry):
         self._check_matrix(w)
         return _orbit_sum(w.flatten(-2), self.orbits.orbit, self._scaled_by, self.numel)
 
+    @one_thread()
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
         """An entry is drawn as a plain layer draws it.
 

@@ -1,7 +1,7 @@
 """What the training programs share: the loop, run folder, exact resume, trackers, processes.
 
-The loop, which shows how the rest is used, is ``symrnn.training.loop``; unlike what is named here
-it needs the packages of the extra "train".
+The loop, which shows how the rest is used, is ``symrnn.training.loop``. The packages of the extra
+"train" give it curves, figures and a progress bar; without them it trains all the same.
 """
 
 from symrnn.training.checkpoint import (
@@ -13,7 +13,7 @@ from symrnn.training.checkpoint import (
     restore_model,
     save_checkpoint,
 )
-from symrnn.training.interrupt import Interrupt
+from symrnn.training.interrupt import Interrupt, Stopped
 from symrnn.training.process import (
     autocast,
     environment,
@@ -34,6 +34,7 @@ __all__ = [
     "CheckpointError",
     "Interrupt",
     "RunFolder",
+    "Stopped",
     "Tracker",
     "World",
     "autocast",

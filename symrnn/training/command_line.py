@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -30,7 +31,7 @@ RUN_DEFAULTS: dict[str, Any] = {
 }
 """What an option of a run that isn't given stands for."""
 
-MACHINE = ("data", "device", "threads", "save_every", "log_every")
+MACHINE = ("data", "workers", "device", "threads", "save_every", "log_every")
 """Options that say where a run happens, not what it is: a resumed run may change them."""
 
 # ---- types of arguments ------------------------------------------------------------------------
@@ -55,9 +56,14 @@ def number(
             or value == math.inf
         ):
             raise argparse.ArgumentTypeError(f"should be {allowed}, got: {text!r}")
+        if value > _LARGEST[kind]:
+            raise argparse.ArgumentTypeError(f"should be at most {_LARGEST[kind]}, got: {text!r}")
         return value
 
     return parse
+
+
+_LARGEST = {int: torch.iinfo(torch.int64).max, float: torch.finfo(torch.float32).max}
 
 
 def symmetry(text: str) -> str:
@@ -71,7 +77,7 @@ def symmetry(text: str) -> str:
 
 def known_or_path(known: Collection[str]) -> Callable[[str], str]:
     """An argparse type: one of the ``known`` names, or the absolute path of anything else."""
-    return lambda text: text if text in known else str(Path(text).resolve())
+    return lambda text: text if text in known else os.path.realpath(text)
 
 
 # ---- options -----------------------------------------------------------------------------------
@@ -136,37 +142,87 @@ def check_soft_symmetry(given: Mapping[str, Any]) -> None:
         raise UserError(f"--soft-norm {given['soft_norm']} is that of --soft-symmetry: give both")
 
 
-def continued(
-    config: dict[str, Any],
-    given: Mapping[str, Any],
+def check_configuration(
+    config: Mapping[str, Any],
     folder: Path,
     *,
     program: str,
-    names: Collection[str],
-    machine: Collection[str] = MACHINE,
-) -> dict[str, Any]:
-    """The configuration of the run in ``folder``, with the options of ``machine`` that are given.
+    parser: argparse.ArgumentParser,
+    resolve: Callable[[dict[str, Any]], dict[str, Any]],
+    defaults: Mapping[str, Any],
+    marks: Collection[str],
+) -> None:
+    """Raise UserError unless what ``config.json`` holds is a configuration that ``program`` makes.
 
-    program, names: whose run it should be, and what the configuration of such a run holds.
+    It is spelt as a command line, which is parsed and resolved: so the options alone say what is
+    allowed, and what goes together.
 
-    Raises UserError for a run of another program, and for any other option that is given and
-    contradicts the run.
+    defaults: what options that are not given stand for, before they are resolved.
+    marks: what the configuration holds besides, of the data.
     """
-    lacking = set(names) - config.keys()
-    if lacking:
-        raise UserError(
-            f"{folder}: is no run of {program}: its configuration lacks "
-            f"{', '.join(sorted(lacking))}"
-        )
-    for name, value in given.items():
-        if name not in machine and config.get(name) != value:
-            option = "--" + name.removeprefix("num_").replace("_", "-")
+    names = {*resolve({}), *marks}
+    for what, differing in (("lacks", names - config.keys()), ("holds", config.keys() - names)):
+        if differing:
             raise UserError(
-                f"{option} {_shown(value)} contradicts the run in {folder}, which has "
+                f"{folder}: is no run of {program}: its configuration {what} "
+                f"{', '.join(sorted(differing))}"
+            )
+    changed = {
+        name: value
+        for name, value in config.items()
+        if name not in marks and (name not in defaults or value != defaults[name])
+    }
+    parser.error = _refuse  # type: ignore[method-assign]
+    try:
+        resolved = resolve(given(parser.parse_args(_spelt(changed))))
+        for name, value in resolved.items():
+            found = config[name]
+            # A path may lead elsewhere by now. True is 1 in Python, but not here.
+            same = value == found or (name == "data" and isinstance(found, str))
+            if not same or isinstance(value, bool) != isinstance(found, bool):
+                _refuse(f"{_option(name)} should be {value!r}, got: {found!r}")
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: is damaged, cannot resume: {error}") from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def _spelt(config: Mapping[str, Any]) -> list[str]:
+    """The command line with those values; UserError for one that no option takes."""
+    arguments = []
+    for name, value in config.items():
+        option = _option(name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, (dict, list)):
+                _refuse(f"{option} should be flat, got: a {type(item).__name__}")
+        if isinstance(value, bool):
+            arguments.append(option if value else f"--no-{option.removeprefix('--')}")
+        elif isinstance(value, list):
+            arguments += [option, *map(str, value)]
+        elif value is not None:
+            arguments.append(f"{option}={value}")
+    return arguments
+
+
+def _option(name: str) -> str:
+    return "--" + name.removeprefix("num_").replace("_", "-")
+
+
+def continued(config: dict[str, Any], given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration of the run in ``folder``, with the options of MACHINE that are given.
+
+    Raises UserError for any other option that is given and contradicts the run.
+    """
+    for name, value in given.items():
+        if name not in MACHINE and config.get(name) != value:
+            raise UserError(
+                f"{_option(name)} {_shown(value)} contradicts the run in {folder}, which has "
                 f"{_shown(config.get(name))}: leave the option out to continue that run, or start "
                 "another with --out"
             )
-    return {**config, **{name: given[name] for name in machine if name in given}}
+    return {**config, **{name: given[name] for name in MACHINE if name in given}}
 
 
 def _shown(value: Any) -> str:

@@ -13,8 +13,9 @@ A training program, in one process or in many::
                     run.log({"train/loss": loss})
             if run.stopped:
                 break
-            run.keep_best(validate(model), save)
-        run.report({...})
+            with run.measuring():
+                run.keep_best(validate(model, run.terminated), save)
+        return run.end(lambda: {...})
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import argparse
 import contextlib
 import math
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from symrnn.files.errors import UserError
 from symrnn.training.checkpoint import (
@@ -43,16 +44,17 @@ from symrnn.training.checkpoint import (
     save_checkpoint,
 )
 from symrnn.training.command_line import (
+    MACHINE,
     folder_to_resume,
     given,
     print_table,
     require_compiler,
     unused_folder,
 )
-from symrnn.training.interrupt import Interrupt
+from symrnn.training.interrupt import SIGNALS, Interrupt, Stopped
 from symrnn.training.process import environment, keep_freed_memory, peak_memory, set_threads
 from symrnn.training.run_folder import RunFolder
-from symrnn.training.state import pack_state, unpack_state
+from symrnn.training.state import check_like, pack_state, unpack_state
 from symrnn.training.tracker import Tracker
 from symrnn.training.world import World
 
@@ -78,6 +80,18 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError for what a checkpoint cannot say of a run."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type not in ("int", "float"):
+                continue
+            if type(value) is not int and (field.type == "int" or type(value) is not float):
+                raise TypeError(f"{field.name} should be of type {field.type}, got: {value!r}")
+            # At first the best is what any other is better than.
+            if field.name != "best" and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} should be 0 or more, got: {value!r}")
 
 
 class Learner:
@@ -108,8 +122,33 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state` gave, after model and progress."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take up what :meth:`state` gave, after model and progress.
+
+        Raises KeyError, TypeError, ValueError or RuntimeError for anything else.
+        """
+        saved, own = state["optimizer"], self.optimizer.state_dict()
+        check_like(saved, {"state": {}, "param_groups": [{}]}, "optimizer")
+        for group, ours in zip(saved["param_groups"], own["param_groups"], strict=True):
+            # What else a group has comes from the configuration.
+            check_like(group["lr"], 0.0, "optimizer/param_groups/lr")
+            for name in ours.keys() - {"lr"}:
+                if group.get(name, ours[name]) != ours[name]:
+                    raise ValueError(
+                        f"optimizer/param_groups/{name} should be {ours[name]!r}, got: "
+                        f"{group[name]!r}"
+                    )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if len({frozenset(entries) for entries in saved["state"].values()}) > 1:
+            raise ValueError("optimizer/state should have the same entries for each parameter")
+        for index, entries in saved["state"].items():
+            if type(index) is not int or not 0 <= index < len(parameters):
+                raise ValueError(f"optimizer/state has {index!r}, for {len(parameters)} parameters")
+            check_like(entries, {}, f"optimizer/state/{index}")
+            for name, value in entries.items():
+                if value is not None:
+                    place = f"optimizer/state/{index}/{name}"
+                    check_like(value, parameters[index].detach(), place)
+        self.optimizer.load_state_dict(saved)
 
 
 class Run:
@@ -119,26 +158,32 @@ class Run:
     whose lines and files go nowhere. A checkpoint follows all lines of its step and no other line
     of that step follows it, so that a run killed anywhere and resumed has every line once.
 
+    Ctrl-C ends it after the step or validation under way, with its report. SIGTERM, from those who
+    kill after some seconds, ends it after the step under way or within a validation, without.
+
     program: its module, as ``python -m`` takes it.
-    plan: what the first interrupt leads to, for the line that it prints.
+    then: what the first Ctrl-C leads to after the step, for the line that it prints.
 
     device: of this process; known from :meth:`configure` on.
     resumed: the folder of the run that is continued; None for a new run.
-    stopped: whether an interrupt ended the steps within an epoch.
+    stopped: whether an interrupt ended the run within an epoch.
     """
 
     device: torch.device
     learner: Learner
 
-    def __init__(self, program: str, world: World, plan: str = "ending after this step") -> None:
+    def __init__(self, program: str, world: World, then: str = "") -> None:
         self.program = program
         self.world = world
         self.resumed: Path | None = None
         self.stopped = False
         self._out: Path | None = None
         self._folder: RunFolder | None = None
+        self._checkpoint: Checkpoint | None = None
         self._tracker: Tracker | None = None
-        self._interrupt = Interrupt(plan)
+        self._interrupt = Interrupt("ending after this step", then)
+        self._ended_by: signal.Signals | None = None  # the same in all processes
+        self._logged = True  # whether there are lines that the steps before did not write
         self._bar: Any = None
         self._open = contextlib.ExitStack()
 
@@ -178,6 +223,8 @@ class Run:
             elif world.first:
                 self._folder = self._open.enter_context(RunFolder.open(self.resumed))
                 config = resume(self._folder.config, given(options), self.resumed)
+                if self._folder.last.exists():
+                    self._checkpoint = _last_checkpoint(self._folder, config)
         config = world.share(lambda: config)
         with world.agreeing():
             self.device = world.device(config["device"])
@@ -222,10 +269,14 @@ class Run:
                 self._folder = self._open.enter_context(RunFolder.create(path, config))
         if self._folder is not None:
             print(f"the run is kept in {self._folder.path}", flush=True)
-        begun = self._restore()
-        if self._folder is None:
+        begun, progress = self._restore(), self.progress
+        if self._finished:
+            print(f"it is finished: {progress.epoch - 1} epochs, {progress.step} steps", flush=True)
+        elif begun:
+            print(f"continuing after step {progress.step}, in epoch {progress.epoch}", flush=True)
+        if self._folder is None or self._finished:
             return
-        step = self.progress.step if begun else None
+        step = progress.step if begun else None
         self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
         if not begun:
             self._tracker.hparams(config, {})
@@ -235,30 +286,42 @@ class Run:
 
     def _restore(self) -> bool:
         """Take up the run's last checkpoint, in all processes; whether there is one."""
-        checkpoint: Checkpoint | None = None
-        with self.world.agreeing():
-            if self._folder is not None and self._folder.last.exists():
-                checkpoint = load_checkpoint(self._folder.last)
-        checkpoint = self.world.share(lambda: checkpoint)
+        checkpoint = self.world.share(lambda: self._checkpoint)
+        self._checkpoint = None  # it is as large as the model
         if checkpoint is None:
             return False
         learner = self.learner
         with self.world.agreeing():
             restore_model(learner.model, checkpoint)
             try:
+                for name, tensor in model_tensors(learner.model).items():
+                    check_like(checkpoint.tensors[name], tensor, name)
                 state = unpack_state(checkpoint.tensors, checkpoint.meta["state"])
                 progress = dict(state["progress"])
                 if "window" in progress:  # the language model's name for it, formerly
                     progress["batch"] = progress.pop("window")
                 learner.progress = type(learner.progress)(**progress)
+                self._check_progress()
                 learner.load_state(state)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise CheckpointError(
                     f"{checkpoint.path}: not a checkpoint that a run goes on from: {error!r}"
                 ) from error
-        where = f"step {self.progress.step}, in epoch {self.progress.epoch}"
-        print(f"continuing after {where}", flush=True)
         return True
+
+    def _check_progress(self) -> None:
+        """Raise ValueError unless epoch, batch and step fit together and the run's length."""
+        progress = self.progress
+        begun = (progress.epoch - 1) * self.batches + progress.batch
+        if not (
+            1 <= progress.epoch <= self.config["epochs"] + (progress.batch == 0)
+            and progress.batch <= self.batches
+            and progress.step == begun
+        ):
+            raise ValueError(
+                f"step {progress.step} is not batch {progress.batch} of {self.batches} in epoch "
+                f"{progress.epoch} of {self.config['epochs']}"
+            )
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -266,6 +329,10 @@ class Run:
     def progress(self) -> Progress:
         """Where the run stands."""
         return self.learner.progress
+
+    @property
+    def _finished(self) -> bool:
+        return self.progress.epoch > self.config["epochs"]
 
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left, from 1 to ``count``, with a checkpoint after each.
@@ -275,8 +342,10 @@ class Run:
         progress = self.progress
         with self._interrupt:
             # Asked here too, as an interrupt may come during a validation.
-            while progress.epoch <= count and not self.world.any(self._interrupt.requested):
+            while progress.epoch <= count and not self._interrupted():
                 yield progress.epoch
+                if self.stopped:  # within a validation
+                    return
                 progress.epoch += 1
                 progress.batch = 0
                 self.learner.end_epoch()
@@ -293,7 +362,7 @@ class Run:
         progress = self.progress
         self._since = (time.perf_counter(), progress.batch)
         self.learner.model.train()
-        self._bar = tqdm(
+        self._bar = _progress_bar(
             total=self.batches * self._batch_size,
             initial=progress.batch * self._batch_size,
             desc=f"epoch {progress.epoch}/{self.config['epochs']}",
@@ -310,12 +379,41 @@ class Run:
                 yield batch
                 self._bar.update(self._batch_size)
                 if progress.batch == self.batches:
-                    return  # the checkpoint comes after the validation
-                self.stopped = self.world.any(self._interrupt.requested)
+                    break  # the checkpoint comes after the validation
+                self.stopped = self._interrupted()
                 if self.stopped or progress.step % self.config["save_every"] == 0:
                     self._save()
                 if self.stopped:
                     return
+        self._logged = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """A validation or test, which may take long: on a SIGTERM it is given up, in all processes.
+
+        What measures asks :meth:`terminated` again and again, and raises :class:`Stopped`; that
+        ends the block, and the epochs. The run goes on from here, or from the last checkpoint
+        if the block has written lines, which it will write again.
+        """
+        try:
+            yield
+        except Stopped:
+            self.stopped = True
+            self._ended_by = signal.SIGTERM
+            if not self._logged:
+                self._save()
+
+    def terminated(self) -> bool:
+        """Whether this process was sent a SIGTERM."""
+        return self._interrupt.number == signal.SIGTERM
+
+    def _interrupted(self) -> bool:
+        """Whether an interrupt of any process ends the run; a SIGTERM counts more."""
+        came = self.world.sum([float(self._interrupt.number == number) for number in SIGNALS])
+        for number, count in zip(SIGNALS, came, strict=True):
+            if count:
+                self._ended_by = number
+        return self._ended_by is not None
 
     @property
     def due(self) -> bool:
@@ -324,6 +422,7 @@ class Run:
 
     def log(self, values: Mapping[str, float], note: str | None = None) -> None:
         """Log numbers at the present step; ``note`` stands beside the progress bar."""
+        self._logged = True
         if self._tracker is not None:
             self._tracker.scalars(self.progress.step, values)
         if note is not None:
@@ -335,9 +434,9 @@ class Run:
         return (self.progress.batch - first) * self._batch_size / (self._since[0] - since)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Log a picture at the present step."""
+        """Log a picture at the present step; it is not drawn where there is no tracker of such."""
         if self._tracker is not None:
-            self._tracker.figure(self.progress.step, name, draw())
+            self._tracker.figure(self.progress.step, name, draw)
 
     def outcome(self, metrics: Mapping[str, float]) -> None:
         """Log what the run came to, beside its configuration."""
@@ -404,16 +503,58 @@ class Run:
         assert self._folder is not None
         return self._folder.best
 
-    def report(self, values: Mapping[str, str]) -> None:
-        """Say what came of the run: the program's lines, its time and memory."""
-        if self._folder is None:
-            return
-        print()
-        if self.progress.epoch <= self.config["epochs"]:
-            print(f"interrupted in epoch {self.progress.epoch}; to go on:")
-            print(f"  python -m {self.program} --resume {shlex.quote(str(self._folder.path))}")
-        time_and_memory = {
-            "time": f"{self.progress.seconds:.1f} s",
-            "peak memory": f"{peak_memory(self.device) / 2**20:.0f} MiB",
-        }
-        print_table({**values, **time_and_memory})
+    def end(self, results: Callable[[], Mapping[str, str]]) -> int:
+        """Say what came of the run: the program's lines, its time and memory.
+
+        results: makes the lines, in the first process, and not after a SIGTERM.
+
+        Returns what the program ends with: 0, or as shells have it, 128 + the signal that ended the
+        run before its last epoch.
+        """
+        if self._folder is not None:
+            print()
+            if not self._finished:
+                print(f"interrupted in epoch {self.progress.epoch}; to go on:")
+                print(f"  python -m {self.program} --resume {shlex.quote(str(self._folder.path))}")
+            if self._ended_by != signal.SIGTERM:
+                time_and_memory = {
+                    "time": f"{self.progress.seconds:.1f} s",
+                    "peak memory": f"{peak_memory(self.device) / 2**20:.0f} MiB",
+                }
+                print_table({**results(), **time_and_memory})
+        return 0 if self._finished or self._ended_by is None else 128 + self._ended_by
+
+
+def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
+    """The checkpoint that a run goes on from; CheckpointError if it is of another configuration."""
+    checkpoint = load_checkpoint(folder.last)
+    saved = checkpoint.meta.get("config")
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{folder.last}: not a checkpoint that a run goes on from")
+    for name in (config.keys() | saved.keys()) - set(MACHINE):
+        if name not in config or name not in saved or config[name] != saved[name]:
+            raise CheckpointError(
+                f"{folder.last}: not the checkpoint of this run: {name} is "
+                f"{saved.get(name)!r} in it, {config.get(name)!r} in config.json"
+            )
+    return checkpoint
+
+
+def _progress_bar(**options: Any) -> Any:
+    """tqdm's, or where it is not installed, one that shows nothing."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(**options)
+
+
+class _NoBar(contextlib.nullcontext[None]):
+    def update(self, _: int) -> None:
+        pass
+
+    def set_postfix_str(self, _: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -114,6 +114,31 @@ def unpack_state(tensors: Mapping[str, Tensor], packed: Any) -> Any:
     return unpack(packed)
 
 
+def check_like(value: Any, like: Any, place: str) -> None:
+    """Raises TypeError or ValueError, naming the place, unless `value` is built like `like`.
+
+    That is of the same types; dicts with the same keys (an empty one is like any), the items of a
+    list like the first of `like`, tensors of one type and shape. An int is like a float.
+    """
+    kind: type = Tensor if isinstance(like, Tensor) else type(like)
+    found: type = Tensor if isinstance(value, Tensor) else type(value)
+    if found is not kind and (found, kind) != (int, float):
+        raise TypeError(f"{place} should be of type {kind.__name__}, got: {value!r}")
+    if kind is dict and like:
+        if value.keys() != like.keys():
+            raise ValueError(f"{place} should have {list(like)}, got: {list(value)}")
+        for key in like:
+            check_like(value[key], like[key], f"{place}/{key}")
+    elif kind is list and like:
+        for number, item in enumerate(value):
+            check_like(item, like[0], f"{place}/{number}")
+    elif kind is Tensor and (value.dtype, value.shape) != (like.dtype, like.shape):
+        raise ValueError(
+            f"{place} should be {like.dtype} of shape {tuple(like.shape)}, got: {value.dtype} of "
+            f"shape {tuple(value.shape)}"
+        )
+
+
 def rng_state() -> dict[str, Any]:
     """The state of the global random generators: torch on the CPU and on every CUDA device in
     use, numpy, and Python's `random`. `pack_state` takes it.
@@ -149,6 +174,16 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     """
     try:
         numpy, python, devices = state["numpy"], state["python"], state["cuda"]
+        like = rng_state()
+        check_like(state["torch"], like["torch"], "torch")
+        check_like(numpy, like["numpy"], "numpy")
+        check_like({**python, "gauss": None}, {**like["python"], "gauss": None}, "python")
+        if python["gauss"] is not None:
+            check_like(python["gauss"], 0.0, "python/gauss")
+        if not isinstance(devices, list) or not all(isinstance(d, Tensor) for d in devices):
+            raise TypeError("cuda should be a list of tensors")
+        if not 0 <= numpy["position"] <= len(numpy["keys"]):  # numpy would read beyond the end
+            raise ValueError(f"numpy/position is {numpy['position']}")
         random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
         np.random.set_state(
             (
@@ -160,7 +195,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
             )
         )
         torch.set_rng_state(state["torch"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"state: not a state of rng_state ({error!r})") from error
     available = torch.cuda.device_count() if devices else 0
     for index, generator in enumerate(devices[:available]):

@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from symrnn.files.atomic import replacing
 from symrnn.files.errors import UserError, describe_os_error
 from symrnn.training.run_folder import RunFolder
+
+_EVENTS = "events.out.tfevents."  # what the names of TensorBoard's files begin with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +30,7 @@ class Tracker:
     "Infinity" and "-Infinity", which `float()` of Python reads; TensorBoard gets them as they are.
     Each line is handed to the operating system at once, so a kill loses none; TensorBoard's
     events wait for `flush`, or half a minute. Without TensorBoard installed there is
-    metrics.jsonl alone, and one notice on stderr.
+    metrics.jsonl alone, without matplotlib there are no figures, and one notice on stderr says so.
 
     Args:
         folder: of the run; held open by the caller.
@@ -56,6 +59,7 @@ class Tracker:
             if isinstance(error, OSError):
                 raise self._error(error) from error
             raise
+        self._draws = self._writer is not None and _can_draw()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records `values` (numbers, or tensors of one element) at `step` (0 or more).
@@ -75,11 +79,12 @@ class Tracker:
         except OSError as error:
             raise self._error(error) from error
 
-    def figure(self, step: int, tag: str, figure: Figure) -> None:
-        """Records a matplotlib figure at `step` in TensorBoard, and closes it."""
-        if self._writer is None:
+    def figure(self, step: int, tag: str, figure: Figure | Callable[[], Figure]) -> None:
+        """Records a matplotlib figure, or what draws one, at `step` in TensorBoard; closes it."""
+        if self._writer is None or not self._draws:
             return
         try:
+            figure = figure() if callable(figure) else figure
             self._writer.add_figure(tag, figure, step, close=True)
         except OSError as error:
             raise self._error(error) from error
@@ -152,6 +157,8 @@ class Tracker:
                 raise
 
     def _error(self, error: OSError) -> UserError:
+        if not self._folder.path.is_dir():  # TensorBoard opens its file anew for every write
+            return UserError(f"{self._folder.path}: the run's folder was renamed or deleted")
         return UserError(f"{self._folder.metrics}: metrics: {describe_os_error(error)}")
 
 
@@ -202,9 +209,23 @@ def _step_of(line: bytes) -> int | None:
         return None
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int and step >= 0 else None
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is there, and takes the settings that it finds."""
+    try:
+        import matplotlib.pyplot  # noqa: F401  what TensorBoard's writer draws with
+    except (ImportError, ValueError) as error:  # the latter for MPLBACKEND, as of a notebook
+        print(
+            f"notice: matplotlib cannot be imported (pip install 'symrnn[train]'): {error}: there "
+            "are no figures",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 class _ReportedOnce:
@@ -237,6 +258,23 @@ def _summary_writer(folder: RunFolder, purge_step: int) -> SummaryWriter | None:
     if not isinstance(threading.excepthook, _ReportedOnce):
         threading.excepthook = _ReportedOnce(threading.excepthook)
     again = folder.tensorboard.is_dir() and any(folder.tensorboard.iterdir())
+    if again:
+        _put_before_now(folder.tensorboard)
     return SummaryWriter(
         log_dir=str(folder.tensorboard), purge_step=purge_step if again else None, flush_secs=30
     )
+
+
+def _put_before_now(events: Path) -> None:
+    """Renames event files where one would be read after a file that begins now.
+
+    TensorBoard reads them in the order of their names, which hold the time of their beginning, and
+    drops points by step as a later file says. So if the clock was set back, the number of a file
+    takes the place of its time.
+    """
+    files = sorted(file for file in events.iterdir() if file.name.startswith(_EVENTS))
+    if not files or files[-1].name < f"{_EVENTS}{int(time.time()):010}":
+        return
+    for number, file in enumerate(files, 1):
+        rest = file.name.removeprefix(_EVENTS).partition(".")[2]
+        file.rename(file.with_name(f"{_EVENTS}{number:010}.{rest}"))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from symrnn.files.errors import UserError
+from symrnn.training.interrupt import Stopped
 from symrnn.training.process import resolve_device
 
 T = TypeVar("T")
@@ -167,11 +168,21 @@ class World:
         raise error or UserError(messages[0])
 
     def share(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them; the others wait for it."""
+        """What the first process makes, in all of them; the others wait for it.
+
+        If it stops there (:class:`Stopped`), all do.
+        """
         if self.size == 1:
             return make()
-        values: list[Any] = [make() if self.first else None]
+        values: list[Any] = [None, False]
+        if self.first:
+            try:
+                values[0] = make()
+            except Stopped:
+                values[1] = True
         dist.broadcast_object_list(values)
+        if values[1]:
+            raise Stopped
         shared: T = values[0]
         return shared
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from symrnn import harden, parameter_groups, soft_symmetry_penalty, symmetrize
 from symrnn.training import World, autocast, seed_step
 from symrnn.training.loop import Learner, Progress
+from symrnn.training.state import check_like
 from symrnn.vision import default_where
 from symrnn.vision.batch_norm import running_statistics, synchronize_batch_norm
 from symrnn.vision.dirac import no_decay
@@ -107,6 +108,7 @@ class ImageLearner(Learner):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
+        check_like(state["scaler"], self.scaler.state_dict(), "scaler")
         self.scaler.load_state_dict(state["scaler"])
         if self.world.first:  # holds what all have summed up
             self.sums[0], self.sums[1] = self.progress.nats, self.progress.correct

@@ -9,12 +9,12 @@ from typing import Any
 
 from symrnn.files import UserError
 from symrnn.symmetry.tensor import AXES
-from symrnn.training import command_line
 from symrnn.training.command_line import (
     RUN_DEFAULTS,
     SOFT_DEFAULTS,
     add_run_options,
     add_symmetry_options,
+    check_configuration,
     check_soft_symmetry,
     continued,
     known_or_path,
@@ -54,9 +54,6 @@ DEFAULTS: dict[str, Any] = {
 """What an option that isn't given stands for; the recipe's numbers and the model come from the
 recipe, and the recipe from the data.
 """
-
-MACHINE = (*command_line.MACHINE, "workers")
-"""Options that say where a run happens, not what it is: a resumed run may change them."""
 
 MARKS = ("num_classes", "pictures")
 """What else a configuration holds, of the data: how many classes, and the data's fingerprint."""
@@ -193,6 +190,13 @@ def _recipe_of(data: str) -> str:
 
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
-    names = {*resolve({}), *MARKS}
-    program = "symrnn.vision.train"
-    return continued(config, given, folder, program=program, names=names, machine=MACHINE)
+    check_configuration(
+        config,
+        folder,
+        program="symrnn.vision.train",
+        parser=make_parser(),
+        resolve=resolve,
+        defaults=DEFAULTS,
+        marks=MARKS,
+    )
+    return continued(config, given, folder)

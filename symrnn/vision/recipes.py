@@ -52,7 +52,10 @@ class Recipe:
 
 def lr_in(epoch: int, lr: float, lr_divide: float, lr_steps: list[int]) -> float:
     """The learning rate in ``epoch``, counted from 1."""
-    return lr / lr_divide ** sum(epoch > step for step in lr_steps)
+    try:
+        return lr / lr_divide ** sum(epoch > step for step in lr_steps)
+    except OverflowError:  # of the divisor
+        return 0.0
 
 
 RECIPES = {

@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     run.log(values, note=f"loss {nats / batch_size:.3f}")
             if run.stopped:
                 break
-            _validate(run, learner, dataset)
+            with run.measuring():
+                _validate(run, learner, dataset)
             told = _warn_of_skipped_files(dataset, world, told)
-        run.report(_results(run, learner))
-    return 0
+        return run.end(lambda: _results(run, learner))
 
 
 def _validate(run: Run, learner: ImageLearner, dataset: Dataset) -> None:
@@ -107,6 +107,7 @@ def _validate(run: Run, learner: ImageLearner, dataset: Dataset) -> None:
         world=world,
         precision=learner.precision,
         memory_format=learner.memory_format,
+        stop=run.terminated,
     )
     run.require_finite("validation loss", score.loss)
     pictures = run.batches * config["batch_size"]
@@ -165,7 +166,7 @@ def _results(run: Run, learner: ImageLearner) -> dict[str, str]:
     """What came of the run: accuracies and parameters."""
     progress = learner.progress
     counts = counts_of(learner.final())
-    if not run.world.first or not progress.best_epoch:
+    if not progress.best_epoch:
         return counts
     return {
         "best model": f"epoch {progress.best_epoch}, {run.best}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from symrnn.files import UserError, errors, run_program
 
@@ -32,6 +35,7 @@ def fail(error: BaseException) -> Callable[[], int]:
         (fail(UserError("--lr: -1 is not above 0")), 2, "error: --lr: -1 is not above 0\n"),
         (fail(ForeignError("no corpus")), 2, "error: no corpus\n"),
         (fail(KeyboardInterrupt()), 130, ""),
+        (fail(errors.Terminated()), 143, ""),
         (fail(BrokenPipeError()), 141, ""),
         (fail(SystemExit(4)), 4, ""),
     ],
@@ -67,6 +71,83 @@ def test_what_stdout_cannot_hold_is_written_escaped(
     assert stdout.buffer.getvalue() == written  # type: ignore[attr-defined]
 
 
+def while_interrupted() -> int:
+    """The disk fills up while a file is cleaned up on the way out."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        try:
+            raise OSError(errno.ENOSPC, "no room")
+        except OSError as error:
+            raise UserError("the disk is full") from error
+
+
+def raise_again(error: OSError, first: BaseException) -> None:
+    """What a thread left is raised while `first` is handled, which came of it."""
+    try:
+        raise first from error
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fail(error)()
+
+
+def test_an_error_on_the_way_out_of_an_interrupt_is_not_told() -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(while_interrupted)
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "message"),
+    [
+        (UserError("the disk is full"), 2, "error: the disk is full\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (errors.Terminated(), 143, ""),
+    ],
+)
+def test_errors_that_caused_each_other_end_too(
+    first: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = OSError(errno.ENOSPC, "no room")
+    raise_again(stored, first)
+    assert (stored.__context__, first.__cause__) == (first, stored)
+    error = UserError("the disk is full")
+    error.__cause__ = stored
+    assert list(errors.causes(error)) == [error, stored, first]
+    with pytest.raises(SystemExit) as caught:
+        run_program(fail(error))
+    assert caught.value.code == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "", "a.txt"), "a.txt: the disk is full"),
+        (OSError(errno.EMFILE, "", "a.txt"), "a.txt: this process may open no more files "),
+        (OSError(errno.ENFILE, ""), "the machine can open no more files"),
+        (OSError(errno.ENOMEM, ""), "the memory is too small"),
+        (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error"),
+        (MemoryError(), "the memory is too small"),
+        (MemoryError("Unable to allocate 8 TiB"), "the memory is too small: Unable to allocate 8"),
+        (RuntimeError("CUDA out of memory. Tried\nto"), "the memory is too small: CUDA out of mem"),
+    ],
+)
+def test_what_a_machine_lacks_is_no_bug(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(fail(error))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_memory_that_pytorch_cannot_get() -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: torch.empty(1 << 60).dim())
+    assert caught.value.code == 2
+
+
 # The file alone, since importing its package loads torch.
 PRINTS = f"""
 import runpy
@@ -96,3 +177,10 @@ def test_output_to_a_full_disk_is_a_users_error(unbuffered: str) -> None:
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=settings)
     assert done.stderr == b"error: output: the disk is full\n"
     assert done.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_error_that_cannot_be_told_has_its_exit_code() -> None:
+    program = [sys.executable, "-c", PRINTS.replace("100_000", "1")]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(program, stdout=full, stderr=full).returncode == 2

@@ -17,6 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 import worlds
+from mutations import mutations
+from resumed import KilledError, dying_after
 from torch import nn
 
 import lm.evaluate
@@ -24,10 +26,11 @@ import lm.generate
 import lm.train
 from data import DataError
 from lm.model import LanguageModel
+from lm.options import MARKS, resume_config
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
 from symrnn.files import UserError, run_program
-from symrnn.training import load_checkpoint, save_checkpoint
+from symrnn.training import load_checkpoint, loop, save_checkpoint
 
 Refused = Callable[..., str]
 
@@ -198,6 +201,9 @@ def test_output_that_the_terminal_cannot_hold_is_escaped(
         ("--backend metal", "'reference', 'script', 'vendor'"),
         ("--epochs 0", "--epochs: should be an integer of at least 1, got: '0'"),
         ("--epochs 1.5", "should be an integer of at least 1, got: '1.5'"),
+        ("--lr 1e39", "should be at most 3.4028234663852886e+38, got: '1e39'"),
+        ("--hidden-size 9223372036854775808", "should be at most 9223372036854775807, got: '922"),
+        ("--layers 1001", "should be an integer of at least 1 and at most 1000, got: '1001'"),
         ("--dropout 1.5", "should be a number of at least 0 and at most 1, got: '1.5'"),
         ("--lr 0", "should be a number above 0, got: '0'"),
         ("--lr nan", "should be a number above 0, got: 'nan'"),
@@ -251,13 +257,14 @@ def test_no_compiler(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path
         ("--backend vendor", "kernels, --backend auto or fused, got: --backend vendor"),
     ],
 )
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("program", ["evaluate", "generate"])
 def test_weights_that_only_the_native_kernels_take(
-    refused: Refused, finished: Path, program: str, arguments: str, message: str
+    refused: Refused, finished: Path, program: str, weights: str, arguments: str, message: str
 ) -> None:
-    said = refused(program, finished, "--weights", "bfloat16", *arguments.split())
-    assert f"--weights bfloat16 is for the native {message}" in said
-    assert "invalid choice: 'int8'" in refused(program, finished, "--weights", "int8")
+    said = refused(program, finished, "--weights", weights, *arguments.split())
+    assert f"--weights {weights} is for the native {message}" in said
+    assert "invalid choice: 'int4'" in refused(program, finished, "--weights", "int4")
 
 
 def test_without_native_kernels(
@@ -371,6 +378,65 @@ def test_a_run_of_another_program(refused: Refused, run_copy: Path) -> None:
     assert "config.json: is damaged" in refused("train", "--resume", run_copy)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": "2"}, "--epochs should be 2, got: '2'"),
+        ({"epochs": 2.0}, "argument --epochs: should be an integer of at least 1, got: '2.0'"),
+        ({"epochs": 0}, "argument --epochs: should be an integer of at least 1, got: '0'"),
+        ({"epochs": None}, "--epochs should be 13, got: None"),
+        ({"lr": math.nan}, "argument --lr: should be a number above 0, got: 'nan'"),
+        ({"cell": ["lstm"]}, "--cell should be 'lstm', got: ['lstm']"),
+        ({"cell": {}}, "--cell should be flat, got: a dict"),
+        ({"tied": 0}, "--tied should be False, got: 0"),
+        ({"tied": "yes"}, "argument --tied: ignored explicit argument 'yes'"),
+        ({"seed": True}, "--seed should be 1, got: True"),
+        ({"symm_hh": "xy"}, "--symm-hh should name gates of 'ifgo', each at most once"),
+        ({"soft_norm": 1}, "--soft-norm 1 is that of --soft-symmetry: give both"),
+        ({"data": 5}, "--data should be "),
+    ],
+)
+def test_a_configuration_that_no_command_line_gives(
+    refused: Refused, run_copy: Path, changed: dict[str, Any], message: str
+) -> None:
+    file = run_copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    said = refused("train", "--resume", run_copy).replace("\\", "")
+    assert said.startswith(f"{file}: is damaged, cannot resume: ")
+    assert message in said
+
+
+def test_a_configuration_of_another_version(refused: Refused, run_copy: Path) -> None:
+    file = run_copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "optimizer": "sgd"}))
+    message = "is no run of lm.train: its configuration holds optimizer"
+    assert message in refused("train", "--resume", run_copy)
+
+
+def test_a_configuration_that_is_not_the_checkpoints(refused: Refused, run_copy: Path) -> None:
+    file = run_copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "epochs": 3}))
+    message = (
+        "last.safetensors: not the checkpoint of this run: epochs is 2 in it, 3 in config.json"
+    )
+    assert message in refused("train", "--resume", run_copy)
+
+
+def test_any_change_of_a_configuration(run_copy: Path) -> None:
+    """It is refused, or one that could have been given."""
+    config, kept = json.loads((run_copy / "config.json").read_text()), 0
+    for mutated in mutations(config, 300):
+        try:
+            resumed = resume_config(mutated, {}, run_copy)
+        except UserError:
+            continue
+        kept += 1
+        for name in config.keys() - {*MARKS}:
+            value, found = config[name], resumed[name]
+            assert value == found or value is None or type(value) in (type(found), float), name
+    assert 0 < kept < 60
+
+
 # ---- checkpoints and packed models ---------------------------------------------------------------
 
 
@@ -431,6 +497,87 @@ def lose_a_tensor(path: Path) -> None:
 def lose_the_state(path: Path) -> None:
     kept = load_checkpoint(path)
     save_checkpoint(path, kept.tensors, {**kept.meta, "state": 5, "codec": {"kind": "?"}})
+
+
+@pytest.fixture
+def half(
+    tmp_path: Path,
+    train: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    without: Callable[..., None],
+) -> Path:
+    """The folder of a run that was killed in its first epoch, and has a checkpoint."""
+    without("tensorboard")  # whose files take longer than the steps
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", dying_after(1, loop.save_checkpoint))
+        with pytest.raises(KilledError):
+            train("--out", tmp_path / "half", "--save-every", 4, "--dropout", 0.2)
+    return tmp_path / "half"
+
+
+def test_any_change_of_a_checkpoint(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a right checksum: it is refused, or the run goes on to its end."""
+    file = half / "last.safetensors"
+    kept, ends = load_checkpoint(file), {True: 0, False: 0}
+    for meta in mutations(kept.meta, 15):
+        try:
+            save_checkpoint(file, kept.tensors, meta)
+        except ValueError:  # no UTF-8
+            continue
+        try:
+            ends[lm.train.main(["--resume", str(half)]) == 0] += 1
+        except UserError:
+            ends[False] += 1
+        (half / "best.safetensors").unlink(missing_ok=True)
+    assert ends[False] > ends[True] > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("progress/epoch", "1", "epoch should be of type int, got: '1'"),
+        ("progress/epoch", True, "epoch should be of type int, got: True"),
+        ("progress/epoch", 2, "step 4 is not batch 4 of 22 in epoch 2 of 2"),
+        ("progress/batch", -1, "batch should be 0 or more, got: -1"),
+        ("progress/nats", math.nan, "nats should be 0 or more, got: nan"),
+        ("progress/lr", None, "lr should be of type float, got: None"),
+        ("progress/tested", {"dict": []}, "tested should have "),
+        ("hidden", {"list": []}, "packed: {'list': []} was not made by pack_state"),
+        ("hidden", [], "hidden is not 2 tensors of shape (2, 4, 8)"),
+        ("rng", 5, "state: not a state of rng_state "),
+        ("rng/numpy/position", 10**6, "numpy/position is 1000000"),
+        ("rng/python/gauss", "x", "python/gauss should be of type float, got: 'x'"),
+        ("optimizer", [], "optimizer should be of type dict, got: []"),
+        ("optimizer/param_groups", [], "zip() argument 2 is longer than argument 1"),
+        ("optimizer/param_groups", [5], "optimizer/param_groups/0 should be of type dict, got: 5"),
+        ("optimizer/state", {"dict": [["x", {"dict": []}]]}, "optimizer/state has 'x', for 1"),
+    ],
+)
+def test_wrong_types_in_a_checkpoint(
+    refused: Refused, half: Path, place: str, value: object, message: str
+) -> None:
+    file = half / "last.safetensors"
+    kept = load_checkpoint(file)
+    *way, last = place.split("/")
+    inner = kept.meta["state"]["dict"]
+    for name in way:
+        inner = dict(inner)[name]["dict"]
+    (pair,) = (pair for pair in inner if pair[0] == last)
+    pair[1] = value
+    save_checkpoint(file, kept.tensors, kept.meta)
+    said = refused("train", "--resume", half).replace("\\", "")
+    assert said.startswith(f"{file}: not a checkpoint that a run goes on from: ")
+    assert message in said
+
+
+@pytest.mark.parametrize("name", ["model/decoder.weight", "state/hidden/0", "state/rng/torch"])
+def test_a_tensor_of_another_type_in_a_checkpoint(refused: Refused, half: Path, name: str) -> None:
+    file = half / "last.safetensors"
+    kept = load_checkpoint(file)
+    kept.tensors[name] = kept.tensors[name].to(torch.float64)
+    save_checkpoint(file, kept.tensors, kept.meta)
+    said = refused("train", "--resume", half)
+    assert said.startswith(f"{file}: not a checkpoint that a run goes on from: ")
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate", "generate"])

@@ -52,10 +52,10 @@ def test_greedy_is_the_likeliest_token_again_and_again(
 
 
 @pytest.mark.skipif(not native.available(), reason=native.why_not())
-def test_recurrent_weights_of_bfloat16(
+def test_recurrent_weights_of_lower_precision(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The perplexity is that of the model whose recurrent weights are rounded, and of no other."""
+    """In bfloat16 the perplexity is that of the rounded weights; in int8 it is near."""
     run = tmp_path / "run"
     train("--out", run, "--epochs", 1, "--init-range", 1.5)  # large, so that rounding tells
 
@@ -79,6 +79,10 @@ def test_recurrent_weights_of_bfloat16(
         assert rounded == pytest.approx(wanted, abs=2e-3)
         assert rounded != exact
     assert generate(capsys, run, "--weights", "bfloat16", "--tokens", 5)
+    coarse = nats("--weights", "int8")
+    assert coarse != exact
+    assert coarse == pytest.approx(exact, rel=0.02)
+    assert generate(capsys, run, "--weights", "int8", "--tokens", 5)
     assert "weights               bfloat16" in generate(
         capsys, run, "--weights", "bfloat16", "--dry-run"
     )

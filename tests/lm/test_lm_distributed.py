@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -97,14 +98,16 @@ def test_killed_and_resumed(whole: Path, together: Together, corpus: Path, tmp_p
     assert_same_run(whole, run)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_of_one_process_ends_both_at_the_same_step(
-    whole: Path, together: Together, corpus: Path, tmp_path: Path
+    whole: Path, together: Together, corpus: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     run = tmp_path / "run"
-    assert ended(together(interrupted, *arguments(corpus, run, WHOLE))) == [0, 0]
+    processes = together(interrupted, *arguments(corpus, run, WHOLE), int(number))
+    assert ended(processes) == [code, code]
     assert lines_of(run)[-1]["step"] == 4
     assert f"to go on:\n  python -m lm.train --resume {run}" in said(tmp_path, 0)
-    assert "test perplexity" in said(tmp_path, 0)
+    assert ("test perplexity" in said(tmp_path, 0)) == (number == signal.SIGINT)
     assert "test perplexity" not in said(tmp_path, 1)
     carried = load_checkpoint(run / "last.safetensors").tensors["state/hidden/0"]
     assert carried.shape == (2, 4, 8)  # of all streams

@@ -53,6 +53,11 @@ def test_the_annealed_recipe(size: str) -> None:
     assert (made.steps, made.dropout) == (size_of.steps, size_of.dropout)
 
 
+def test_a_rate_too_small_for_a_number() -> None:
+    assert lr_in(13, 1.0, 1e300, 12) == 1e-300
+    assert lr_in(14, 1.0, 1e300, 12) == 0.0
+
+
 @pytest.mark.parametrize("size", ZAREMBA)
 def test_the_learning_rate_epoch_by_epoch(size: str) -> None:
     divide, after, epochs = ZAREMBA[size][4:7]

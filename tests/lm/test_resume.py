@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from resumed import KilledError, assert_same_run, changed, dying_after, wait_for_new
+from resumed import KilledError, assert_same_run, changed, dying_after, lines_of, wait_for_new
 
 import lm.train
+from data import EncodedText
+from lm.model import LanguageModel
+from lm.perplexity import Score
 from symrnn.training import Tracker, load_checkpoint, loop
 
 FULL = "--dropout 0.5 --save-every 3 --log-every 2 --epochs 3 --recipe annealed"
@@ -72,7 +76,9 @@ def test_killed_after_any_line(
     assert_same_run(straight, run)
 
 
-@pytest.mark.parametrize(("signal_number", "call"), [(signal.SIGINT, 1), (signal.SIGTERM, 7)])
+@pytest.mark.parametrize(
+    ("signal_number", "call", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 7, 143)]
+)
 def test_interrupted_once_and_resumed(
     straight: Path,
     corpus: Path,
@@ -81,8 +87,9 @@ def test_interrupted_once_and_resumed(
     capfd: pytest.CaptureFixture[str],
     signal_number: int,
     call: int,
+    code: int,
 ) -> None:
-    """In the first epoch, and in a later one; the epoch loop ends and the best model is tested."""
+    """In the first epoch, and in a later one; after Ctrl-C the best model is tested."""
     run, calls, original = tmp_path / "run", 0, Tracker.scalars
 
     def interrupting(*values: object) -> None:
@@ -94,10 +101,11 @@ def test_interrupted_once_and_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "scalars", interrupting)
-        assert lm.train.main(arguments(corpus, run)) == 0
+        assert lm.train.main(arguments(corpus, run)) == code
     output = capfd.readouterr()
-    assert "once more to leave at once" in output.err
-    assert "test perplexity" in output.out
+    plan = "; the best model is tested" if code == 130 else ""
+    assert f": ending after this step{plan}; once more to leave at once" in output.err
+    assert ("test perplexity" in output.out) == (code == 130)
     assert f"python -m lm.train --resume {run}" in output.out
     assert (run / "best.safetensors").exists()
     assert lm.train.main(["--resume", str(run)]) == 0
@@ -155,15 +163,54 @@ def test_interrupted_in_the_last_validation_is_finished(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_a_finished_run_is_only_reported(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("split", "call"), [("valid", 1), ("valid", 3), ("test", 4)])
+def test_sigterm_ends_a_measurement(
+    straight: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    split: str,
+    call: int,
 ) -> None:
+    """It is given up at the next window, and done again."""
+    run, calls, original = tmp_path / "run", 0, lm.train.measure
+
+    def interrupted(model: LanguageModel, text: EncodedText, *more: Any, **options: Any) -> Score:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(model, text, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.train, "measure", interrupted)
+        assert lm.train.main(arguments(corpus, run)) == 143
+    assert calls == call
+    assert "test perplexity" not in capfd.readouterr().out
+    epochs = [line["epoch"] for line in lines_of(run) if "epoch" in line]
+    assert epochs == ([1, 2, 3] if split == "test" else list(range(1, call)))
+    assert lm.train.main(["--resume", str(run)]) == 0
+    assert_same_run(straight, run)
+
+
+def test_a_finished_run_is_only_reported(
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delattr(lm.train, "measure")  # nothing is measured again
     run = shutil.copytree(straight, tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("last.safetensors", "metrics.jsonl")}
     assert lm.train.main(["--resume", str(run)]) == 0
     assert lm.train.main(["--out", str(run), "--resume", "--threads", "1"]) == 0
     assert before == {name: (run / name).read_bytes() for name in before}
-    assert capsys.readouterr().out.count("test perplexity") == 2
+    output = capsys.readouterr().out
+    assert output.count("it is finished: 3 epochs, ") == 2
+    assert "continuing" not in output
+    logged = lines_of(run)[-1]["test/perplexity"]
+    assert output.count(f"test perplexity       {logged:.2f}\n") == 2
 
 
 def test_the_corpus_may_move(straight: Path, corpus: Path, tmp_path: Path) -> None:

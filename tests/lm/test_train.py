@@ -6,7 +6,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -304,6 +304,31 @@ def test_without_out_each_run_gets_a_folder_of_its_own(
 
 def has_compiler() -> bool:
     return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+EXTRAS = ("matplotlib", "pooch", "sentencepiece", "tensorboard", "tqdm")
+
+
+@pytest.mark.parametrize("packages", [EXTRAS, ["matplotlib"]])
+def test_without_what_is_no_necessity(
+    train: Callable[..., int],
+    tmp_path: Path,
+    with_picture: None,
+    without: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    packages: Sequence[str],
+) -> None:
+    """That there are no curves or figures is said at the start, and all else is done."""
+    without(*packages)
+    out = tmp_path / "run"
+    assert train("--out", out) == 0
+    output = capsys.readouterr()
+    assert output.err.count("notice: ") == 1
+    assert "(pip install 'symrnn[train]'): " in output.err
+    assert value_of(out, "epoch") == 2
+    assert (out / "tensorboard").exists() == ("tensorboard" not in packages)
+    assert lm.evaluate.main([str(out)]) == 0
+    assert lm.generate.main([str(out), "--tokens", "3"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_product_is_right_and_the_same_each_time(kernels: ctypes.CDLL, batch: 
     side = 70
     w = torch.randn(4, side, side, generator=torch.Generator().manual_seed(0))
     w = (w + w.mT).contiguous()
-    packed = torch.empty(kernels.symrnn_packed_length(True, side, side, 4))
+    packed = torch.empty(kernels.symrnn_packed_length(True, side, side, 4, native.Dtype.FLOAT))
     native.check(
         kernels.symrnn_pack(
             True, side, side, 4, native.Dtype.FLOAT, w.data_ptr(), side * side, side,

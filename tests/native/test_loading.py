@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from symrnn import SymLSTM, native
-from symrnn.native import building, interface
+from symrnn.native import building, interface, loading
 from symrnn.native.cuda import building as cuda_building
 from symrnn.native.cuda import interface as cuda_interface
 
@@ -155,12 +155,12 @@ def test_it_runs() -> None:
     assert torch.allclose(y, x.tanh(), rtol=1e-14)
 
 
-def test_on_torch_s_own_threads(repository: Path) -> None:
-    """The kernels run on the thread team of torch's runtime: no second one is loaded."""
+def test_threads_of_its_own(repository: Path) -> None:
+    """As many as a call asks for, less the caller, and never more than cores; no OpenMP runtime."""
     if not (native.available() and sys.platform == "linux"):
         pytest.skip(native.why_not() or "needs /proc")
     code = """
-import re, torch
+import os, re, threading, torch
 from symrnn import native
 
 def runtimes():
@@ -169,25 +169,20 @@ def runtimes():
 def threads():
     return int(re.search(r"Threads:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-before = runtimes()
-x = torch.ones(1 << 22)
-torch.set_num_threads(3)
-torch.sigmoid(x)  # torch's team of three is there now
-team = threads()
-total = torch.zeros(1)
-read = native.library().symrnn_read
-native.check(read(x.data_ptr(), x.nbytes, 1, 3, total.data_ptr()))
-print(len(before), runtimes() == before, threads() - team)
+before, x, total = runtimes(), torch.ones(1 << 20), torch.zeros(1)
+torch.set_num_threads(1)
+read, start, found = native.library().symrnn_read, threads(), []
+for asked in (1, 3, 3, 2, 64):
+    native.check(read(x.data_ptr(), x.nbytes, 2, asked, total.data_ptr()))
+    found.append(threads() - start)
+cores = len(os.sched_getaffinity(0))
+print(runtimes() == before, found == [min(n, cores) - 1 for n in (1, 3, 3, 3, 64)])
 """
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=repository,
-        env=os.environ | {"OMP_NUM_THREADS": "3"},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[1:] == ["True", "0"], run.stdout
+    assert run.stdout.split() == ["True", "True"], run.stdout
 
 
 # -- where it is not
@@ -224,7 +219,9 @@ def test_a_build_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in (building.LIBRARY, f"{building.LIBRARY}.{os.getpid()}"):
         (folder / name).symlink_to(owners)
     monkeypatch.setattr(building, "FOLDER", tree)
+    (folder / building.CALLS).symlink_to(owners)
     assert building.build(folder) == ""
+    assert not (folder / building.CALLS).exists()  # its source is not in this tree
     assert owners.read_text() == "untouched"
     assert not (folder / building.LIBRARY).is_symlink()
 
@@ -300,7 +297,7 @@ def test_installs_without_a_compiler(repository: Path, tmp_path: Path) -> None:
     """pip succeeds, and what it installed imports, runs, and says once what happened."""
     pytest.importorskip("setuptools", minversion="77")
     tree, target = tmp_path / "tree", tmp_path / "target"
-    ignored = shutil.ignore_patterns("__pycache__", f"{Path(building.LIBRARY).stem}.*")
+    ignored = shutil.ignore_patterns("__pycache__", "_kernels.*", building.CALLS)
     shutil.copytree(repository / "symrnn", tree / "symrnn", ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(repository / name, tree)
@@ -425,3 +422,42 @@ def test_numbers_are_those_of_the_header(name: str, enumeration: type) -> None:
     assert body
     values = {key: int(value) for key, value in re.findall(r"SYMRNN_(\w+) = (\d+)", body[1])}
     assert {member.name: member.value for member in enumeration} == values
+
+
+# -- the extension module for calls
+
+
+def test_calls_are_of_these_sources(tmp_path: Path) -> None:
+    path, fingerprint = building.FOLDER / building.CALLS, building.calls_fingerprint()
+    if native.calls() is None:
+        pytest.skip("the extension module _calls was not built")
+    assert fingerprint == loading.open_calls(path, fingerprint).SOURCES
+    assert loading.open_calls(path, "changed") is None
+    assert loading.open_calls(path, "") is not None  # installed without sources
+    assert loading.open_calls(tmp_path / "none.so", "") is None
+    (tmp_path / "text.so").write_text("no library")
+    assert loading.open_calls(tmp_path / "text.so", "") is None
+
+
+def test_calls_are_made_in_python_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip(native.why_not())
+    monkeypatch.setattr(native, "calls", lambda: None)
+    torch.manual_seed(0)
+    layer, x = SymLSTM(5, 6), torch.randn(1, 1, 5)
+    with torch.no_grad():
+        expected = layer.to_lstm()(x)[0]
+        for _ in range(3):
+            assert torch.allclose(layer(x)[0], expected, atol=1e-6)
+        assert torch.allclose(layer.stream()(x[0]), expected[0], atol=1e-6)
+
+
+def test_without_python_s_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    compiler()
+    monkeypatch.setattr(building.sysconfig, "get_path", lambda name: str(tmp_path))
+    building._build_calls(tmp_path / building.CALLS)
+    assert not (tmp_path / building.CALLS).exists()
+    said = f"calls are made by Python's code: there is no {tmp_path}/Python.h"
+    assert said in capfd.readouterr().err

@@ -326,7 +326,9 @@ def test_a_packed_tile_is_where_the_library_packs_it(c: ctypes.CDLL) -> None:
         low, high = torch.minimum(row, column), torch.maximum(row, column)
         gate = torch.arange(gates).view(-1, 1, 1)
         dense = ((gate * side + high) * side + low).double()
-        packed = torch.full((library.symrnn_packed_length(1, side, side, gates),), -1.0).double()
+        packed = torch.full(
+            (library.symrnn_packed_length(1, side, side, gates, Dtype.FLOAT),), -1.0
+        ).double()
         native.check(
             library.symrnn_pack(
                 1, side, side, gates, Dtype.DOUBLE, dense.data_ptr(), side * side, side,

@@ -251,6 +251,45 @@ def test_traced(make: Callable[..., Any], options: dict[str, Any]) -> None:
         torch.testing.assert_close(traced(x), layer(x))
 
 
+# ---- torch.fx ----------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """Calls a layer with and without a state, and a cell."""
+
+    def __init__(self, layer: nn.Module, cell: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, state = self.layer(x)
+        output, state = self.layer(output, state)
+        self.cell(output[0])
+        return output
+
+
+@pytest.mark.parametrize(
+    ("layer", "cell", "plain", "plain_cell"),
+    [
+        (SymLSTM, SymLSTMCell, nn.LSTM, nn.LSTMCell),
+        (SymGRU, SymGRUCell, nn.GRU, nn.GRUCell),
+        (SymRNN, SymRNNCell, nn.RNN, nn.RNNCell),
+    ],
+)
+def test_a_symbolic_trace_takes_them_for_leaves_as_pytorchs(
+    layer: Any, cell: Any, plain: Any, plain_cell: Any
+) -> None:
+    model = Recurrent(layer(H, H), cell(H, H))
+    traced = torch.fx.symbolic_trace(model)
+    expected = torch.fx.symbolic_trace(Recurrent(plain(H, H), plain_cell(H, H)))
+    assert traced.code == expected.code
+    x = torch.randn(T, B, H)
+    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"such as nn\.Sequential\(Sym"):
+        torch.fx.symbolic_trace(layer(H, H))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN])
@@ -315,45 +354,6 @@ def test_programs_on_their_way_to_onnx_hold_operators_of_pytorch(
         program = torch.export.export(module, (x,), strict=False)
         assert name in {str(node.target) for node in program.graph.nodes}
         torch.testing.assert_close(program.module()(x), module(x))
-
-
-# ---- torch.fx ----------------------------------------------------------------------------------
-
-
-class Recurrent(nn.Module):
-    """Calls a layer with and without a state, and a cell."""
-
-    def __init__(self, layer: nn.Module, cell: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.cell = cell
-
-    def forward(self, x: Tensor) -> Tensor:
-        output, state = self.layer(x)
-        output, state = self.layer(output, state)
-        self.cell(output[0])
-        return output
-
-
-@pytest.mark.parametrize(
-    ("layer", "cell", "plain", "plain_cell"),
-    [
-        (SymLSTM, SymLSTMCell, nn.LSTM, nn.LSTMCell),
-        (SymGRU, SymGRUCell, nn.GRU, nn.GRUCell),
-        (SymRNN, SymRNNCell, nn.RNN, nn.RNNCell),
-    ],
-)
-def test_a_symbolic_trace_takes_them_for_leaves_as_pytorchs(
-    layer: Any, cell: Any, plain: Any, plain_cell: Any
-) -> None:
-    model = Recurrent(layer(H, H), cell(H, H))
-    traced = torch.fx.symbolic_trace(model)
-    expected = torch.fx.symbolic_trace(Recurrent(plain(H, H), plain_cell(H, H)))
-    assert traced.code == expected.code
-    x = torch.randn(T, B, H)
-    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
-    with pytest.raises(torch.fx.proxy.TraceError, match=r"such as nn\.Sequential\(Sym"):
-        torch.fx.symbolic_trace(layer(H, H))
 
 
 # ---- distributed -------------------------------------------------------------------------------

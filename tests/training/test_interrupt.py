@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from symrnn.files.errors import Terminated
 from symrnn.training import Interrupt
 
 
@@ -26,12 +27,24 @@ def test_first_asks_second_ends(number: int, capfd: pytest.CaptureFixture[str]) 
             assert line.strip() == (
                 f"{signal.Signals(number).name}: saving, then leaving; once more to leave at once"
             )
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
                 os.kill(os.getpid(), number)
             assert signal.getsignal(number) is former  # a third meets what was there before
         assert signal.getsignal(number) is former
     finally:
         signal.signal(number, old)
+
+
+@pytest.mark.parametrize(
+    ("number", "plan"), [(signal.SIGINT, "saving; the rest as well"), (signal.SIGTERM, "saving")]
+)
+def test_what_only_ctrl_c_leads_to(
+    number: int, plan: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Interrupt("saving", "the rest as well") as interrupt:
+        os.kill(os.getpid(), number)
+        assert interrupt.number == number
+    assert f": {plan}; once more to leave at once" in capfd.readouterr().err
 
 
 def test_handlers_come_back_after_an_error_and_it_can_be_used_again() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.figure
@@ -14,14 +16,19 @@ from resumed import KilledError, assert_same_run, dying_after, seconds_in
 
 from symrnn import save_packed
 from symrnn.files import UserError
-from symrnn.training import RunFolder, Tracker, World, loop
+from symrnn.training import RunFolder, Stopped, Tracker, World, load_checkpoint, loop
 from symrnn.training.loop import Run
 
 EVERY = {"save_every": 2, "log_every": 3}
 
 
-def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
-    """Do what a training program does; epoch, batch and step of each step that was done."""
+def train(
+    run: Run, interrupt_at: int = 0, number: int = signal.SIGINT
+) -> list[tuple[int, int, int]]:
+    """Do what a training program does; epoch, batch and step of each step that was done.
+
+    interrupt_at: after this step it gets the signal of that number.
+    """
     done = []
     toy, progress = run.learner, run.progress
     assert isinstance(toy, Toy)
@@ -33,13 +40,16 @@ def train(run: Run, interrupt_at: int = 0) -> list[tuple[int, int, int]]:
             if run.due:
                 run.log({"loss": loss, "nats": progress.nats})
             if progress.step == interrupt_at:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
         if run.stopped:
             break
         toy.model.eval()
-        run.log({"valid": progress.nats})
-        run.figure("empty", lambda: matplotlib.figure.Figure((1, 1)))
-        run.keep_best(progress.nats, lambda path: save_packed(toy.model, path))
+        with run.measuring():
+            if run.terminated():
+                raise Stopped
+            run.log({"valid": progress.nats})
+            run.figure("empty", lambda: matplotlib.figure.Figure((1, 1)))
+            run.keep_best(progress.nats, lambda path: save_packed(toy.model, path))
     return done
 
 
@@ -56,13 +66,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_that_was_interrupted_in_any_step_ends_the_same(whole: Path, tmp_path: Path) -> None:
-    for step in range(1, 15):
+@pytest.mark.parametrize(
+    ("number", "code", "steps"),
+    [(signal.SIGINT, 130, range(1, 15)), (signal.SIGTERM, 143, (3, 5, 15))],
+)
+def test_a_run_that_was_interrupted_in_any_step_ends_the_same(
+    whole: Path, tmp_path: Path, number: int, code: int, steps: Iterable[int]
+) -> None:
+    """SIGTERM in an epoch's last step keeps it from its validation, and the step is saved."""
+    for step in steps:
         out = tmp_path / f"{step}"
         with World() as world, Run("toy", world) as run:
             started(run, "--out", out, **EVERY)
-            first = train(run, interrupt_at=step)
-            assert run.stopped == (step % 5 != 0)
+            first = train(run, interrupt_at=step, number=number)
+            assert run.stopped == (step % 5 != 0 or number == signal.SIGTERM)
+            assert run.progress.step == step
+            assert run.end(lambda: {}) == code
+        state = dict(load_checkpoint(out / "last.safetensors").meta["state"]["dict"])
+        assert dict(state["progress"]["dict"])["step"] == step
         with World() as world, Run("toy", world) as run:
             started(run, "--resume", out)
             assert first + train(run) == DONE
@@ -94,14 +115,15 @@ def test_a_run_that_was_interrupted_at_any_line_ends_the_same(
             patch.setattr(Tracker, moment, interrupting)
             started(run, "--out", out, **EVERY)
             first = train(run)
-            run.report({})
+            unfinished = len(first) < len(DONE) or run.stopped
+            assert run.end(lambda: {}) == (128 + number if unfinished else 0)
         output = capfd.readouterr()
         assert f"{number.name}: ending after this step; once more to leave at once" in output.err
-        assert ("interrupted in epoch" in output.out) == (len(first) < len(DONE) or run.stopped)
+        assert ("interrupted in epoch" in output.out) == unfinished
         with World() as world, Run("toy", world) as run:
             started(run, "--resume", out)
             assert first + train(run) == DONE
-            run.report({})
+            assert run.end(lambda: {}) == 0
         assert "interrupted in epoch" not in capfd.readouterr().out
         assert_same_run(whole, out)
 
@@ -241,7 +263,7 @@ def test_the_report_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixt
     with World() as world, Run("toy", world) as run:
         started(run, "--out", tmp_path / "a run")
         train(run, interrupt_at=7)
-        run.report({"best loss": "3"})
+        assert run.end(lambda: {"best loss": "3"}) == 130
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"the run is kept in {tmp_path / 'a run'}"
     assert lines[2] == "interrupted in epoch 2; to go on:"
@@ -251,3 +273,63 @@ def test_the_report_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixt
         "time                  ",
         "peak memory           ",
     ]
+
+
+def test_after_sigterm_there_is_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured() -> dict[str, str]:
+        raise AssertionError
+
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "run")
+        train(run, interrupt_at=7, number=signal.SIGTERM)
+        assert run.end(measured) == 143
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "",
+        "interrupted in epoch 2; to go on:",
+        f"  python -m toy --resume {tmp_path / 'run'}",
+    ]
+
+
+def test_a_test_that_sigterm_ends_after_the_validation_is_done_again_with_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that are written already must not follow a checkpoint of their step."""
+    out = tmp_path / "run"
+
+    def stopped(*_: object) -> bool:
+        if run.progress.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Stopped
+        return original(*_)
+
+    with World() as world, Run("toy", world) as run:
+        original = run.keep_best
+        monkeypatch.setattr(run, "keep_best", stopped)
+        started(run, "--out", out, **EVERY)
+        assert train(run) == DONE
+        assert run.end(lambda: {}) == 143
+    with World() as world, Run("toy", world) as run:
+        started(run, "--resume", out)
+        assert train(run) == DONE[-1:]  # the last checkpoint was that of step 14
+    assert_same_run(whole, out)
+
+
+def test_a_finished_run_says_so_and_writes_nothing(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = contents(out)
+    with World() as world, Run("toy", world) as run:
+        started(run, "--resume", out)
+        assert train(run) == []
+        assert run.end(lambda: {}) == 0
+    assert contents(out) == before
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [f"the run is kept in {out}", "it is finished: 3 epochs, 15 steps", ""]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.read_bytes() for path in files}

@@ -21,6 +21,7 @@ from symrnn.training import (
     set_rng_state,
     unpack_state,
 )
+from symrnn.training.state import check_like
 
 
 def through_a_file(state: Any, folder: Path) -> Any:
@@ -171,3 +172,29 @@ def test_a_state_of_more_gpus_than_there_are_warns() -> None:
 def test_a_foreign_state_is_refused() -> None:
     with pytest.raises(ValueError, match="not a state of rng_state"):
         set_rng_state({"torch": torch.get_rng_state()})
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "message"),
+    [
+        (True, 1, "x should be of type int, got: True"),
+        (1, True, "x should be of type bool, got: 1"),
+        ("1", 1.0, "x should be of type float, got: '1'"),
+        (0, None, "x should be of type NoneType, got: 0"),
+        ({"a": 1}, {"b": 1}, r"x should have \['b'\], got: \['a'\]"),
+        ({"a": {"b": 1}}, {"a": {"b": "1"}}, "x/a/b should be of type str, got: 1"),
+        ([1, "2"], [0], "x/1 should be of type int, got: '2'"),
+        ([1.0], torch.zeros(1), r"x should be of type Tensor, got: \[1.0\]"),
+        (torch.zeros(2), torch.zeros(1), r"x should be torch.float32 of shape \(1,\), got: "),
+        (torch.zeros(1).int(), torch.zeros(1), "got: torch.int32 of shape"),
+    ],
+)
+def test_what_is_not_built_alike(value: object, like: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        check_like(value, like, "x")
+
+
+def test_what_is_built_alike() -> None:
+    check_like(1, 0.5, "x")
+    check_like({"anything": 1}, {}, "x")
+    check_like({"a": [1, 2], "b": torch.ones(2)}, {"a": [0], "b": torch.zeros(2)}, "x")

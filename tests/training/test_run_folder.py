@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,40 @@ def test_a_full_disk_is_a_users_error(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match="the disk is full"):
             RunFolder.create(tmp_path / "run", {})
     RunFolder.create(tmp_path / "run", {}).close()
+
+
+@contextlib.contextmanager
+def limited(name: str, value: int) -> Iterator[None]:
+    """As after `ulimit` in a shell."""
+    resource = pytest.importorskip("resource")
+    number = getattr(resource, name)
+    former = resource.getrlimit(number)
+    resource.setrlimit(number, (value, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(number, former)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_limit_on_file_sizes_is_a_users_error(tmp_path: Path, size: int) -> None:
+    message = r"the run folder cannot be made: .* limit on file sizes \(ulimit -f\) allows"
+    with pytest.raises(UserError, match=message), limited("RLIMIT_FSIZE", size):
+        RunFolder.create(tmp_path / "run", {})
+    RunFolder.create(tmp_path / "run", {}).close()
+
+
+def test_too_few_descriptors_are_a_users_error(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", {}).close()
+    for make in (
+        lambda: RunFolder.create(tmp_path / "new", {}),
+        lambda: RunFolder.open(tmp_path / "run"),
+    ):
+        message = r"may open no more files \(ulimit -n\)"
+        # That many are open already.
+        with pytest.raises(UserError, match=message), limited("RLIMIT_NOFILE", 3):
+            make()
+        make().close()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from symrnn.files import UserError
+from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder, Tracker
 
 
@@ -94,14 +96,36 @@ def test_resume_at_step_0_and_beginning_anew(run: RunFolder) -> None:
     assert points(run, "a") == [(0, 0.0), (1, 1.0)]
 
 
+@pytest.mark.parametrize("clocks", [(300, 200, 100), (300, 100, 200), (100, 300, 200), (5, 5, 5)])
+def test_resume_drops_what_came_after_whatever_the_clock_says(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, clocks: Sequence[int]
+) -> None:
+    """Set back, or not gone on, between two resumes: TensorBoard orders its files by time."""
+    pytest.importorskip("tensorboard")
+    started, resume_step = time.time(), None
+    for turn, clock in enumerate(clocks):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda clock=clock: started + clock)
+            with Tracker(run, resume_step=resume_step) as tracker:
+                for step in range(3 * turn + 1, 3 * turn + 6):
+                    tracker.scalars(step, {"loss": 10 * turn + step})
+        resume_step = 3 * turn + 3
+    expected = [(1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16)]
+    expected += [(step, 20 + step) for step in range(7, 12)]
+    assert points(run, "loss") == expected
+    assert [(line["step"], line["loss"]) for line in lines(run)] == expected
+
+
 def test_damaged_lines_are_dropped_with_a_notice(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = b'{"step": 1, "time": 0, "a": 1}\n'
-    run.metrics.write_bytes(b"\xff\n" + good + b"[1]\n" + b'{"step": "x"}\n' + good + b"\0\0\0")
+    deep = b'{"step": 1, "a": ' + b"[" * 100_000 + b"\n"
+    damaged = b"\xff\n" + good + b"[1]\n" + b'{"step": "x"}\n' + deep
+    run.metrics.write_bytes(damaged + good + b"\0\0\0")
     Tracker(run, resume_step=1).close()
     assert run.metrics.read_bytes() == good + good
-    assert "dropped 3 lines" in capsys.readouterr().err
+    assert "dropped 4 lines" in capsys.readouterr().err
 
 
 def test_a_torn_last_line_is_no_news(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +227,21 @@ def test_without_tensorboard_there_is_one_notice_and_the_json(
     assert "symrnn[train]" in error
 
 
+def test_without_matplotlib_there_is_one_notice_and_no_figure(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with Tracker(run, resume_step=None) as tracker:
+        tracker.scalars(1, {"a": 1})
+        tracker.figure(1, "f", pytest.fail)
+    assert points(run, "a") == [(1, 1.0)]
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "notice: matplotlib cannot be imported (pip install 'symrnn[train]'): import of "
+    )
+    assert error.count("\n") == 1
+
+
 def test_a_full_disk_is_a_users_error(small_disk: Path) -> None:
     with RunFolder.create(small_disk / "run", {}) as run:
         tracker = Tracker(run, resume_step=None)
@@ -218,3 +257,24 @@ def test_a_full_disk_is_a_users_error(small_disk: Path) -> None:
         # If the disk was full for TensorBoard's thread too, it remembers and says so again.
         with contextlib.suppress(UserError):
             tracker.close()
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, lambda path: path.rename(path.with_name("other"))])
+def test_a_folder_that_goes_away_ends_the_run(
+    run: RunFolder, gone: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard's thread stores its error, and raises the same one at each call."""
+    pytest.importorskip("tensorboard")
+
+    def main() -> None:
+        with Tracker(run, resume_step=None) as tracker:
+            tracker.flush()
+            gone(run.path)
+            tracker.scalars(1, {"a": 1})
+            tracker.flush()
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == 2
+    message = f"error: {run.path}: the run's folder was renamed or deleted\n"
+    assert capsys.readouterr().err == message

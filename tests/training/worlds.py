@@ -102,7 +102,11 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 
 def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """The program, of which the second process alone gets a SIGINT, in the fourth step."""
+    """The program, of which the second process alone gets a signal, in the fourth step.
+
+    The last argument is its number.
+    """
+    *arguments, number = arguments
     _, learner = _parts(arguments)
     step, calls = learner.step, 0  # type: ignore[attr-defined]
 
@@ -110,7 +114,7 @@ def interrupted(arguments: list[str], environment: dict[str, str], output: str) 
         nonlocal calls
         calls += 1
         if calls == 4 and environment["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), int(number))
         return step(*values)
 
     learner.step = interrupting  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mutations import mutations
 from torch import nn
 
 import symrnn.vision.train
@@ -19,6 +20,7 @@ from symrnn import list_symmetries, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.training import World, load_checkpoint, save_checkpoint
 from symrnn.vision import create_model
+from symrnn.vision.options import MARKS, resolve, resume_config
 from symrnn.vision.saved import load_model
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -335,6 +337,54 @@ def test_damaged_checkpoints(
     assert message.startswith(f"{file}: ")
     assert {**DAMAGES, **CHECKPOINT_DAMAGES}[damage] in message
     assert snapshot(run_copy) == before
+
+
+def test_any_change_of_a_configuration(run_copy: Path) -> None:
+    """It is refused, or one that could have been given."""
+    config, kept = json.loads((run_copy / "config.json").read_text()), 0
+    for mutated in mutations(config, 300):
+        try:
+            resumed = resume_config(mutated, {}, run_copy)
+        except UserError:
+            continue
+        kept += 1
+        for name in config.keys() - {*MARKS}:
+            value, found = config[name], resumed[name]
+            free = value is None or resolve({})[name] is None
+            assert value == found or free or type(value) in (type(found), float), name
+    assert 0 < kept < 60
+
+
+def test_a_configuration_that_is_not_the_checkpoints(refused: Refused, run_copy: Path) -> None:
+    file = run_copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "momentum": 0.5}))
+    message = "not the checkpoint of this run: momentum is 0.9 in it, 0.5 in config.json"
+    assert message in refused("--resume", run_copy)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("x", "the same entries for each parameter"),
+        ({"dict": [["momentum_buffer", 3.5]]}, "0/momentum_buffer should be of type Tensor, got: "),
+        (
+            {"dict": [["momentum_buffer", {"tensor": "state/optimizer/state/1/momentum_buffer"}]]},
+            "",
+        ),
+    ],
+)
+def test_wrong_types_in_a_checkpoint(
+    refused: Refused, run_copy: Path, changed: object, message: str
+) -> None:
+    """A momentum that is none, or that of another weight."""
+    file = run_copy / "last.safetensors"
+    kept = load_checkpoint(file)
+    optimizer = dict(kept.meta["state"]["dict"])["optimizer"]["dict"]
+    dict(optimizer)["state"]["dict"][0][1] = changed
+    save_checkpoint(file, kept.tensors, kept.meta)
+    said = refused("--resume", run_copy)
+    assert said.startswith(f"{file}: not a checkpoint that a run goes on from: ")
+    assert message in said
 
 
 def repack(path: Path, model: nn.Module, **meta: object) -> None:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from resumed import KilledError, assert_same_run, changed, dying_after, wait_for_new
+from resumed import KilledError, assert_same_run, changed, dying_after, lines_of, wait_for_new
 
 import symrnn.vision.train
 from symrnn.training import Tracker, loop
+from symrnn.vision.accuracy import Score
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -78,7 +80,10 @@ def test_killed_after_any_line(
     assert_same_run(straight, run)
 
 
-@pytest.mark.parametrize(("signal_number", "call"), [(signal.SIGINT, 1), (signal.SIGTERM, 5)])
+@pytest.mark.parametrize(
+    ("signal_number", "call", "code"),
+    [(signal.SIGINT, 1, 130), (signal.SIGINT, 5, 130), (signal.SIGTERM, 5, 143)],
+)
 def test_interrupted_once_and_resumed(
     straight: Path,
     pictures: Path,
@@ -87,6 +92,7 @@ def test_interrupted_once_and_resumed(
     capfd: pytest.CaptureFixture[str],
     signal_number: int,
     call: int,
+    code: int,
 ) -> None:
     """In the first epoch, and in later ones; also as the scalars of a validation are written."""
     run, calls, original = tmp_path / "run", 0, Tracker.scalars
@@ -100,11 +106,11 @@ def test_interrupted_once_and_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "scalars", interrupting)
-        assert symrnn.vision.train.main(arguments(pictures, run)) == 0
+        assert symrnn.vision.train.main(arguments(pictures, run)) == code
     output = capfd.readouterr()
     assert "once more to leave at once" in output.err
     assert f"python -m symrnn.vision.train --resume {run}" in output.out
-    assert ("best accuracy" in output.out) == (call > 1)
+    assert ("best accuracy" in output.out) == (call > 1 and code == 130)
     assert symrnn.vision.train.main(["--resume", str(run)]) == 0
     assert "interrupted in epoch" not in capfd.readouterr().out
     assert_same_run(straight, run)
@@ -133,6 +139,27 @@ def test_other_models_and_precisions_go_on_exactly_too(
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
+def test_sigterm_ends_a_validation(
+    straight: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up at the next batch, and done again."""
+    run, calls, original = tmp_path / "run", 0, symrnn.vision.train.measure
+
+    def interrupted(*values: Any, **options: Any) -> Score:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*values, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(symrnn.vision.train, "measure", interrupted)
+        assert symrnn.vision.train.main(arguments(pictures, run)) == 143
+    assert [line["epoch"] for line in lines_of(run) if "epoch" in line] == [1]
+    assert symrnn.vision.train.main(["--resume", str(run)]) == 0
+    assert_same_run(straight, run)
+
+
 def test_a_finished_run_is_only_reported(
     straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +168,10 @@ def test_a_finished_run_is_only_reported(
     assert symrnn.vision.train.main(["--resume", str(run)]) == 0
     assert symrnn.vision.train.main(["--out", str(run), "--resume", "--threads", "1"]) == 0
     assert before == {name: (run / name).read_bytes() for name in before}
-    assert capsys.readouterr().out.count("best accuracy") == 2
+    output = capsys.readouterr().out
+    assert output.count("best accuracy") == 2
+    assert output.count("it is finished: 3 epochs, ") == 2
+    assert "continuing" not in output
 
 
 def test_the_pictures_may_move(straight: Path, pictures: Path, tmp_path: Path) -> None:

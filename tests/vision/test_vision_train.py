@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ def test_the_papers_recipes(
     for epoch, rate in rates.items():
         found = lr_in(epoch, made["lr"], made["lr_divide"], made["lr_steps"])
         assert found == pytest.approx(rate)
+
+
+def test_a_rate_too_small_for_a_number() -> None:
+    assert lr_in(52, 1.0, 1e6, [*range(51)]) == 1e-306
+    assert lr_in(53, 1.0, 1e6, [*range(52)]) == 0.0
 
 
 def test_the_schedule_shrinks_with_the_epochs() -> None:
@@ -190,6 +195,28 @@ def test_avg_follows_the_path_of_the_averaged_full_matrix() -> None:
 
 
 # ---- runs ----------------------------------------------------------------------------------------
+
+EXTRAS = ("matplotlib", "pooch", "tensorboard", "tqdm")
+
+
+@pytest.mark.parametrize("packages", [EXTRAS, ["matplotlib"]])
+def test_without_what_is_no_necessity(
+    train: Callable[..., int],
+    tmp_path: Path,
+    with_picture: None,
+    without: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    packages: Sequence[str],
+) -> None:
+    """That there are no curves or figures is said at the start, and all else is done."""
+    without(*packages)
+    out = tmp_path / "run"
+    assert train("--out", out) == 0
+    output = capsys.readouterr()
+    assert output.err.count("notice: ") == 1
+    assert "(pip install 'symrnn[train]'): " in output.err
+    assert value_of(out, "epoch") == 2
+    assert (out / "tensorboard").exists() == ("tensorboard" not in packages)
 
 
 def test_what_a_run_leaves_behind(

@@ -72,7 +72,7 @@ def _run_cpu(
     def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
         w = weights[k]
         w_ih = w.ih.dense()
-        if low is not None:
+        if low == torch.bfloat16:
             w_ih = w_ih.to(low).to(dtype)
         if autocasts:
             x, w_ih = x.bfloat16(), w_ih.bfloat16()

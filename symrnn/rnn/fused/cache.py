@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from symrnn import native
 from symrnn.rnn.fused.packing import library
 
 
@@ -55,6 +56,12 @@ class Sources:
         self._given = count, ctypes.addressof(arrays), ctypes.addressof(sizes)
         self._sample = library().symrnn_sample
         self._sampled = self._sample(*self._given)
+
+    def noted(self) -> tuple[Any, ...]:
+        """What :meth:`unchanged` compares with, as python/calls.cpp takes it."""
+        own = zip(self._own, self._versions, self._addresses, strict=True)
+        listed = tuple((None, 0, 0) if p is None else next(own) for p in self._parameters)
+        return listed, native.address_of(self._sample), *self._given, self._sampled
 
     @staticmethod
     def can_be_followed(parameters: Collection[Tensor]) -> bool:

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 from symrnn import native
 from symrnn.native.openmp import release_threads
-from symrnn.rnn.fused.packing import DTYPES, Plan, address, check_numbers, library
+from symrnn.rnn.fused.packing import (
+    DTYPES,
+    Plan,
+    address,
+    check_numbers,
+    library,
+    plan_of,
+)
 
 ENOUGH_ROWS = 64
 """From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
@@ -65,6 +72,19 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         product = F.linear(x, w).float()
         return product if bias is None else product.add_(bias)
     return matmul(x, w.mT, bias) if x.size(0) >= ENOUGH_ROWS else F.linear(x, w, bias)
+
+
+def linear_int8(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of x (R, I) and w (M, I), both rounded to int8 as symrnn.h says."""
+    plan = plan_of("w", *w.shape, "", "")
+    packed = plan.pack([w.unsqueeze(0)], torch.int8)
+    rows, y = x.contiguous(), x.new_empty(x.size(0), w.size(0))
+    status = library().symrnn_multiply(
+        plan.product(packed), False, len(rows), rows.data_ptr(), y.data_ptr(), 1,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    native.check(status)
+    return y if bias is None else y + bias
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

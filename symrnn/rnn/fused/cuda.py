@@ -186,7 +186,7 @@ def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         raise ValueError("on a GPU hidden should be the symmetric matrices of all gates, whole")
     (given,) = hidden
     given = given if given.stride(2) == 1 else given.contiguous()
-    packed = given.new_empty(plan.length, dtype=dtype)
+    packed = given.new_empty(plan.length(dtype), dtype=dtype)
     status = _library().symrnn_cuda_pack(
         *(plan.rows, plan.gates, DTYPES[given.dtype], given.data_ptr(), given.stride(0)),
         *(given.stride(1), DTYPES[dtype], packed.data_ptr(), *place(given)),

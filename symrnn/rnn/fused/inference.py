@@ -12,7 +12,9 @@ writes to single entries, which no cache sees.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +57,8 @@ class _PackedLayer:
     """One layer in one direction, packed.
 
     like: a tensor of the dtype and device that all weights have.
-    packed_dtype: of the packed weights; bfloat16, or that of all other numbers.
-    most_rows: up to how many the input weights are read packed.
+    packed_dtype: of the packed weights; bfloat16, int8, or that of all other numbers.
+    most_rows: up to how many the input weights are read packed; if they are int8 always.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class _PackedLayer:
     ) -> None:
         self.mode = mode
         self.reverse = reverse
-        self.most_rows = most_rows
+        self.most_rows = sys.maxsize if packed_dtype == torch.int8 else most_rows
         self.packed_dtype = packed_dtype
         self.ih = w.ih
         # The kernels read where they are told to: whoever has put other tensors in the place of the
@@ -96,7 +98,8 @@ class _PackedLayer:
         plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
         packed = plan.pack(tensors, self.packed_dtype)
         self.arrays += [plan, packed]
-        self.entries += plan.length
+        # Measured: int8 pays for a second thread from eight times as many entries on.
+        self.entries += len(packed) // (8 if packed.dtype == torch.int8 else 1)
         return plan.product(packed)
 
     def operands(self, x: Tensor, rows: int) -> tuple[native.Layer, Tensor | None]:
@@ -134,6 +137,8 @@ class PackedLayers:
 
     weights: in PyTorch's order; those of the input are read when a call first needs them.
     lasting: whether more than one call is to be made.
+
+    plans: of calls, by the shape of their input (:mod:`symrnn.rnn.fused.plans`).
     """
 
     @torch.no_grad()
@@ -157,8 +162,10 @@ class PackedLayers:
             for k, w in enumerate(weights)
         ]
         self._forward = library().symrnn_forward
-        self._entries = max(layer.entries for layer in self._layers)
         self._has_cells = attributes.mode == "LSTM"
+        self._one_direction = not attributes.bidirectional
+        self._stack: PackedStack | None = None
+        self.plans: dict[tuple[int, ...], Any] = {}
         self._attributes = attributes._replace(dropout=0.0, training=True)
         # In bytes, what one sequence's state of one layer and direction takes.
         self._state_bytes = self.hidden_size * self.dtype.itemsize
@@ -196,7 +203,7 @@ class PackedLayers:
             cn = state[1].data_ptr()
             c0 = 0 if hx is None else hx[1].data_ptr()
         part, layers, size = batch * self._state_bytes, self._layers, self.hidden_size
-        forward, threads = self._forward, threads_for(self._entries, steps, batch)
+        forward = self._forward
 
         def one(k: int, x: Tensor) -> Tensor:
             layer, output, at = layers[k], x.new_empty(*shape, size), k * part
@@ -206,7 +213,7 @@ class PackedLayers:
                 x.data_ptr() if product is None else 0,
                 0 if product is None else product.data_ptr(),
                 0, h0 and h0 + at, c0 and c0 + at, output.data_ptr(), to_h + at, cn and cn + at,
-                threads,
+                threads_for(layer.entries, steps, batch),
             )  # fmt: skip
             if status:
                 native.check(status)
@@ -219,36 +226,58 @@ class PackedLayers:
             attributes = attributes._replace(dropout=dropout)
         return over_layers(x, attributes, one), state
 
+    def stack(self) -> PackedStack | None:
+        """These layers as a stack, which shares their numbers; None of two directions."""
+        if self._stack is None and self._one_direction:
+            self._stack = PackedStack(self._layers, self.dtype, self._has_cells)
+        return self._stack
+
 
 class PackedStack:
     """The layers of a module in one direction, packed to be run by one call of the kernels.
 
-    weights: those of each layer, from the lowest on.
+    layers: from the lowest on; of an LSTM ``has_cells``.
+
+    address: of the array of their structures.  count: of layers.  states: 2 of an LSTM, else 1.
     """
 
+    def __init__(self, layers: Sequence[_PackedLayer], dtype: torch.dtype, has_cells: bool) -> None:
+        self.dtype = dtype
+        self.count = len(layers)
+        self.states = 2 if has_cells else 1
+        self._layers = layers  # whose arrays the structures point to
+        packed = (layer.with_input or layer._pack_input() for layer in layers)
+        self._array = (native.Layer * self.count)(*packed)
+        self.address = ctypes.addressof(self._array)
+        self._entries = max(layer.entries for layer in layers)
+        self._advance = library().symrnn_advance
+
+    @classmethod
     @torch.no_grad()
-    def __init__(self, weights: Sequence[LayerWeights], attributes: Attributes) -> None:
+    def of(cls, weights: Sequence[LayerWeights], attributes: Attributes) -> PackedStack:
+        """weights: those of each layer, from the lowest on."""
         like = weights[0].ih.tensors[0]
         packed_dtype = attributes.inference_dtype or like.dtype
-        self._layers = [
+        layers = [
             _PackedLayer(w, like, attributes.mode, packed_dtype, MOST_ROWS, False) for w in weights
         ]
-        count = len(weights)
-        self._array = (native.Layer * count)(*(layer._pack_input() for layer in self._layers))
-        self._has_cells = attributes.mode == "LSTM"
-        self._entries = max(layer.entries for layer in self._layers)
-        self._hidden_size = weights[0].hh.layout.rows
-        self._advance = library().symrnn_advance
+        return cls(layers, like.dtype, attributes.mode == "LSTM")
 
     def bind(self, state: Sequence[Tensor]) -> Bound:
         """To the parts of a state (L, B, H), contiguous, which calls then change in place."""
-        h, c = state[0], state[1] if self._has_cells else None
-        stream = native.Stream(len(self._layers), self._array, h.data_ptr(), address(c))
-        return Bound(ctypes.addressof(stream), (stream, tuple(state)))
+        h, c = state[0], state[1] if self.states == 2 else None
+        stream = native.Stream(self.count, self._array, h.data_ptr(), address(c))
+        return Bound(ctypes.addressof(stream), tuple(state), stream)
 
     def most_steps(self, batch: int) -> int:
         """How many a call should have, as the kernels hold all steps' gates."""
         return max(1, MOST_ROWS // batch)
+
+    def threads_function(self, steps: int, batch: int) -> Callable[[], int] | None:
+        """How many threads pay for such a call, as a function; None for one whatever torch has."""
+        if self._entries * steps * batch < _WORTH_THREADS:
+            return None
+        return partial(threads_for, self._entries, steps, batch)
 
     def advance(self, bound: Bound, steps: int, batch: int, x: Tensor, output: Tensor) -> None:
         """x (T, B, I) to the output (T, B, H), and the bound state moves on. Nothing is checked.
@@ -256,7 +285,7 @@ class PackedStack:
         Contiguous numbers of the weights' dtype on the CPU.
         """
         between = None
-        if len(self._layers) > 1:
+        if self.count > 1:
             between = torch.empty_like(output)
         status = self._advance(
             bound.address, steps, batch, x.data_ptr(), address(between), output.data_ptr(),
@@ -269,11 +298,12 @@ class PackedStack:
 class Bound(NamedTuple):
     """A stack and a state, as the kernels take them.
 
-    alive: what the address leads to.
+    alive: what lies at the address.
     """
 
     address: int
-    alive: Any
+    state: tuple[Tensor, ...]
+    alive: native.Stream
 
 
 def threads_for(entries: int, steps: int, batch: int) -> int:

@@ -135,7 +135,8 @@ def _layer(
     """input (R, I), w_ih (G·H, I), biases (G·H,), h0 and c0 (B, H), batch_sizes int64 (T,).
 
     hidden, form, symmetric: the hidden weights, as :class:`symrnn.rnn.fused.packing.Source`.
-    packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16.
+    packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
+        If int8, w_ih is rounded so too, as a full matrix.
     input and w_ih may be bfloat16 where all else is float32.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
@@ -158,7 +159,8 @@ def _layer(
     if rows == 0 and batch == 0:
         return output, hn, cn, gates, cells, packed
     steps = check_lengths(batch_sizes, rows, batch)
-    gates = kernels.linear(input, w_ih, bias)
+    linear = cpu.linear_int8 if packed_dtype == torch.int8 else kernels.linear
+    gates = linear(input, w_ih, bias)
     # The parts of the structure are held here until the kernels have read them.
     product = plan.product(packed)
     structure = layer_structure(mode, product, bias_n=bias_n)
@@ -187,7 +189,7 @@ def _layer_shapes(
     batch_sizes: Any, mode: str, form: str, symmetric: str, reverse: bool, packed_dtype: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
-    packed = h0.new_empty(plan.length, dtype=packed_dtype)
+    packed = h0.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
     return (*_empty_results(input, h0, mode), packed)
 
 
@@ -223,7 +225,7 @@ def _layer_backward(
         packed, output=output, gates=gates, cells=cells, h0=h0, c0=c0, d_output=d_output,
         d_hn=d_hn, d_cn=d_cn,
     )  # fmt: skip
-    check_shape("packed", packed, plan.length)
+    check_shape("packed", packed, plan.length(packed.dtype))
     check_shape("output", output, rows, side)
     check_shape("gates", gates, rows, plan.gates * side)
     check_shape("cells", cells, *((rows, side) if MODES[mode].saves_cells else (0,)))

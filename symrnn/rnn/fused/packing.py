@@ -40,10 +40,12 @@ DTYPES: dict[torch.dtype, native.Dtype] = {
     torch.float64: native.Dtype.DOUBLE,
     torch.bfloat16: native.Dtype.BFLOAT16,
     torch.float16: native.Dtype.HALF,
+    torch.int8: native.Dtype.INT8,
 }
 """The types of packed numbers.
 
-On a CPU bfloat16 is packed from float32 and multiplied in float32, and there is no float16.
+On a CPU bfloat16 and int8 are packed from float32, bfloat16 is multiplied in float32, and there is
+no float16. symrnn.h says what int8 means.
 """
 
 
@@ -111,12 +113,12 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     if not symmetry.own_transpose:
         return Source("", "", [matrix.dense().view(blocks)])
     others = [] if rest is None else [rest.view(blocks)]
-    if not whole and _triangle(symmetry) is not None:
+    if not whole and triangle_of(symmetry) is not None:
         return Source(symmetry.name, layout.symmetric, [parameters, *others])
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
 
 
-def _triangle(symmetry: Symmetry) -> OrbitCoordinates | None:
+def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
     """The form, if it has one parameter for each entry of the upper triangle, in its order."""
     side = symmetry.side
     if not isinstance(symmetry, OrbitCoordinates) or not symmetry.own_transpose:
@@ -197,13 +199,12 @@ class Group:
     def is_empty(self) -> bool:
         return self.rows * self.columns == 0
 
-    @property
-    def length(self) -> int:
-        """How many numbers the packed matrices have: a multiple of 256."""
+    def length(self, dtype: torch.dtype) -> int:
+        """How many elements the packed matrices have: a multiple of 64 bytes."""
         if self.is_empty:
             return 0
         length: int = library().symrnn_packed_length(
-            self.symmetric, self.rows, self.columns, len(self.gates)
+            self.symmetric, self.rows, self.columns, len(self.gates), DTYPES[dtype]
         )
         native.check(-length if length < 0 else 0)
         return length
@@ -223,10 +224,9 @@ class Plan:
     groups: tuple[Group, ...]
     folding: Folding | None = None
 
-    @property
-    def length(self) -> int:
-        """How many numbers all packed matrices have."""
-        return sum(group.length for group in self.groups)
+    def length(self, dtype: torch.dtype) -> int:
+        """How many elements all packed matrices have."""
+        return sum(group.length(dtype) for group in self.groups)
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Of what each group is packed from."""
@@ -242,19 +242,20 @@ class Plan:
         """The packed numbers of all groups, one after another: ``dtype`` (length,).
 
         hidden: what each group is packed from, all float32 or all float64, and ``dtype`` the same;
-            or of float32 bfloat16.
+            or of float32 bfloat16 or int8.
 
         Raises ValueError for others, and for any that have not the shapes of this plan.
         """
         self.check(hidden)
         check_numbers(**{f"hidden[{k}]": m for k, m in enumerate(hidden)})
         source = hidden[0].dtype
-        allowed = [source, torch.bfloat16] if source == torch.float32 else [source]
+        low = [torch.bfloat16, torch.int8] if source == torch.float32 else []
+        allowed = [source, *low]
         if dtype not in allowed:
             names = " or ".join(map(str, allowed))
             raise ValueError(f"dtype should be {names} for numbers of {source}, got: {dtype}")
         # PyTorch aligns what it allocates to 64 bytes, and every group is a multiple of that long.
-        packed = torch.empty(self.length, dtype=dtype, device="cpu")
+        packed = torch.empty(self.length(dtype), dtype=dtype, device="cpu")
         place = packed.data_ptr()
         for group, of_group in zip(self.groups, hidden, strict=True):
             if group.is_empty:
@@ -274,7 +275,7 @@ class Plan:
                     *to,
                 )
             native.check(status)
-            place += group.length * packed.element_size()
+            place += group.length(packed.dtype) * packed.element_size()
         return packed
 
     def product(self, packed: Tensor) -> native.Product:
@@ -287,7 +288,7 @@ class Plan:
             term.rows, term.columns = group.rows, group.columns
             term.gates = sum(1 << gate for gate in group.gates)
             term.packed = place
-            place += group.length * packed.element_size()
+            place += group.length(packed.dtype) * packed.element_size()
             if group.maps is not None:
                 for name, map in zip(Maps._fields, group.maps, strict=True):
                     setattr(term, name, ctypes.pointer(map.structure()))
@@ -373,7 +374,7 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
             if folding is not None and symmetric == gates:
                 small = _folded(len(gates), symmetry, folding)
                 return Plan(len(gates), rows, columns, tuple(small), folding)
-            triangle = _triangle(symmetry)
+            triangle = triangle_of(symmetry)
         if triangle is None:
             raise ValueError(f"matrices of form={form!r} should be given as form={WHOLE!r}")
     groups = [_group(gates, symmetric, rows, columns, True, triangle)]

@@ -52,7 +52,7 @@ class EmulatedLibrary:
         numbers = _numbers(place, length, dtype)
         w = numbers.float().as_strided((gates, side, side), (gate_stride, row_stride, 1))
         library, w = native.library(), w.contiguous()
-        packed = torch.empty(library.symrnn_packed_length(1, side, side, gates))
+        packed = torch.empty(library.symrnn_packed_length(1, side, side, gates, Dtype.FLOAT))
         status = library.symrnn_pack(
             *(1, side, side, gates, Dtype.FLOAT, w.data_ptr(), side * side, side),
             *(Dtype.FLOAT, packed.data_ptr(), 1),

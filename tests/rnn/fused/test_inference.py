@@ -1,4 +1,4 @@
-"""Cached packed weights: never out of date, never in the way, of bfloat16 if asked for."""
+"""Cached packed weights: never out of date, never in the way, of bfloat16 or int8 if asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import BaseTorchFunctionMode
 
 from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, native
+from symrnn.rnn.fused.packing import plan_of, source_of
+from symrnn.rnn.modes import MODES
+from symrnn.rnn.weights import GateMatrix
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
@@ -526,17 +529,18 @@ def test_bfloat16_in_compiled_programs() -> None:
     torch.compiler.reset()
 
 
-def test_the_choice_of_bfloat16_is_checked_and_survives() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_the_choice_is_checked_and_survives(dtype: torch.dtype) -> None:
     layer = SymLSTM(IN, H, backend="fused")
     assert layer.inference_dtype is None
-    for wrong in (torch.float16, torch.float32, "bfloat16"):
+    for wrong in (torch.float16, torch.uint8, "bfloat16"):
         with pytest.raises(ValueError, match="inference_dtype should be None or"):
             layer.inference_dtype = wrong
     assert "inference_dtype" not in repr(layer)
-    layer.inference_dtype = torch.bfloat16
-    assert "symm_ih='', inference_dtype=torch.bfloat16\n" in repr(layer)
+    layer.inference_dtype = dtype
+    assert f"symm_ih='', inference_dtype={dtype}\n" in repr(layer)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other.inference_dtype is torch.bfloat16
+        assert other.inference_dtype is dtype
     layer.double()
     with pytest.raises(ValueError, match=r"inference_dtype=.* is for weights of float32, got"):
         layer(torch.randn(1, 1, IN, dtype=torch.float64))
@@ -548,3 +552,135 @@ def test_bfloat16_is_refused_where_it_would_do_nothing(make: Any) -> None:
     with pytest.raises(ValueError, match='wants backend="auto" or "fused", got: \'vendor\''):
         module.inference_dtype = torch.bfloat16
     module.inference_dtype = None
+
+
+# ---- int8 --------------------------------------------------------------------------------------
+
+
+def int8_product(matrix: GateMatrix, x: Tensor) -> Tensor:
+    """x (B, C) times the transposed matrix, by the kernels: tests/native has them bit for bit."""
+    layout = matrix.layout
+    form, symmetric, tensors = source_of(matrix)
+    plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
+    packed = plan.pack([tensor.detach() for tensor in tensors], torch.int8)
+    x, y = x.contiguous(), x.new_empty(len(x), matrix.shape[0])
+    library = native.library()
+    assert library is not None
+    given = (False, len(x), x.data_ptr(), y.data_ptr(), 1, 1)
+    native.check(library.symrnn_multiply(plan.product(packed), *given))
+    return y
+
+
+def int8_loop(layer: Any, x: Tensor, output: Tensor) -> Tensor:
+    """The readable loop; each step takes up what the kernels gave, so that both round the same."""
+    (w,) = layer.layer_weights()
+    mode = MODES[layer.mode]
+    state = [torch.zeros_like(output[0]) for _ in mode.states]
+    made = []
+    for t, row in enumerate(x):
+        given = int8_product(w.ih, row) + w.bias_ih
+        state = mode.pointwise(given, int8_product(w.hh, state[0]) + w.bias_hh, state)
+        made.append(state[0])
+        state = [output[t], *state[1:]]
+    return torch.stack(made)
+
+
+INT8 = [
+    {"symm": "avg"},
+    {"symm": "avg", "partly": True},
+    {"symm": "tri", "partly": True, "symm_ih": True},
+    {"symm": "none"},
+    {"symm": "tri4"},
+    {"symm": "block4"},
+    {"symm": "chunk4"},
+    {"symm": "eigen"},
+]
+
+
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN])
+@pytest.mark.parametrize("options", INT8, ids=lambda options: "-".join(map(str, options.values())))
+def test_int8_is_the_loop_on_int8_products(make: Any, options: dict[str, Any]) -> None:
+    gates = make.GATES
+    given = {"symm": options["symm"]}
+    if options.get("partly"):
+        given["symm_hh"] = gates[-2:]
+    if options.get("symm_ih"):
+        given["symm_ih"] = gates[:1]
+    layer = make(40, 40, backend="fused", **given)
+    layer.inference_dtype = torch.int8
+    with torch.no_grad():
+        for batch in (1, 3, 6):
+            x = torch.randn(5, batch, 40)
+            output = results(layer, x)[0]
+            torch.testing.assert_close(output, int8_loop(layer, x, output), rtol=0, atol=1e-6)
+            exact = results(layer.to_plain(), x)[0]
+            error = (output - exact).abs().max()
+            assert 1e-5 < error < 0.03
+
+
+def test_int8_is_the_same_however_it_is_run() -> None:
+    """Sums are of integers: no bit depends on threads, nor on how many steps a call takes."""
+    layer = SymLSTM(30, 70, 2, symm_hh="ifo", backend="fused")
+    layer.inference_dtype = torch.int8
+    x = torch.randn(6, 3, 30)
+    threads = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            found = []
+            for n in (1, 2, 5):
+                torch.set_num_threads(n)
+                found.append(results(layer, x))
+            steps, state = [], None
+            for row in x:
+                output, state = layer(row[None], state)
+                steps.append(output)
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    assert torch.equal(torch.cat(steps), found[0][0])
+    with torch.no_grad():
+        many = layer(x.repeat(1, 700, 1))[0]  # more rows than are packed in other types
+        assert torch.equal(many[:, :3], layer(x.repeat(1, 10, 1))[0][:, :3])
+
+
+def test_int8_cells_are_a_step_of_the_layer() -> None:
+    layer = SymGRU(20, 20, symm="avg", backend="fused")
+    cell = SymGRUCell(20, 20, symm="avg", backend="fused")
+    cell.load_state_dict({name.replace("_l0", ""): t for name, t in layer.state_dict().items()})
+    cell.inference_dtype = layer.inference_dtype = torch.int8
+    x = torch.randn(1, 2, 20)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(cell(x[0]), layer(x)[0][0])
+
+
+def test_int8_is_for_inference_alone() -> None:
+    layer = SymLSTM(IN, H, backend="fused")
+    exact = copy.deepcopy(layer)
+    layer.inference_dtype = torch.int8
+    x = torch.randn(3, 2, IN)
+    assert torch.equal(layer(x)[0], exact(x)[0])
+    with torch.no_grad():
+        assert not torch.equal(layer(x)[0], exact(x)[0])
+
+
+def test_int8_in_compiled_programs() -> None:
+    torch.compiler.reset()
+    layer = SymGRU(IN, H, backend="fused")
+    layer.inference_dtype = torch.int8
+    x = torch.randn(3, 2, IN)
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), layer(x))
+    torch.compiler.reset()
+
+
+def test_int8_of_states_beyond_one() -> None:
+    """A state that is given, and that of a ReLU, may be of any size."""
+    layer = SymRNN(20, 20, nonlinearity="relu", backend="fused")
+    layer.inference_dtype = torch.int8
+    x, h = torch.randn(4, 2, 20), 100 * torch.randn(1, 2, 20)
+    with torch.no_grad():
+        exact = layer.to_plain()(x, h)[0]
+        assert (layer(x, h)[0] - exact).abs().max() < 0.03 * exact.abs().max()

@@ -82,8 +82,9 @@ def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> N
         OPS.hidden_gradients.default,
         (torch.randn_like(gates), output, given["h0"], sizes, *attributes),
     )
-    low = {**given, "packed_dtype": torch.bfloat16}
-    torch.library.opcheck(OPS.layer.default, tuple(low.values()))
+    for dtype in (torch.bfloat16, torch.int8):
+        low = {**given, "packed_dtype": dtype}
+        torch.library.opcheck(OPS.layer.default, tuple(low.values()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -183,7 +184,7 @@ def test_wrong_hidden_weights_are_refused() -> None:
         (
             [v],
             F64,
-            r"dtype should be torch.float32 or torch.bfloat16 for numbers of torch.float32",
+            "dtype should be torch.float32 or torch.bfloat16 or torch.int8 for numbers of torch",
         ),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -197,7 +197,7 @@ def test_packed_numbers_multiply_as_the_whole_matrix(symm: str, symm_hh: str, si
     plan = plan_of("ifgo", side, side, form, symmetric)
     assert [m.shape for m in hidden] == plan.shapes()
     packed = plan.pack(hidden, torch.float64)
-    assert packed.shape == (plan.length,)
+    assert packed.shape == (plan.length(torch.float64),)
     x, y = torch.randn(3, side, dtype=torch.float64), torch.randn(3, 4 * side, dtype=torch.float64)
     product, adjoint = (multiplied(plan, packed, v, transposed=v is y) for v in (x, y))
     torch.testing.assert_close(product, x @ w.T, rtol=0, atol=1e-13)
