@@ -67,7 +67,7 @@ def _run_cpu(
     dtype = weights[0].hh.tensors[0].dtype
     low = None if wants_gradient(input, state, weights) else attributes.inference_dtype
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
-    autocasts = multiplies_in_bfloat16(dtype, rows)
+    autocasts = low != torch.int8 and multiplies_in_bfloat16(dtype, rows)
 
     def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
         w = weights[k]

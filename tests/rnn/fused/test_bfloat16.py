@@ -229,3 +229,13 @@ def test_auto(
             assert dispatch.choose(traits, tensors, steps, 20) == "vendor"
     with torch.autocast("cpu", torch.float16):
         assert dispatch.choose(traits, tensors, steps, 20) == "vendor"
+
+
+def test_weights_of_int8_stay_so() -> None:
+    layer, x = SymLSTM(IN, H, backend="fused"), torch.randn(30, 3, IN)
+    layer.inference_dtype = torch.int8
+    with torch.no_grad():
+        expected = layer(x)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer(x)[0]
+    assert torch.equal(found, expected.to(found.dtype))
