@@ -2,9 +2,11 @@
 
     python scripts/benchmarks/step.py
     python scripts/benchmarks/step.py --device cuda --backend fused --sizes medium
+    python scripts/benchmarks/step.py --backend auto --sizes medium --variants avg avg,bf16
 
 Both models take the same steps in turn: forward, loss, backward, clipping, SGD, with the recipe's
-sizes, dropout and carried state, on random tokens of a 10,000-word vocabulary. Peak memory is that
+sizes, dropout and carried state, on random tokens of a 10,000-word vocabulary. A variant followed
+by ",bf16" runs forward under autocast, as ``lm.train --precision bf16`` does. Peak memory is that
 of a process of its own for each model, the median of three. As in ``lm.train``, the C library is
 asked to keep freed memory; ``--system-malloc`` leaves it as it is.
 """
@@ -25,7 +27,13 @@ from torch.nn import functional as F
 
 from lm.model import LanguageModel
 from lm.recipes import SIZES
-from symrnn.training import keep_freed_memory, peak_memory, resolve_device, set_threads
+from symrnn.training import (
+    autocast,
+    keep_freed_memory,
+    peak_memory,
+    resolve_device,
+    set_threads,
+)
 
 VOCABULARY = 10_000
 PEER = "nn.LSTM"
@@ -34,6 +42,8 @@ SEED = 1
 
 def make_step(size: str, variant: str, backend: str, device: torch.device) -> Callable[[], None]:
     """A function that does one training step of a ``size`` model with ``variant`` weights."""
+    variant, _, name = variant.partition(",")
+    precision = autocast(name, device)
     recipe = SIZES[size]
     torch.manual_seed(SEED)
     model = LanguageModel(
@@ -50,6 +60,7 @@ def make_step(size: str, variant: str, backend: str, device: torch.device) -> Ca
         model.rnn = nn.LSTM(  # type: ignore[assignment]
             recipe.embedding_size, recipe.hidden_size, recipe.num_layers, dropout=recipe.dropout
         )
+        model.rnn.STATES = "hc"  # which the model reads
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = torch.randint(VOCABULARY, (recipe.steps + 1, recipe.batch_size), device=device)
@@ -58,9 +69,10 @@ def make_step(size: str, variant: str, backend: str, device: torch.device) -> Ca
     def step() -> None:
         nonlocal state
         optimizer.zero_grad(set_to_none=True)
-        logits, new = model(ids[:-1], state)
+        with precision():
+            logits, new = model(ids[:-1], state)
         state = tuple(part.detach() for part in new)
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten()) * recipe.steps
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[1:].flatten()) * recipe.steps
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()

@@ -9,7 +9,8 @@ symrnn.h describes the functions; :mod:`symrnn.native.interface` has their struc
 
 **Threads**: each call takes the number of threads: pass ``torch.get_num_threads()``, and
 ``torch.set_num_threads`` is respected. The library has threads of its own, which spin for some
-microseconds after a call and then sleep, so that torch's own team has the cores. A call never waits
+microseconds after a call and then sleep, so that torch's own team has the cores;
+:mod:`symrnn.native.openmp` sees to it that the kernels have them in training. A call never waits
 for a thread that the system does not run, as on a busy machine. In children made by fork they are
 started anew.
 

@@ -57,15 +57,23 @@ int current_cpu() {
 #endif
 }
 
-// Moves the calling thread off a core, if it may run on others.
-void leave_cpu(int cpu) {
+int current_thread() {
+#if defined(__linux__)
+    return static_cast<int>(syscall(SYS_gettid));
+#else
+    return 0;
+#endif
+}
+
+// Keeps a thread off a core, if it may run on others.
+void keep_off(int thread, int cpu) {
 #if defined(__linux__)
     cpu_set_t others;
     if (sched_getaffinity(getpid(), sizeof others, &others) != 0) return;
     CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others);
+    if (CPU_COUNT(&others)) sched_setaffinity(thread, sizeof others, &others);
 #else
-    (void)cpu;
+    (void)thread, (void)cpu;
 #endif
 }
 
@@ -83,6 +91,7 @@ struct alignas(64) Share {
     std::atomic<uint64_t> word{word_of(0, DONE)};
     std::atomic<uint32_t> asleep{0};
     std::atomic<int> shares{0};  // of the phase
+    std::atomic<int> bound{0};  // the helper, once it has been kept off the caller's core
     void (*function)(const void *, int) = nullptr;
     const void *work = nullptr;
 
@@ -143,6 +152,7 @@ struct Crew {
     } helper[MAX_THREADS];
 
     void start_helpers(int count);
+    void follow_caller(int cpu);
     void help(int own);
     uint64_t next_phase(int own, uint64_t seen);
     void work_on(uint64_t phase, int first, int shares);
@@ -167,6 +177,7 @@ void forget_helpers() {
         crew.taken.store(false);
         for (Share &share : crew.share) {
             share.asleep.store(0);
+            share.bound.store(0);
             // The caller of a phase that was open is not here: nobody may claim of it.
             share.word.store(word_of(phase_of(share.word.load()), DONE));
         }
@@ -210,9 +221,23 @@ uint64_t Crew::next_phase(int own, uint64_t seen) {
         if (pauses % PAUSES_BETWEEN_LOOKS) continue;
         // Where the system put this thread on the caller's core, each keeps the other from running.
         const int cpu = current_cpu();
-        if (cpu >= 0 && cpu == caller_cpu.load(std::memory_order_relaxed)) leave_cpu(cpu);
+        if (cpu >= 0 && cpu == caller_cpu.load(std::memory_order_relaxed)) {
+            const int thread = current_thread();
+            keep_off(thread, cpu);
+            share[own].bound.store(thread, std::memory_order_relaxed);
+        }
         if (std::chrono::steady_clock::now() - start > SPIN) share[own].sleep(seen);
     }
+}
+
+// A caller that comes to another core may find a helper bound to that one, which cannot run and so
+// cannot leave.
+void Crew::follow_caller(int cpu) {
+    if (cpu == caller_cpu.load(std::memory_order_relaxed)) return;
+    caller_cpu.store(cpu, std::memory_order_relaxed);
+    if (cpu < 0) return;
+    for (int own = 1; own <= helpers; ++own)
+        if (const int thread = share[own].bound.load(std::memory_order_relaxed)) keep_off(thread, cpu);
 }
 
 void Crew::start_helpers(int count) {
@@ -244,7 +269,6 @@ Team::Team(int threads) : threads_(std::min(threads, MAX_THREADS)) {
     if (!crew_) return;
     if (crew_->helpers < threads_ - 1)  // more threads than cores would wait for each other
         crew_->start_helpers(std::min(threads_, usable_cpus()) - 1);
-    crew_->caller_cpu.store(current_cpu(), std::memory_order_relaxed);
 }
 
 Team::~Team() {
@@ -253,6 +277,7 @@ Team::~Team() {
 
 void Team::run(int shares, Function function, const void *work) {
     Crew &crew = *crew_;
+    crew.follow_caller(current_cpu());
     const uint64_t phase = ++crew.phase;
     for (int k = shares - 1; k >= 0; --k) {
         Share &share = crew.share[k];

@@ -84,7 +84,9 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
       (:func:`folding_pays`).
     - PyTorch's LSTM re-packs all weights on every call. For a step or a few without gradients that
       costs more than the steps themselves, and the plain loop is faster.
-    - Everywhere else the vendor's operator is. Autocast goes there too.
+    - Everywhere else the vendor's operator is.
+    - Under autocast the native kernels are in training (:func:`bfloat16_pays`), where the processor
+      has units for bfloat16; else the vendor's operator is.
     - torch.func and forward-mode derivatives take the plain loop: its operators have all the rules
       that they want, the vendor's not.
 
@@ -93,8 +95,10 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
     """
     if torch_state.is_transformed() or torch_state.in_forward_mode():
         return "reference"
-    if torch.compiler.is_compiling() or not tensors[0].is_cpu or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or not tensors[0].is_cpu:
         return "vendor"
+    if torch.is_autocast_enabled("cpu"):
+        return "fused" if _takes_bfloat16(traits, tensors, steps, batch) else "vendor"
     if _takes_fused(traits, tensors, steps, batch):
         return "fused"
     if folding_pays(traits, steps):
@@ -122,6 +126,27 @@ def fused_pays(traits: Traits, steps: int, batch: int) -> bool:
         return False
     large = traits.symmetric and traits.hidden_size >= 1500 and batch <= 20
     return batch <= 4 or traits.folds or large
+
+
+def bfloat16_pays(traits: Traits, steps: int, batch: int) -> bool:
+    """Whether the kernels train faster than PyTorch's operator where both take bfloat16.
+
+    By results/cpu.md.
+    """
+    if not torch.is_grad_enabled() or steps < 8:
+        return False
+    return traits.mode != "LSTM" or traits.hidden_size >= 512
+
+
+def _takes_bfloat16(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> bool:
+    """Whether ``auto`` takes the native kernels under autocast."""
+    weight = tensors[1]
+    if traits.projects or not bfloat16_pays(traits, steps, batch):
+        return False
+    if not fused.multiplies_in_bfloat16(weight.dtype, steps * batch):
+        return False
+    native.notice()
+    return native.available()
 
 
 def _takes_fused(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> bool:

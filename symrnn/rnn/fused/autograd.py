@@ -63,14 +63,16 @@ def _backward(
     d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
         packed, output, gates, cells, h0, c0, batch_sizes, *d_results, *attributes
     )
-    if not MODES[mode].separate_bias:
+    separate = MODES[mode].separate_bias
+    if not separate:
         d_hidden = d_gates
     wants_input, wants_w_ih, wants_bias_ih, wants_bias_hh, wants_hidden = wanted[:5]
     d_input = None
+    d_product = d_gates.to(input.dtype)  # that of the products over all rows
     if wants_input:
         many = d_gates.is_cuda or d_gates.size(0) >= ENOUGH_ROWS
-        d_input = torch.ops.symrnn.matmul(d_gates, w_ih, None) if many else d_gates @ w_ih
-    d_w_ih = torch.ops.symrnn.matmul(d_gates.mT, input, None) if wants_w_ih else None
+        d_input = torch.ops.symrnn.matmul(d_product, w_ih, None) if many else d_product @ w_ih
+    d_w_ih = torch.ops.symrnn.matmul(d_product.mT, input, None) if wants_w_ih else None
     d_bias_ih = d_gates.sum(0) if wants_bias_ih else None
     d_bias_hh = None
     if wants_bias_hh:  # a copy, for the gradients of two arguments are not to share their memory
@@ -79,7 +81,8 @@ def _backward(
     d_weights: list[Tensor | None] = [None] * len(wants_hidden)
     if any(wants_hidden):
         d_weights = torch.ops.symrnn.hidden_gradients(
-            d_hidden, output, h0, batch_sizes, *attributes
+            d_hidden.to(input.dtype) if separate else d_product,
+            *(output, h0, batch_sizes, *attributes),
         )
     return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
 
@@ -129,7 +132,10 @@ def _composite(
     input, w_ih, bias_ih, bias_hh, h0, c0 = inputs
     mode, form, symmetric, reverse = attributes
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
-    steps = steps_of(F.linear(input, w_ih, bias_ih), batch_sizes, h0.size(0))
+    from_input = F.linear(input, w_ih).to(h0.dtype)  # as ``layer`` rounds it
+    if bias_ih is not None:
+        from_input = from_input + bias_ih
+    steps = steps_of(from_input, batch_sizes, h0.size(0))
     state = [h0] if c0 is None else [h0, c0]
     outputs = []
     for x in reversed(steps) if reverse else steps:

@@ -3,7 +3,9 @@
 Everything but the plainest call goes this way: gradients, torch.compile, torch.export, autocast,
 transforms. (Where nothing but numbers is wanted on a CPU, :mod:`symrnn.rnn.fused.inference` calls
 the kernels past PyTorch's dispatcher.) On an NVIDIA GPU PyTorch's own operator runs what the
-kernels cannot, with one warning; under autocast everything is cast to its dtype, as there.
+kernels cannot, with one warning; under autocast everything is cast to its dtype, as there. On a CPU
+with units for bfloat16, autocast to it acts on the products over all rows; the recurrent product, a
+cell's state and all sums are float32.
 
 Shapes: R rows of all steps, B batch, I input, H hidden, G gates.
 """
@@ -20,6 +22,7 @@ import symrnn.rnn.fused.autograd  # noqa: F401  (the operators and their gradien
 from symrnn import native
 from symrnn.rnn import torch_state, vendor
 from symrnn.rnn.fused import cuda
+from symrnn.rnn.fused.cpu import ENOUGH_ROWS, multiplies_bfloat16
 from symrnn.rnn.fused.packing import library, source_of
 from symrnn.rnn.stack import Attributes, Backend, State, autocast_on, run_layers
 from symrnn.rnn.weights import LayerWeights
@@ -63,12 +66,16 @@ def _run_cpu(
 ) -> tuple[Tensor, State]:
     dtype = weights[0].hh.tensors[0].dtype
     low = None if wants_gradient(input, state, weights) else attributes.inference_dtype
+    rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
+    autocasts = low != torch.int8 and multiplies_in_bfloat16(dtype, rows)
 
     def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
         w = weights[k]
         w_ih = w.ih.dense()
         if low == torch.bfloat16:
             w_ih = w_ih.to(low).to(dtype)
+        if autocasts:
+            x, w_ih = x.bfloat16(), w_ih.bfloat16()
         form, symmetric, hidden = source_of(w.hh)
         c0 = state[1] if len(state) == 2 else None
         output, hn, cn, *_ = torch.ops.symrnn.layer(
@@ -77,7 +84,25 @@ def _run_cpu(
         )  # fmt: skip
         return output, [hn] if c0 is None else [hn, cn]
 
-    return run_layers(input, batch_sizes, state, attributes, layer)
+    if not autocasts:
+        return run_layers(input, batch_sizes, state, attributes, layer)
+    with torch.autocast("cpu", enabled=False):  # which would make all float32
+        cast = [part.to(dtype) for part in state]
+        return run_layers(input, batch_sizes, cast, attributes, layer)
+
+
+def multiplies_in_bfloat16(dtype: torch.dtype, rows: int) -> bool:
+    """Whether autocast lets a layer on a CPU, its weights of ``dtype``, take products in bfloat16.
+
+    rows: of the input. The weights are rounded at every call, which for a few does not pay.
+    """
+    return (
+        rows >= ENOUGH_ROWS
+        and dtype == torch.float32
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and multiplies_bfloat16()
+    )
 
 
 def _run_cuda(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from symrnn import native
+from symrnn.native.openmp import release_threads
 from symrnn.rnn.fused.packing import (
     DTYPES,
     Plan,
@@ -22,10 +24,30 @@ ENOUGH_ROWS = 64
 """From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
 
 
+@torch.compiler.assume_constant_result
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 by units of its own, rather than as float32."""
+    return _has_bfloat16_units()
+
+
+@lru_cache(maxsize=1)
+def _has_bfloat16_units() -> bool:
+    ask = getattr(torch.cpu, "get_capabilities", None)  # older versions of PyTorch do not say
+    has = {} if ask is None else ask()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def check(
     packed: Tensor | None = None, *, cells: Tensor | None = None, **tensors: Tensor | None
 ) -> None:
-    """Raise ValueError unless all are numbers that the kernels know, of one dtype."""
+    """Raise ValueError unless all are numbers that the kernels know, of one dtype.
+
+    But ``input`` and ``w_ih`` may both be bfloat16 where the others are float32.
+    """
+    input, w_ih = tensors.get("input"), tensors.get("w_ih")
+    low = input is not None and w_ih is not None and input.dtype == w_ih.dtype == torch.bfloat16
+    if low and tensors["h0"].dtype == torch.float32:  # type: ignore[union-attr]
+        del tensors["input"], tensors["w_ih"]
     check_numbers(**tensors, cells=cells)
     if packed is None:
         return
@@ -42,7 +64,13 @@ def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` of x (R, I) and w (M, I), by the faster product; not differentiable."""
+    """``F.linear`` of x (R, I) and w (M, I), by the faster product; not differentiable.
+
+    Of bfloat16 it is rounded to that, and float32 then, to which a bias of float32 is added.
+    """
+    if x.dtype == torch.bfloat16:
+        product = F.linear(x, w).float()
+        return product if bias is None else product.add_(bias)
     return matmul(x, w.mT, bias) if x.size(0) >= ENOUGH_ROWS else F.linear(x, w, bias)
 
 
@@ -61,6 +89,8 @@ def linear_int8(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,): (M, N). Either may be a transposed view."""
+    if a.dtype == b.dtype == torch.bfloat16 and bias is None:
+        return a @ b
     check_numbers(a=a, b=b, bias=bias)
     result = a.new_empty(a.size(0), b.size(1))
     if result.numel() == 0:
@@ -69,9 +99,11 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     # What lies transposed is read so.
     transposed = [t.mT.is_contiguous() and not t.is_contiguous() for t in (a, b)]
     a, b = (t.mT if way else t.contiguous() for t, way in zip((a, b), transposed, strict=True))
+    inner = a.size(0 if transposed[0] else 1)
+    release_threads(result.numel() * inner)
     status = library().symrnn_matmul(
         DTYPES[result.dtype],
-        *(result.size(0), result.size(1), a.size(0 if transposed[0] else 1)),
+        *(result.size(0), result.size(1), inner),
         *(a.data_ptr(), transposed[0], b.data_ptr(), transposed[1]),
         *(address(bias), result.data_ptr(), torch.get_num_threads()),
     )
@@ -93,6 +125,7 @@ def forward(
     cn: Tensor,
 ) -> None:
     """``symrnn_forward``, on tensors that are contiguous."""
+    release_threads(gates.numel() * h0.size(1))
     status = library().symrnn_forward(
         structure, steps, h0.size(0), address(batch_sizes), reverse, None, gates.data_ptr(),
         address(cells), h0.data_ptr(), address(c0), output.data_ptr(), hn.data_ptr(), address(cn),
@@ -114,8 +147,10 @@ def backward(
     given: gates, cells, h0, c0, output, d_output, d_hn, d_cn.
     results: d_gates, d_hidden, d_h0, d_c0, each empty where the mode has none.
     """
-    h0 = given[2]
+    gates, h0 = given[0], given[2]
+    assert gates is not None
     assert h0 is not None
+    release_threads(gates.numel() * h0.size(1))
     status = library().symrnn_backward(
         structure, steps, h0.size(0), address(batch_sizes), reverse,
         *map(address, given), *map(address, results), torch.get_num_threads(),

@@ -9,7 +9,8 @@ One implementation serves CPUs and NVIDIA GPUs: what differs stands in :mod:`sym
 and :mod:`symrnn.rnn.fused.cuda`, under the same names. The operators have shape functions, and
 gradients in :mod:`symrnn.rnn.fused.autograd`, so that autograd, torch.compile and torch.export know
 them. On a CPU arithmetic is in the dtype of the numbers given, float32 or float64; under autocast
-in float32.
+in float32. There the products over all rows (of the input, its gradient and those of the weights)
+may be in bfloat16: of ``layer``, if that is what ``input`` and ``w_ih`` are and all else float32.
 
 Shapes: T time, B batch, B_t the sequences that step t runs, R the sum of all B_t, I input,
 H hidden, G gates. Sequences are sorted by falling length; without ``batch_sizes`` all B_t are B.
@@ -136,6 +137,7 @@ def _layer(
     hidden, form, symmetric: the hidden weights, as :class:`symrnn.rnn.fused.packing.Source`.
     packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
         If int8, w_ih is rounded so too, as a full matrix.
+    input and w_ih may be bfloat16 where all else is float32.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
     activated gates (R, G·H), the saved cells (R, H), which are one more number of each unit and
@@ -172,13 +174,13 @@ def _layer(
 def _empty_results(input: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...]:
     """Output, hn, cn, gates and cells of ``layer``, uninitialized."""
     kind, rows, (batch, side) = MODES[mode], input.size(0), h0.shape
-    wide = torch.promote_types(input.dtype, torch.float32)  # the type of a cell's state
+    wide = torch.promote_types(h0.dtype, torch.float32)  # the type of a cell's state
     return (
-        input.new_empty(rows, side),
-        input.new_empty(batch, side),
-        input.new_empty((batch, side) if "c" in kind.states else (0,)),
-        input.new_empty(rows, len(kind.gates) * side),
-        input.new_empty((rows, side) if kind.saves_cells else (0,), dtype=wide),
+        h0.new_empty(rows, side),
+        h0.new_empty(batch, side),
+        h0.new_empty((batch, side) if "c" in kind.states else (0,)),
+        h0.new_empty(rows, len(kind.gates) * side),
+        h0.new_empty((rows, side) if kind.saves_cells else (0,), dtype=wide),
     )
 
 
@@ -187,7 +189,7 @@ def _layer_shapes(
     batch_sizes: Any, mode: str, form: str, symmetric: str, reverse: bool, packed_dtype: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
-    packed = input.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
+    packed = h0.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
     return (*_empty_results(input, h0, mode), packed)
 
 
@@ -273,27 +275,34 @@ def _hidden_gradients(
 ) -> list[Tensor]:
     """The gradients of ``hidden`` of ``layer`` from that of the hidden part of the gates (R, G·H).
 
-    output (R, H) and h0 (B, H): as ``layer`` gave and took them.
+    output (R, H) and h0 (B, H): as ``layer`` gave and took them. Where they are float32, d_hidden
+    may be bfloat16, in which the products are then taken.
     """
     kernels = kernels_for(output)
     rows, batch, side = _sizes_of(output, h0)
     plan = hidden_plan(mode, side, form, symmetric)
-    kernels.check(d_hidden=d_hidden, output=output, h0=h0)
+    low = d_hidden.dtype == torch.bfloat16 and output.dtype == torch.float32
+    kernels.check(d_hidden=output if low else d_hidden, output=output, h0=h0)
     check_shape("output", output, rows, side)
     check_shape("d_hidden", d_hidden, rows, plan.gates * side)
     if batch_sizes is not None or batch > 0:
         check_lengths(batch_sizes, rows, batch)
     before = states_before(output, h0, batch_sizes, reverse)
     by_gate = d_hidden.unflatten(1, (plan.gates, plan.rows))
-    return plan.gradients(by_gate, before, lambda a, b: kernels.matmul(a, b, None))
+
+    def matmul(a: Tensor, b: Tensor) -> Tensor:
+        product: Tensor = kernels.matmul(a.to(d_hidden.dtype), b.to(d_hidden.dtype), None)
+        return product.to(output.dtype)
+
+    return plan.gradients(by_gate, before, matmul)
 
 
 def _hidden_gradients_shapes(
-    d_hidden: Tensor, output: Any, h0: Tensor, batch_sizes: Any, mode: str, form: str,
+    d_hidden: Any, output: Tensor, h0: Tensor, batch_sizes: Any, mode: str, form: str,
     symmetric: str, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
-    return [d_hidden.new_empty(shape) for shape in plan.shapes()]
+    return [output.new_empty(shape) for shape in plan.shapes()]
 
 
 def states_before(output: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
