@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from symrnn import native
+from symrnn.native.openmp import release_threads
 from symrnn.rnn import torch_state
 from symrnn.rnn.fused.cpu import linear
 from symrnn.rnn.fused.packing import (
@@ -208,6 +209,7 @@ class PackedLayers:
         def one(k: int, x: Tensor) -> Tensor:
             layer, output, at = layers[k], x.new_empty(*shape, size), k * part
             structure, product = layer.operands(x, rows)
+            release_threads(layer.entries * rows)
             status = forward(
                 structure, steps, batch, lengths, layer.reverse,
                 x.data_ptr() if product is None else 0,
