@@ -1091,8 +1091,11 @@ void try_threads() {
     for (std::thread &one : busy) one.join();
     where = "after a fork, in the midst of another thread's call";
     stop = false;
+    // One that allocates nothing: sanitizers' allocators do not survive a fork in the midst of them.
     std::thread other([&] {
-        while (!stop) results(tried[0]);
+        const Array<float> &from = tried[0].first;
+        float sum;
+        while (!stop) symrnn_read(from.get(), from.size() * sizeof(float), 4, 3, &sum);
     });
     const pid_t child = fork();
     if (child == 0) {

@@ -317,6 +317,7 @@ def test_onnx_files_of_every_backend_hold_the_operator_of_pytorch(
     make: Callable[..., Any], name: bytes
 ) -> None:
     """So that the length of time, left open, is open: a loop would be unrolled."""
+    pytest.importorskip("onnx")
     layer, x = make(IN, H, 2, symm="avg8").eval(), torch.randn(T, B, IN)
     files = []
     for layer.backend in BACKENDS:
