@@ -1,8 +1,8 @@
 """Torch's own threads, told to leave the cores to the kernels'.
 
 The threads of an OpenMP team spin for some milliseconds after each of torch's operators, on the
-cores that the kernels' threads want: a training step of an LSTM with 200 units took 19 ms where it
-takes 12. OpenMP has a function that ends them; torch's next operator starts them again.
+cores that the kernels' threads want. OpenMP has a function that ends them; torch's next operator
+starts them again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 _WORTH = 1 << 23
-"""Multiplications from which on it pays: a tenth of a millisecond is what it costs, there and back.
-"""
+"""Multiplications from which on it pays: to end the threads and start them takes time too."""
 
 _SOFT = 1  # omp_pause_soft of omp.h
 

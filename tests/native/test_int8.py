@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,20 +13,6 @@ from symrnn import native
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
 
 Floats = NDArray[np.float32]
-
-KERNELS = ("avx512", "avx2", "portable")
-
-
-@pytest.fixture(params=KERNELS)
-def kernels(request: pytest.FixtureRequest) -> Iterator[ctypes.CDLL]:
-    """The library with the kernels for one processor in use."""
-    library = native.library()
-    assert library is not None
-    before = library.symrnn_cpu()
-    if library.symrnn_use_cpu(request.param.encode()):
-        pytest.skip(f"this processor has no {request.param}")
-    yield library
-    library.symrnn_use_cpu(before)
 
 
 def aligned(size: int) -> NDArray[np.int8]:
