@@ -69,6 +69,20 @@ class OrbitCoordinates(LinearSymmetry):
     decay and gradient-norm clipping take exactly the path that the mean ½(W + Wᵀ) of a full matrix
     takes (:class:`FullMatrix`), at half the memory.
 
+    "tri:diagB" and "avg:diagB" leave the blocks of B × B along the diagonal free, whose entries are
+    orbits of one. Of side 5 and B = 2, from the parameters a … q::
+
+        tri:diag2
+
+        a b c d e        the units of a block may rotate among themselves: the matrix
+        f g h i j        has complex eigenvalues, where a symmetric one has none;
+        c h k l m        N(N+1)/2 + N(B-1)/2 parameters where B divides N
+        d i n o p
+        e j m p q
+
+    With B ≥ N it is every matrix, with B = 1 ``tri`` and ``avg``. Where B does not divide N the
+    last block is smaller.
+
     Odd sides and side 1 need no special care.
     """
 

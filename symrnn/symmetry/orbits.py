@@ -41,6 +41,21 @@ def antitranspose(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
 
 
 @dataclass(frozen=True)
+class TransposeOutside:
+    """Reflection in the main diagonal outside the blocks of B × B along it, which stay as they are.
+
+    block: B ≥ 1; the last block is smaller where B does not divide N. With B = 1 it is
+        :func:`transpose`.
+    """
+
+    block: int
+
+    def __call__(self, i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
+        inside = i // self.block == j // self.block
+        return np.where(inside, i, j), np.where(inside, j, i)
+
+
+@dataclass(frozen=True)
 class Along:
     """A generator that makes rows, or columns, of one class equal: each goes to the class's next.
 
@@ -122,6 +137,20 @@ class Orbits:
     sizes: Constant
     own_transpose: bool
     _parts: dict[Folding, Constant] = field(default_factory=dict, repr=False)
+
+    @property
+    def free_block(self) -> int | None:
+        """The side B of the blocks along the diagonal whose entries are orbits of their own.
+
+        Where an orbit is that, or outside the blocks a pair mirrored in the diagonal: 1 of
+        symmetric matrices. None of all other groups.
+        """
+        if self.generators == (transpose,):
+            return 1
+        match self.generators:
+            case (TransposeOutside(block),):
+                return block
+        return None
 
     def part(self, folding: Folding) -> Constant:
         """(r, c), the orbits of the positions that a folding makes its small matrices of."""

@@ -11,8 +11,16 @@ from symrnn.symmetry.factored import LDL, Eigen
 from symrnn.symmetry.folding import BySides, EvenOdd, Folding
 from symrnn.symmetry.form import Symmetry
 from symrnn.symmetry.linear import FullMatrix, OrbitCoordinates
-from symrnn.symmetry.orbits import Along, Generator, antitranspose, find_orbits, transpose
+from symrnn.symmetry.orbits import (
+    Along,
+    Generator,
+    TransposeOutside,
+    antitranspose,
+    find_orbits,
+    transpose,
+)
 from symrnn.symmetry.sides import Mirrored, Translated
+from symrnn.symmetry.skew import SymmetricAndSkew
 
 _MIRROR = Along(Mirrored(), "columns")
 
@@ -64,6 +72,21 @@ def _eigen(rank: int | None = None) -> _Form:
     )
 
 
+def _diag(form: Callable[..., Symmetry], block: int) -> _Form:
+    def numel(side: int) -> int:
+        blocks, last = divmod(side, block)
+        return (side * (side + 1) + blocks * block * (block - 1) + last * (last - 1)) // 2
+
+    return _linear(form, (TransposeOutside(block),), numel)
+
+
+def _skew(pairs: int) -> _Form:
+    def make(name: str, side: int) -> Symmetry:
+        return SymmetricAndSkew(name, _ORTHONORMAL("avg", find_orbits(_2WAY, side)), pairs)
+
+    return _Form(make, lambda n: _triangle(n) + 2 * n * pairs)
+
+
 def _triangle(side: int) -> int:
     return side * (side + 1) // 2
 
@@ -80,6 +103,9 @@ _FORMS: dict[str, _Form] = {
     "tri": _linear(_RAW, _2WAY, _triangle),
     "avg": _linear(_ORTHONORMAL, _2WAY, _triangle),
     "avg:full": _linear(FullMatrix, _2WAY, lambda n: n**2),
+    "tri:diag16": _diag(_RAW, 16),
+    "avg:diag16": _diag(_ORTHONORMAL, 16),
+    "avg:skew8": _skew(8),
     "tri4": _linear(_RAW, _4WAY, _quarter, EvenOdd()),
     "avg4": _linear(_ORTHONORMAL, _4WAY, _quarter, EvenOdd()),
     "tri8": _linear(_RAW, _8WAY, _eighth, _BOTH_SIDES),
@@ -92,11 +118,21 @@ _FORMS: dict[str, _Form] = {
     "ldl": _Form(LDL, _triangle),
 }
 
-_RANKED = re.compile(r"eigen:([1-9][0-9]*)")
+# Forms that take any number, and what a number is of each.
+_NUMBERED: dict[str, tuple[Callable[[int], _Form], str]] = {
+    "tri:diag": (partial(_diag, _RAW), "tri:diagB"),
+    "avg:diag": (partial(_diag, _ORTHONORMAL), "avg:diagB (a block's side B)"),
+    "avg:skew": (_skew, "avg:skewR (R planes)"),
+    "eigen:": (_eigen, "eigen:R (a rank R)"),
+}
+_NUMBER = re.compile(rf"({'|'.join(_NUMBERED)})([1-9][0-9]*)")
 
 
 def list_symmetries() -> list[str]:
-    """The names that :func:`get_symmetry` knows; beside "eigen" also "eigen:R" for any rank R.
+    """The names that :func:`get_symmetry` knows, of some families one.
+
+    "tri:diagB" and "avg:diagB" are known for blocks of any side B, "avg:skewR" for any number of
+    planes R, and "eigen:R" for any rank R.
 
     >>> list_symmetries()[:5]
     ['tri', 'avg', 'avg:full', 'tri4', 'avg4']
@@ -107,7 +143,8 @@ def list_symmetries() -> list[str]:
 def get_symmetry(name: str, side: int) -> Symmetry:
     """The symmetric form called ``name`` for matrices of ``side`` × ``side``.
 
-    name: one of :func:`list_symmetries`, or "eigen:R" with a rank 1 ≤ R ≤ N.
+    name: one of :func:`list_symmetries`, "tri:diagB", "avg:diagB" or "avg:skewR" with B, R ≥ 1, or
+        "eigen:R" with a rank 1 ≤ R ≤ N.
     side: N ≥ 1.
 
     ========================  ============================================  ======================
@@ -120,6 +157,8 @@ def get_symmetry(name: str, side: int) -> Symmetry:
     block16                   and so again inside each quarter              (N/4)²
     chunkK                    N/K columns apart, K = 2, 4, … 64             N²/K
     chunkK:rows               N/K rows apart                                N²/K
+    tri:diagB, avg:diagB      as tri and avg, outside blocks of B × B       N(N+1)/2 + N(B-1)/2
+    avg:skewR                 avg, and U Vᵀ - V Uᵀ of N × R factors         N(N+1)/2 + 2NR
     eigen, eigen:R            V diag(λ) Vᵀ of rank R, N/2 if not given      NR + R
     ldl                       L diag(d) Lᵀ, L unit lower triangular         N(N+1)/2
     ========================  ============================================  ======================
@@ -167,17 +206,21 @@ def _form(name: str, side: int) -> _Form:
         raise TypeError(f"side should be of type int, got: {type(side).__name__}")
     if side < 1:
         raise ValueError(f"side should be at least 1, got: {side}")
-    ranked = _RANKED.fullmatch(name)
-    return _eigen(int(ranked[1])) if ranked else _FORMS[name]
+    return _FORMS.get(name) or _numbered(name)
+
+
+def _numbered(name: str) -> _Form:
+    family, number = _NUMBER.fullmatch(name).groups()  # type: ignore[union-attr]
+    return _NUMBERED[family][0](int(number))
 
 
 def is_symmetry_name(name: str) -> bool:
     """Whether :func:`get_symmetry` knows a form called ``name``."""
-    return name in _FORMS or _RANKED.fullmatch(name) is not None
+    return name in _FORMS or _NUMBER.fullmatch(name) is not None
 
 
 def check_symmetry_name(argument: str, name: str, *others: str) -> None:
     """Raise ValueError unless ``name``, given as ``argument``, is a symmetry or of ``others``."""
     if name not in others and not (isinstance(name, str) and is_symmetry_name(name)):
-        allowed = ", ".join([*others, *_FORMS, "eigen:R (a rank R)"])
+        allowed = ", ".join([*others, *_FORMS, *(said for _, said in _NUMBERED.values())])
         raise ValueError(f"{argument} should be one of {allowed}, got: {name!r}")
