@@ -103,7 +103,7 @@ def refusal(model: nn.Module, path: Path) -> str:
 # ---- what comes back ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("symm", [*list_symmetries(), "eigen:3"])
+@pytest.mark.parametrize("symm", [*list_symmetries(), "avg:diag3", "eigen:3"])
 def test_a_model_comes_back_bit_for_bit_and_expanded(tmp_path: Path, symm: str) -> None:
     model = Model(symm)
     save_packed(model, tmp_path / "m")

@@ -55,7 +55,7 @@ child = os.fork()
 if child == 0:
     signal.alarm(120)
     x = torch.randn(2, 1, N)
-    for symm in ("avg", "avg8", "eigen"):
+    for symm in ("avg", "avg8", "avg:skew8", "eigen"):
         layer = SymLSTM(N, N, symm=symm)
         for module in (ours, layer, linear[0]):
             y = module(x)

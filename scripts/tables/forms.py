@@ -38,7 +38,8 @@ class Family(NamedTuple):
 # Colours that differ for the colour-blind too (after Okabe and Ito).
 FAMILIES = [
     Family("full", r"none", "*", "black"),
-    Family("tri: raw", r"tri\d*", "^", "#d55e00"),
+    Family("tri: raw", r"tri\d*(:diag\d+)?", "^", "#d55e00"),
+    Family("avg:diag, avg:skew: with rotation", r"avg:(diag|skew)\d+", "p", "#56b4e9"),
     Family("avg: orthonormal", r"avg.*", "o", "#0072b2"),
     Family("block", r"block\d+", "s", "#009e73"),
     Family("chunk: columns", r"chunk\d+", "D", "#8e3f74"),

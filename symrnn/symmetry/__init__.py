@@ -7,6 +7,7 @@ from symrnn.symmetry.registry import (
     get_symmetry,
     is_symmetry_name,
     list_symmetries,
+    numbered_symmetries,
     numel_of,
 )
 from symrnn.symmetry.tensor import SymmetricTensor, parameter_shape
@@ -20,6 +21,7 @@ __all__ = [
     "get_symmetry",
     "is_symmetry_name",
     "list_symmetries",
+    "numbered_symmetries",
     "numel_of",
     "parameter_shape",
 ]

@@ -118,7 +118,7 @@ _FORMS: dict[str, _Form] = {
     "ldl": _Form(LDL, _triangle),
 }
 
-# Forms that take any number, and what a number is of each.
+# Families whose names hold a number: how a form of one is made of it, and the family in words.
 _NUMBERED: dict[str, tuple[Callable[[int], _Form], str]] = {
     "tri:diag": (partial(_diag, _RAW), "tri:diagB"),
     "avg:diag": (partial(_diag, _ORTHONORMAL), "avg:diagB (a block's side B)"),
@@ -138,6 +138,11 @@ def list_symmetries() -> list[str]:
     ['tri', 'avg', 'avg:full', 'tri4', 'avg4']
     """
     return list(_FORMS)
+
+
+def numbered_symmetries() -> list[str]:
+    """The families whose names hold a number, as words: "avg:skewR (R planes)" and others."""
+    return [words for _, words in _NUMBERED.values()]
 
 
 def get_symmetry(name: str, side: int) -> Symmetry:
@@ -211,7 +216,8 @@ def _form(name: str, side: int) -> _Form:
 
 def _numbered(name: str) -> _Form:
     family, number = _NUMBER.fullmatch(name).groups()  # type: ignore[union-attr]
-    return _NUMBERED[family][0](int(number))
+    make, _ = _NUMBERED[family]
+    return make(int(number))
 
 
 def is_symmetry_name(name: str) -> bool:
@@ -222,5 +228,5 @@ def is_symmetry_name(name: str) -> bool:
 def check_symmetry_name(argument: str, name: str, *others: str) -> None:
     """Raise ValueError unless ``name``, given as ``argument``, is a symmetry or of ``others``."""
     if name not in others and not (isinstance(name, str) and is_symmetry_name(name)):
-        allowed = ", ".join([*others, *_FORMS, *(said for _, said in _NUMBERED.values())])
+        allowed = ", ".join([*others, *_FORMS, *numbered_symmetries()])
         raise ValueError(f"{argument} should be one of {allowed}, got: {name!r}")

@@ -30,11 +30,11 @@ class SymmetricAndSkew(Symmetry):
     R(2N - 2R - 1) dimensions for R ≤ N/2. From R = N/2 on, rounded down, W is every matrix; more
     pairs are over-complete.
 
-    *Why the scale s_k.* U Vᵀ is of degree two in its factors: once they have grown, a step of theirs
-    moves W by as much more, and with a learning rate of 1 they run away along the gauge's scale.
-    Divided by s_k, W is of degree one. Its derivative by a pair is at most 3/2 in norm whatever the
-    pair is, and 1 by the y_k at which training begins: what a step of the orthonormal coordinates of
-    S does. Every U and V are still to be had.
+    *Why the scale s_k.* U Vᵀ is of degree two in its factors: once they have grown, a step of
+    theirs moves W by as much more, and with a learning rate of 1 they run away along the gauge's
+    scale. Divided by s_k, W is of degree one. Its derivative by a pair is at most 3/2 in norm
+    whatever the pair is, and 1 by the y_k at which training begins: what a step of the orthonormal
+    coordinates of S does. Every U and V are still to be had.
 
     ``project`` takes the mean ½(W + Wᵀ) and, of ½(W - Wᵀ), whose singular values come in pairs, the
     R largest pairs: the two parts are orthogonal, so it is the nearest of this form. Pairs are
@@ -64,15 +64,14 @@ class SymmetricAndSkew(Symmetry):
     def factors(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """U and V (..., N, R) of the parameters v (..., numel)."""
         pairs = v[..., self.symmetric.numel :].unflatten(-1, (2, self.rank, self.side))
-        # Not below a number whose inverse is finite: of a pair of zeros, U and V are zero.
-        least = torch.finfo(v.dtype).tiny ** 0.5
-        norm = torch.linalg.vector_norm(pairs, dim=(-3, -1), keepdim=True).clamp_min(least)
+        norm = torch.linalg.vector_norm(pairs, dim=(-3, -1), keepdim=True)
+        norm = norm + (norm == 0).to(v.dtype)  # of a pair of zeros, U and V are zero
         scaled = (pairs * (2**0.5 * norm).rsqrt()).mT
         return scaled[..., 0, :, :], scaled[..., 1, :, :]
 
-    @torch.no_grad()
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
+        w = w.detach()
         exact = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
         pairs = _planes((exact - exact.mT) / 2, self.rank).to(w.dtype)
         return torch.cat([self.symmetric.project(w), pairs.flatten(-3)], -1)
@@ -90,6 +89,9 @@ class SymmetricAndSkew(Symmetry):
             draw(x)
             pairs[..., 0, :, :] = x
             pairs[..., 1, :, :] = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"  # without the symmetric part's
 
 
 def _planes(a: Tensor, rank: int) -> Tensor:

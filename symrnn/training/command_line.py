@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from symrnn.files.errors import UserError
-from symrnn.symmetry import check_symmetry_name, list_symmetries
+from symrnn.symmetry import check_symmetry_name, list_symmetries, numbered_symmetries
 
 SOFT_DEFAULTS: dict[str, Any] = {"soft_symmetry": 0.0, "soft_norm": 2}
 
@@ -85,7 +85,7 @@ def known_or_path(known: Collection[str]) -> Callable[[str], str]:
 
 def add_symmetry_options(add: Callable[..., Any], default: str, weights: str) -> None:
     """The options on forms. ``add``: an ``add_argument``; ``weights``: which a penalty is of."""
-    forms = ", ".join(list_symmetries())
+    forms = ", ".join([*list_symmetries(), *numbered_symmetries()])
     add("--symm", type=symmetry, metavar="FORM", help=f"none, {forms} ({default})")
     add(
         "--soft-symmetry",

@@ -174,8 +174,9 @@ def test_output_that_the_terminal_cannot_hold_is_escaped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}, eigen:R"),
+        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}, tri:diagB"),
         ("--symm skew", "got: 'skew'"),
+        ("--symm avg:skew0", "avg:skewR (R planes), eigen:R (a rank R), got: 'avg:skew0'"),
         ("--symm eigen:0", "eigen:R (a rank R), got: 'eigen:0'"),
         ("--symm eigen:1.5", "eigen:R (a rank R), got: 'eigen:1.5'"),
         ("--symm chunk3", "eigen:R (a rank R), got: 'chunk3'"),

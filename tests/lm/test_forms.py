@@ -16,8 +16,11 @@ from lm.saved import load_saved
 from symrnn import count_parameters, get_symmetry, list_symmetries
 from symrnn.training import load_checkpoint
 
-FORMS = [*list_symmetries(), "eigen:3"]
-FAMILIES = ["tri", "avg", "avg:full", "tri4", "avg8", "block16", "chunk4:rows", "eigen:3", "ldl"]
+FORMS = [*list_symmetries(), "tri:diag3", "avg:diag4", "avg:skew2", "eigen:3"]
+FAMILIES = [
+    "tri", "avg", "avg:full", "avg:diag4", "avg:skew2", "tri4", "avg8", "block16", "chunk4:rows",
+    "eigen:3", "ldl",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

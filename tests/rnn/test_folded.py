@@ -79,7 +79,7 @@ def state_of(kind: str, *shape: int) -> Any:
 
 
 def test_these_forms_fold() -> None:
-    others = ["tri", "avg", "avg:full", "eigen", "ldl"]
+    others = ["tri", "avg", "avg:full", "tri:diag16", "avg:diag16", "avg:skew8", "eigen", "ldl"]
     assert sorted([*FOLDING, *others]) == sorted(list_symmetries())
 
 

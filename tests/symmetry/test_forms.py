@@ -18,12 +18,16 @@ from symrnn.symmetry.orbits import find_orbits
 
 CHUNKS = [f"chunk{k}" for k in (2, 4, 8, 16, 32, 64)]
 NAMES = [
-    "tri", "avg", "avg:full", "tri4", "avg4", "tri8", "avg8", "block4", "block16",
+    "tri", "avg", "avg:full", "tri:diag16", "avg:diag16", "avg:skew8", "tri4", "avg4", "tri8",
+    "avg8", "block4", "block16",
     *CHUNKS, *(f"{chunk}:rows" for chunk in CHUNKS), "eigen", "ldl",
 ]  # fmt: skip
-FORMS = [*NAMES, "eigen:2"]
+FORMS = [*NAMES, "avg:diag2", "avg:skew1", "eigen:2"]
 # One of each class, of orbits with weights and without, of maps of either kind.
-SOME = ["tri", "avg", "avg:full", "tri8", "block16", "chunk4:rows", "eigen:2", "ldl"]
+SOME = [
+    "tri", "avg", "avg:full", "tri8", "block16", "chunk4:rows", "avg:diag2", "avg:skew1", "eigen:2",
+    "ldl",
+]  # fmt: skip
 
 
 class Product(nn.Module):
@@ -185,6 +189,11 @@ def test_in_an_exported_program(name: str) -> None:
         (("chunk3", 4), ValueError, ["'chunk3'", *NAMES]),
         (("tri\n", 4), ValueError, [r"'tri\n'", *NAMES]),
         ((None, 4), ValueError, ["None", *NAMES]),
+        (("avg:diag", 4), ValueError, ["'avg:diag'", "avg:diagB", "tri:diagB", "avg:skewR"]),
+        (("avg:diag0", 4), ValueError, ["'avg:diag0'"]),
+        (("avg4:diag2", 4), ValueError, ["'avg4:diag2'"]),
+        (("tri:skew2", 4), ValueError, ["'tri:skew2'", "avg:skewR (R planes)"]),
+        (("avg:skew", 4), ValueError, ["'avg:skew'"]),
         (("eigen:", 4), ValueError, ["'eigen:'", "eigen:R"]),
         (("eigen:0", 4), ValueError, ["'eigen:0'", "eigen:R"]),
         (("eigen:02", 4), ValueError, ["'eigen:02'", "eigen:R"]),

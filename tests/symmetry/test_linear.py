@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from symrnn import get_symmetry, list_symmetries
+from symrnn.symmetry.linear import OrbitCoordinates
 
-LINEAR = [name for name in list_symmetries() if name not in ("eigen", "ldl")]
+OTHERS = ("avg:skew8", "eigen", "ldl")
+LINEAR = [name for name in list_symmetries() if name not in OTHERS] + ["tri:diag2", "avg:diag3"]
 MINIMAL = [name for name in LINEAR if name != "avg:full"]  # as many numbers as orbits
 # Of chunks, which differ in their number alone, three where many examples are drawn.
 SOME = [
@@ -85,6 +87,15 @@ def translation(w: Tensor, pieces: int, dim: int) -> Tensor:
     return w.index_select(dim, torch.tensor(onward))
 
 
+def transpose_outside(w: Tensor, block: int) -> Tensor:
+    """Each block along the diagonal is put back."""
+    moved = w.mT.clone()
+    for start in range(0, w.size(-1), block):
+        inside = slice(start, start + block)
+        moved[..., inside, inside] = w[..., inside, inside]
+    return moved
+
+
 Generators = tuple[Callable[[Tensor], Tensor], ...]
 BLOCK: Generators = (partial(mirror, dim=-1), partial(mirror, dim=-2))
 GENERATORS: dict[str, Generators] = {
@@ -96,6 +107,8 @@ GENERATORS: dict[str, Generators] = {
 }
 GENERATORS |= {"avg": GENERATORS["tri"], "avg:full": GENERATORS["tri"]}
 GENERATORS |= {"avg4": GENERATORS["tri4"], "avg8": GENERATORS["tri8"]}
+for name, block in (("tri:diag2", 2), ("avg:diag3", 3), ("tri:diag16", 16), ("avg:diag16", 16)):
+    GENERATORS[name] = (partial(transpose_outside, block=block),)
 for k in (2, 4, 8, 16, 32, 64):
     GENERATORS[f"chunk{k}"] = (partial(translation, pieces=k, dim=-1),)
     GENERATORS[f"chunk{k}:rows"] = (partial(translation, pieces=k, dim=-2),)
@@ -226,6 +239,7 @@ COUNTS: dict[str, tuple[int, Callable[[int], int]]] = {
     "block4": (2, lambda n: (n // 2) ** 2),
     "block16": (4, lambda n: (n // 4) ** 2),
     **{f"chunk{k}": (k, lambda n, k=k: n * n // k) for k in (2, 4, 8, 16, 32, 64)},
+    **{f"tri:diag{b}": (b, lambda n, b=b: (n * (n + 1) + n * (b - 1)) // 2) for b in (2, 3, 16)},
 }
 
 
@@ -252,7 +266,8 @@ def test_the_learning_rate_of_a_raw_number_wants_the_mean_orbit_size_taken_out()
 
 
 @pytest.mark.parametrize(
-    ("raw", "orthonormal"), [("tri", "avg"), ("tri4", "avg4"), ("tri8", "avg8")]
+    ("raw", "orthonormal"),
+    [("tri", "avg"), ("tri4", "avg4"), ("tri8", "avg8"), ("tri:diag3", "avg:diag3")],
 )
 @given(side=sides, batch=batches)
 def test_two_coordinate_systems_of_one_space(
@@ -260,13 +275,13 @@ def test_two_coordinate_systems_of_one_space(
 ) -> None:
     """An orthonormal coordinate is the raw one times the root of the size of its orbit."""
     tri, avg = get_symmetry(raw, side), get_symmetry(orthonormal, side)
-    sizes = tri.project(orbit_sizes(raw, side))
+    sizes = tri.project(orbit_sizes(orthonormal, side))
     v = draw(*batch, tri.numel)
     close(avg.expand(v * sizes.sqrt()), tri.expand(v))
     close(avg.project(tri.expand(v)), v * sizes.sqrt(), terms=8)
 
 
-@pytest.mark.parametrize("name", ["avg", "avg4", "avg8"])
+@pytest.mark.parametrize("name", ["avg", "avg4", "avg8", "avg:diag3"])
 @given(side=sides, batch=batches)
 def test_orthonormal_coordinates_keep_lengths_and_angles(
     name: str, side: int, batch: tuple[int, ...]
@@ -288,6 +303,31 @@ def test_small_matrices_as_the_docstrings_draw_them() -> None:
     w = torch.arange(9.0)
     mean = torch.tensor([[0.0, 2, 4], [2, 4, 6], [4, 6, 8]])
     assert torch.equal(get_symmetry("avg:full", 3).expand(w), mean)
+    letters = OrbitCoordinates.__doc__.split("tri:diag2\n\n")[1].splitlines()[:5]
+    drawn = [[ord(letter) - ord("a") for letter in line.split()[:5]] for line in letters]
+    assert get_symmetry("tri:diag2", 5).expand(torch.arange(17)).tolist() == drawn
+
+
+@pytest.mark.parametrize("name", ["tri:diag{}", "avg:diag{}"])
+def test_one_block_is_every_matrix_and_blocks_of_one_are_the_symmetric_form(name: str) -> None:
+    for side in (1, 2, 5):
+        for block in (side, side + 1, 10**6):
+            free = get_symmetry(name.format(block), side)
+            w = draw(side, side)
+            assert torch.equal(free.project(w), w.flatten())
+            assert torch.equal(free.expand(w.flatten()), w)
+    one, plain = get_symmetry(name.format(1), 7), get_symmetry(name[:3], 7)
+    v = draw(28)
+    assert torch.equal(one.expand(v), plain.expand(v))
+
+
+def test_a_free_block_rotates() -> None:
+    """Its units have complex eigenvalues, as no symmetric matrix has."""
+    s = get_symmetry("avg:diag2", 6)
+    w = s.expand(s.project(torch.tensor([[0.0, 1], [-1, 0]]).repeat(3, 3)))
+    assert torch.linalg.eigvals(w).imag.abs().max() > 0.9
+    assert not s.own_transpose
+    assert get_symmetry("avg:diag1", 6).own_transpose
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from symrnn import get_symmetry, list_symmetries
 from symrnn.symmetry.linear import OrbitCoordinates
-from symrnn.symmetry.orbits import Generator, Indices, antitranspose, find_orbits, transpose
+from symrnn.symmetry.orbits import (
+    Generator,
+    Indices,
+    TransposeOutside,
+    antitranspose,
+    find_orbits,
+    transpose,
+)
 
 
 def mirror(i: Indices, j: Indices, side: int) -> tuple[Indices, Indices]:
@@ -30,6 +37,7 @@ GROUPS: dict[str, tuple[Generator, ...]] = {
     "antitranspose": (antitranspose,),
     "both": (transpose, antitranspose),
     "square": (transpose, antitranspose, mirror),
+    "transpose outside blocks": (TransposeOutside(2),),
     "translation": (shift,),
     "translation and transpose": (shift, transpose),
 }
@@ -90,7 +98,9 @@ def drawings() -> dict[str, list[list[str]]]:
 
 def test_the_drawings_show_every_kind_of_linear_form() -> None:
     kinds = {re.sub(r"chunk\d+", "chunk2", name) for name in list_symmetries()}
-    assert set(drawings()) == kinds - {"avg:full", "eigen", "ldl"}
+    # Of blocks, and of those that are not linear, the classes' docstrings have a drawing.
+    others = {"avg:full", "tri:diag16", "avg:diag16", "avg:skew8", "eigen", "ldl"}
+    assert set(drawings()) == kinds - others
 
 
 @pytest.mark.parametrize("name", drawings())
@@ -111,6 +121,13 @@ def test_forms_hold_for_any_group(orthonormal: bool, group: str, side: int) -> N
     torch.testing.assert_close(s.expand(s.project(w)), mean, rtol=0, atol=1e-14)
     v = torch.randn(s.numel, dtype=torch.float64)
     torch.testing.assert_close(s.project(s.expand(v)), v, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_which_blocks_are_free(side: int) -> None:
+    free = {name: find_orbits(group, side).free_block for name, group in GROUPS.items()}
+    expected = {"transpose": 1, "transpose outside blocks": 2}
+    assert free == {name: expected.get(name) for name in GROUPS}
 
 
 def test_one_map_is_shared_by_all_who_ask() -> None:

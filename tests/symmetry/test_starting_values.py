@@ -13,7 +13,7 @@ from symrnn import get_symmetry, list_symmetries
 BOUND = 0.25
 VARIANCE = BOUND**2 / 3
 RAW = [name for name in list_symmetries() if name.startswith(("tri", "block", "chunk"))]
-MEANS = ["avg", "avg4", "avg8"]
+MEANS = ["avg", "avg4", "avg8", "avg:diag2"]
 EIGEN = ["eigen", "eigen:1", "eigen:6"]
 
 

@@ -21,7 +21,7 @@ from symrnn import get_symmetry, list_symmetries
 from symrnn.symmetry import SymmetricTensor, parameter_shape
 
 NAMES = list_symmetries()
-LINEAR = [name for name in NAMES if name not in ("eigen", "ldl")]
+LINEAR = [name for name in NAMES if name not in ("avg:skew8", "eigen", "ldl")]
 FOLDING = [name for name in LINEAR if get_symmetry(name, 4).folding is not None]
 
 Shape = tuple[int, ...]
@@ -247,8 +247,11 @@ def formula(name: str, side: int) -> tuple[int, int]:
         "block4": half**2,
         "block16": (side // 4) ** 2,
         "eigen": side * half + half,
+        **dict.fromkeys(["tri:diag16", "avg:diag16"], triangle + side * 15 // 2),
+        "avg:skew8": triangle + 16 * side,
     }[name]
-    return {"avg:full": side**2}.get(name, count), min(count, triangle)
+    most = triangle if name == "eigen" else side**2
+    return {"avg:full": side**2}.get(name, count), min(count, most)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,7 +289,9 @@ def test_counts_are_those_of_the_numbers_there_are(
         ("tri", "both", 10 / 16 * 6 / 9),
         ("block4", "both", 1 / 4 * 4 / 9),
         ("chunk2", "channel", 1 / 2),
-        *((name, axes, 1.0) for name in ("avg", "avg:full") for axes in CASES),
+        ("tri:diag2", "channel", 12 / 16),
+        *((name, axes, 1.0) for name in ("avg", "avg:full", "avg:diag2") for axes in CASES),
+        ("avg:skew8", "channel", 1.0),
         ("eigen", "channel", 1.0),
         ("ldl", "space", 1.0),
     ],
@@ -398,7 +403,7 @@ def test_what_is_not_square_is_refused(shape: Shape, groups: int, axes: str, mes
         SymmetricTensor("tri", shape, axes, groups)
 
 
-@pytest.mark.parametrize("name", ["eigen", "eigen:1", "ldl"])
+@pytest.mark.parametrize("name", ["eigen", "eigen:1", "ldl", "avg:skew1"])
 def test_both_axes_want_a_linear_form(name: str) -> None:
     with pytest.raises(ValueError, match=f'^axes="both" wants a linear form, got: {name!r}$'):
         SymmetricTensor(name, (4, 4, 3, 3), "both")

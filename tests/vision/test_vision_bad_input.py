@@ -133,7 +133,7 @@ def test_a_broken_picture_is_skipped_and_counted(
         ("--share stage --model nin", "share='stage' wants a residual network"),
         ("--dropout 0.5 --model diracnet-10-1", "has no option 'dropout'"),
         ("--dropout 1", "dropout should be at least 0 and below 1, got: 1.0"),
-        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}, eigen:R"),
+        ("--symm skew", f"should be one of none, {', '.join(list_symmetries())}, tri:diagB"),
         ("--symm eigen:99", "'eigen:99' has rank 99"),
         ("--axes depth", "--axes: invalid choice: 'depth'"),
         ("--share all", "--share: invalid choice: 'all'"),
