@@ -17,7 +17,7 @@ import lm.generate
 import lm.train
 from data import open_corpus
 from lm.model import LanguageModel
-from lm.spectrum import spectrum_figure
+from lm.spectrum import compare_spectra, spectrum_figure
 from symrnn import native, open_packed
 from symrnn.files import UserError
 from symrnn.rnn import list_backends
@@ -241,6 +241,31 @@ def test_the_picture_has_a_panel_for_each_layer_and_gate() -> None:
         figure = spectrum_figure(LanguageModel(5, 4, 4, cell=cell, symm="avg").rnn)
         titles = [panel.get_title() for panel in figure.axes]
         assert titles == [f"layer {layer}, gate {gate}" for layer in (0, 1) for gate in gates]
+
+
+def test_spectra_of_several_models_side_by_side() -> None:
+    """A symmetric matrix has real eigenvalues; planes and free blocks give others."""
+    forms = ("avg", "none", "avg:diag2", "avg:skew2")
+    torch.manual_seed(1)
+    models = {form: LanguageModel(5, 8, 8, symm=form).rnn for form in forms}
+    v = models["avg:skew2"].weight_hh_l0_avg_skew2
+    torch.nn.init.normal_(v.data)  # it starts symmetric
+    figure = compare_spectra(models, 0, "hh")
+    panels = {panel.get_title(): panel for panel in figure.axes}
+    assert list(panels) == [f"{form}, gate {gate}" for form in forms for gate in "ifgo"]
+    for title, panel in panels.items():
+        (points,) = [line for line in panel.lines if line.get_marker() == "."]
+        assert len(points.get_xdata()) == 8
+        rotates = max(abs(points.get_ydata())) > 1e-3
+        assert rotates == (not title.startswith("avg,"))
+    assert len(compare_spectra(models, 1, "ih").axes) == 16
+    with pytest.raises(ValueError, match="^layer should be 0 to 1, got: 2$"):
+        compare_spectra(models, 2, "hh")
+    wide = {"none": LanguageModel(5, 6, 8, symm="none").rnn}
+    with pytest.raises(ValueError, match="^the blocks of weight_ih_l0 are not square$"):
+        compare_spectra(wide, 0, "ih")
+    with pytest.raises(ValueError, match="^models should have the same gates, got: ifgo, rzn$"):
+        compare_spectra(models | {"gru": LanguageModel(5, 8, 8, cell="gru").rnn}, 0, "hh")
 
 
 def test_the_plateau_divides_when_validation_is_no_better(
