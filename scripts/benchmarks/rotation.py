@@ -73,13 +73,6 @@ def step(form: str, weights: str, size: int, dtype: str) -> Callable[[], Tensor]
     symm_ih = "ifgo" if weights == "both" and form != "none" else ""
     layer = SymLSTM(size, size, symm=form, symm_ih=symm_ih, backend="fused").eval()
     layer.reset_parameters(lambda t: t.normal_(std=size**-0.5))
-    if form.startswith("avg:skew"):  # which start without their skew part
-        layer.load_state_dict(
-            {
-                name: torch.randn_like(p) * size**-0.5 if "skew" in name else p
-                for name, p in layer.state_dict().items()
-            }
-        )
     layer.inference_dtype = DTYPES[dtype]
     x, out = torch.randn(1, size), torch.empty(1, size)
     with torch.inference_mode():

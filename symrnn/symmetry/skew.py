@@ -21,24 +21,26 @@ class SymmetricAndSkew(Symmetry):
         b  d  e    +    -m   0   p        m = u₁v₂ - u₂v₁, n = u₃v₁ - u₁v₃, p = u₂v₃ - u₃v₂
         c  e  f          n  -p   0
 
-    The parameters are those of S, as ``avg`` stores them, then x (R, N) and y (R, N), row-major, of
-    which u_k = x_k / √s_k and v_k = y_k / √s_k with s_k = √2 ‖(x_k, y_k)‖: N(N+1)/2 + 2NR.
+    The parameters are those of S, as ``avg`` stores them, then X and Y, each transposed (R, N) and
+    row-major: N(N+1)/2 + 2NR. U is X with its columns made orthonormal, and V = Y/√2.
 
     *Dimension and gauge.* (U V) and (U V) M give the same W for every symplectic M (M J Mᵀ = J, a
-    group of R(2R+1) dimensions): a rotation of x_k and y_k within their plane, a shear, a scale
-    that one gains and the other loses, or a mixture of planes. So the skew parts are a set of
+    group of R(2R+1) dimensions): a rotation of u_k and v_k within their plane, a scale that one
+    gains and the other loses, or a mixture of planes. So the skew parts are a set of
     R(2N - 2R - 1) dimensions for R ≤ N/2. From R = N/2 on, rounded down, W is every matrix; more
-    pairs are over-complete.
+    pairs are over-complete. Orthonormal U leave V the scale and take nothing from the set, as any U
+    and V are orthonormal U after such an M.
 
-    *Why the scale s_k.* U Vᵀ is of degree two in its factors: once they have grown, a step of
-    theirs moves W by as much more, and with a learning rate of 1 they run away along the gauge's
-    scale. Divided by s_k, W is of degree one. Its derivative by a pair is at most 3/2 in norm
-    whatever the pair is, and 1 by the y_k at which training begins: what a step of the orthonormal
-    coordinates of S does. Every U and V are still to be had.
+    *Why U is orthonormal.* Free factors diverge: a step of one moves W by the other's size, and
+    once they have grown, a learning rate of 1 is too much. Pairs that are scaled each by itself
+    stay bounded, but all turn to the one plane in which the gradient is largest, and it is learned
+    R times too fast. With orthonormal U a step of Y moves W by the gradient's part in the span of
+    U, as a step of S does by its symmetric part. U turns after it more slowly, by a derivative of
+    about ‖V‖ / ‖X‖ of that: therefore X starts large.
 
     ``project`` takes the mean ½(W + Wᵀ) and, of ½(W - Wᵀ), whose singular values come in pairs, the
-    R largest pairs: the two parts are orthogonal, so it is the nearest of this form. Pairs are
-    balanced (‖x_k‖ = ‖y_k‖ and x_k ⊥ y_k). Its gradient is not defined.
+    R largest pairs: the two parts are orthogonal, so it is the nearest of this form. Its gradient
+    is not defined.
     """
 
     own_transpose = False
@@ -63,39 +65,77 @@ class SymmetricAndSkew(Symmetry):
 
     def factors(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """U and V (..., N, R) of the parameters v (..., numel)."""
-        pairs = v[..., self.symmetric.numel :].unflatten(-1, (2, self.rank, self.side))
-        norm = torch.linalg.vector_norm(pairs, dim=(-3, -1), keepdim=True)
-        norm = norm + (norm == 0).to(v.dtype)  # of a pair of zeros, U and V are zero
-        scaled = (pairs * (2**0.5 * norm).rsqrt()).mT
-        return scaled[..., 0, :, :], scaled[..., 1, :, :]
+        x, y = self._pairs(v)
+        return _orthonormal(x), y * 0.5**0.5
+
+    def _pairs(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """X and Y (..., N, R)."""
+        pairs = v[..., self.symmetric.numel :].unflatten(-1, (2, self.rank, self.side)).mT
+        return pairs[..., 0, :, :], pairs[..., 1, :, :]
 
     def project(self, w: Tensor) -> Tensor:
         self._check_matrix(w)
         w = w.detach()
         exact = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32)
-        pairs = _planes((exact - exact.mT) / 2, self.rank).to(w.dtype)
-        return torch.cat([self.symmetric.project(w), pairs.flatten(-3)], -1)
+        u, v = _planes((exact - exact.mT) / 2, self.rank)
+        x = u * self.side**0.5
+        # A column of X becomes one of U of a length that is 1 but for what the iteration leaves.
+        length = torch.linalg.vector_norm(_polar_factor(x), dim=-2, keepdim=True)
+        y = v * (2**0.5 / torch.where(length == 0, 1.0, length))
+        pairs = torch.stack([x, y], -3).mT.flatten(-3)
+        return torch.cat([self.symmetric.project(w), pairs.to(w.dtype)], -1)
 
     @one_thread()
     def initialize(self, v: Tensor, draw: Callable[[Tensor], Any]) -> None:
-        """S starts as that of ``avg``, x as a plain layer draws its entries, and y at zero.
+        """As the nearest to a full matrix drawn as a plain layer's: S exactly, planes in size.
 
-        So the matrix starts symmetric, and each x_k has a gradient for its y_k.
+        Of entries of a standard deviation d the R ≪ N largest planes of the skew part have about
+        the size d·√(2N), and random directions: so V is drawn, Y as twice the draw of a plain
+        layer's entries. The decomposition itself would take minutes for a large layer. X is drawn
+        too, and scaled to entries of a mean square of 1.
         """
         with torch.no_grad():
             self.symmetric.initialize(v[..., : self.symmetric.numel], draw)
-            pairs = v[..., self.symmetric.numel :].unflatten(-1, (2, self.rank, self.side))
-            x = torch.empty_like(pairs[..., 0, :, :])
-            draw(x)
-            pairs[..., 0, :, :] = x
-            pairs[..., 1, :, :] = 0
+            x, y = self._pairs(v)
+            drawn = torch.empty_like(x.mT.contiguous())
+            draw(drawn)
+            size = torch.linalg.vector_norm(drawn, dim=(-2, -1), keepdim=True)
+            scale = (self.side * self.rank) ** 0.5 / torch.where(size == 0, 1.0, size)
+            x.copy_((drawn * scale).mT)
+            draw(drawn)
+            y.copy_(2 * drawn.mT)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"  # without the symmetric part's
 
 
-def _planes(a: Tensor, rank: int) -> Tensor:
-    """The pairs (..., 2, R, N) of the R largest planes of skew matrices a (..., N, N).
+def _orthonormal(x: Tensor) -> Tensor:
+    """x (..., N, R) with its columns made orthonormal: the polar factor X (XᵀX)^(-1/2).
+
+    By the iteration of Newton and Schulz, which only multiplies: every program knows it, no matrix
+    is too singular for it, and its derivatives are bounded. Singular values below about 1/20 of the
+    norm of X come out smaller than 1, those of zero as zero. In float32 at least, also under
+    autocast: eight roundings to 16 bits would leave little of it.
+    """
+    if not torch.jit.is_scripting():
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return _polar_factor(x)
+    return _polar_factor(x)
+
+
+def _polar_factor(x: Tensor) -> Tensor:
+    u = x if x.dtype == torch.float64 else x.float()
+    norm = torch.linalg.vector_norm(u, dim=(-2, -1), keepdim=True)
+    u = u / (norm + (norm == 0).to(u.dtype))
+    for _ in range(8):
+        u = 1.5 * u - 0.5 * (u @ (u.mT @ u))
+    return u.to(x.dtype)
+
+
+def _planes(a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """U and V (..., N, R) of the R largest planes of skew matrices a (..., N, N), U orthonormal.
 
     i·a is Hermitian with eigenvalues ±σ. The eigenvector of a positive one, (p + i q)/√2, has
     orthonormal p and q, and a is the sum of σ (q pᵀ - p qᵀ) over them.
@@ -104,7 +144,7 @@ def _planes(a: Tensor, rank: int) -> Tensor:
     values, vectors = torch.linalg.eigh(1j * a)
     planes = min(rank, side // 2)
     values, vectors = values[..., side - planes :], vectors[..., side - planes :]
-    size = 2**0.5 * 2 * values.clamp_min(0).unsqueeze(-2)  # ‖x‖ = ‖y‖ = 2σ give a plane of size σ
-    pairs = torch.stack([vectors.imag * size, vectors.real * size], -3).mT.flip(-2)
-    missing = a.new_zeros(*a.shape[:-2], 2, rank - planes, side)
-    return torch.cat([pairs, missing], -2)
+    missing = a.new_zeros(*a.shape[:-1], rank - planes)
+    u = torch.cat([2**0.5 * vectors.imag, missing], -1)
+    v = torch.cat([2**0.5 * vectors.real * values.clamp_min(0).unsqueeze(-2), missing], -1)
+    return u, v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -32,21 +33,24 @@ def skew_part(w: Tensor) -> Tensor:
     return (w - w.mT) / 2
 
 
-@pytest.mark.parametrize(("pairs", "side"), [(1, 3), (2, 5), (3, 4)])
+@pytest.mark.parametrize(("pairs", "side"), [(1, 3), (2, 5), (3, 9)])
 def test_the_matrix_is_the_sum_that_the_docstring_writes(pairs: int, side: int) -> None:
     s = form(pairs, side)
-    v = draw(s.numel)
     triangle = side * (side + 1) // 2
-    x, y = v[triangle:].view(2, pairs, side)
+    v = draw(s.numel)
+    x, y = (part.mT for part in v[triangle:].view(2, pairs, side))
+    x += 2 * torch.eye(side, pairs)  # its singular values are close: the iteration has converged
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    polar = left @ right
     expected = get_symmetry("avg", side).expand(v[:triangle])
-    for a, b in zip(x, y, strict=True):
-        scale = math.sqrt(2) * math.sqrt(a.square().sum() + b.square().sum())
-        expected = expected + (torch.outer(a, b) - torch.outer(b, a)) / scale
-    torch.testing.assert_close(s.expand(v), expected, rtol=0, atol=1e-15)
+    for a, b in zip(polar.mT, y.mT / math.sqrt(2), strict=True):
+        expected = expected + torch.outer(a, b) - torch.outer(b, a)
+    torch.testing.assert_close(s.expand(v), expected, rtol=0, atol=1e-12)
     big_u, big_v = s.factors(v)
     assert big_u.shape == big_v.shape == (side, pairs)
+    torch.testing.assert_close(big_u.mT @ big_u, torch.eye(pairs).double(), rtol=0, atol=1e-12)
     skew = big_u @ big_v.mT - big_v @ big_u.mT
-    torch.testing.assert_close(skew_part(expected), skew, rtol=0, atol=1e-15)
+    torch.testing.assert_close(skew_part(expected), skew, rtol=0, atol=1e-12)
 
 
 @given(
@@ -65,8 +69,9 @@ def test_expand_gives_a_symmetric_and_a_skew_part_of_any_dtype(
     assert (w.shape, w.dtype) == ((*batch, side, side), dtype)
     assert torch.equal(s(v), w)
     exact = s.expand(v.double())
-    # Factors, their products and the sums of 2R of them are rounded.
-    atol = torch.finfo(dtype).eps * 4 * (pairs + 2)
+    # Factors, their products and the sums of 2R of them are rounded; of float32 also what the eight
+    # steps add up, of which each can be half as large again.
+    atol = torch.finfo(dtype).eps * 8 * (pairs + 2)
     torch.testing.assert_close(w.double(), exact, rtol=0, atol=atol)
 
 
@@ -82,15 +87,15 @@ def test_the_nearest_keeps_the_largest_pairs_of_singular_values(pairs: int, side
     torch.testing.assert_close(skew_part(nearest), best, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("side", [2, 3, 4])
+@pytest.mark.parametrize("side", [3, 4])
 def test_no_other_matrix_of_the_form_is_nearer(side: int) -> None:
     """By brute force: descent from random parameters never comes below the projection."""
     s = form(1, side)
     w = draw(side, side)
     least = (s.expand(s.project(w)) - w).square().sum().item()
-    v = draw(64, s.numel).requires_grad_()
+    v = draw(32, s.numel).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=0.05)
-    for _ in range(600):
+    for _ in range(400):
         distances = (s.expand(v) - w).square().sum((-1, -2))
         optimizer.zero_grad()
         distances.sum().backward()
@@ -132,42 +137,70 @@ def test_a_symplectic_change_of_factors_is_no_change() -> None:
     torch.testing.assert_close(p @ q.mT - q @ p.mT, u @ v.mT - v @ u.mT, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_however_large_the_factors_a_step_moves_the_matrix_as_much(scale: float) -> None:
-    """The derivative by a pair is at most 3/2, and of degree nought."""
-    s = form(1, 9)
-    v = draw(200, s.numel) * scale
-    jacobian = torch.func.vmap(torch.func.jacrev(s.expand))(v)[..., 45:].reshape(200, 81, 18)
-    norms = torch.linalg.matrix_norm(jacobian, 2)
-    assert norms.max() <= 1.5
-    assert norms.min() >= 0.5
-    assert torch.equal(s.expand(v * 4), s.expand(v) * 4)
+def test_a_step_of_y_moves_the_matrix_about_as_a_step_of_the_symmetric_part() -> None:
+    """However many pairs there are and however large, they have no gain above √2 together."""
+    s = form(3, 9)
+    for scale in (1e-2, 1.0, 1e2):
+        v = draw(s.numel) * scale
+        jacobian = torch.autograd.functional.jacobian(s.expand, v).view(81, -1)
+        assert torch.linalg.matrix_norm(jacobian[:, :45], 2) <= 1 + 1e-12
+        assert torch.linalg.matrix_norm(jacobian[:, 45 + 27 :], 2) <= math.sqrt(2) + 1e-12
 
 
-def test_training_starts_symmetric_with_derivatives_of_one() -> None:
+def test_a_step_of_x_moves_it_less_the_larger_x_is() -> None:
     s = form(2, 8)
-    v = torch.full((3, s.numel), torch.nan, dtype=torch.float64)
-    torch.manual_seed(5)
-    s.initialize(v, lambda t: t.uniform_(-0.25, 0.25))
-    w = s.expand(v)
-    assert torch.equal(w, w.mT)
-    symmetric = torch.empty(3, 36, dtype=torch.float64)
-    torch.manual_seed(5)
-    get_symmetry("avg", 8).initialize(symmetric, lambda t: t.uniform_(-0.25, 0.25))
-    assert torch.equal(v[:, :36], symmetric)
-    pairs = v[:, 36:].view(3, 2, 2, 8)
-    assert pairs[:, 0].abs().max() <= 0.25
-    assert pairs[:, 0].abs().min() > 0
-    assert not pairs[:, 1].any()
-    one = form(1, 8)
-    start = torch.zeros(one.numel, dtype=torch.float64)
-    start[36:44] = draw(8)
-    jacobian = torch.autograd.functional.jacobian(one.expand, start).view(64, -1)[:, 44:]
-    assert torch.linalg.matrix_norm(jacobian, 2).item() == pytest.approx(1, rel=1e-12)
+    v = draw(s.numel)
+    gains = []
+    for scale in (1, 4, 16):
+        longer = v.clone()
+        longer[36 : 36 + 16] *= scale
+        assert torch.allclose(s.expand(longer), s.expand(v), rtol=0, atol=1e-14)
+        jacobian = torch.autograd.functional.jacobian(s.expand, longer).view(64, -1)
+        gains.append(torch.linalg.matrix_norm(jacobian[:, 36 : 36 + 16], 2).item())
+    assert gains[1] == pytest.approx(gains[0] / 4, rel=1e-9)
+    assert gains[2] == pytest.approx(gains[0] / 16, rel=1e-9)
 
 
-@pytest.mark.parametrize("side", [1, 2, 5])
-@pytest.mark.parametrize("pairs", [1, 3])
+def test_training_starts_with_planes_as_large_as_those_of_a_plain_matrix() -> None:
+    """Of many matrices the mean size of the two largest, to a tenth; and S as ``avg`` starts."""
+    side, bound = 150, 0.25
+    s = form(2, side)
+    v = torch.full((20, s.numel), torch.nan, dtype=torch.float64)
+    torch.manual_seed(5)
+    s.initialize(v, lambda t: t.uniform_(-bound, bound))
+    symmetric = torch.empty(20, side * (side + 1) // 2, dtype=torch.float64)
+    torch.manual_seed(5)
+    get_symmetry("avg", side).initialize(symmetric, lambda t: t.uniform_(-bound, bound))
+    assert torch.equal(v[:, : symmetric.size(1)], symmetric)
+    x, y = v[:, symmetric.size(1) :].view(20, 2, 2, side).unbind(1)
+    torch.testing.assert_close(x.square().mean((1, 2)), torch.ones(20).double())
+    assert y.abs().max() <= 2 * bound
+    sizes = torch.linalg.svdvals(skew_part(s.expand(v)))[:, :4].mean()
+    plain = torch.linalg.svdvals(skew_part(draw(20, side, side) * bound))[:, :4].mean()
+    assert sizes.item() == pytest.approx(plain.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("fill", [torch.nn.init.zeros_, torch.nn.init.ones_])
+def test_starting_values_that_are_all_the_same(fill: Any) -> None:
+    s = form(2, 4)
+    v = torch.empty(s.numel, requires_grad=True)
+    s.initialize(v, fill)
+    s.expand(v).square().sum().backward()
+    assert v.grad.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.amp.is_autocast_available("cpu"), reason="no autocast on the CPU")
+def test_autocast_leaves_the_columns_orthonormal() -> None:
+    s = form(3, 20)
+    v = torch.randn(s.numel)
+    exact, _ = s.factors(v)
+    with torch.autocast("cpu", torch.bfloat16):
+        u, _ = s.factors(v)
+    assert torch.equal(u, exact)
+    torch.testing.assert_close(u.mT @ u, torch.eye(3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pairs", "side"), [(1, 1), (3, 2), (2, 4)])
 def test_gradients(pairs: int, side: int) -> None:
     s = form(pairs, side)
     v = draw(2, s.numel).requires_grad_()
