@@ -29,8 +29,8 @@ def draw_symmetry(symmetry: Symmetry | str, side: int = 8) -> Figure:
     symmetry: a linear form or its name, one of :func:`symrnn.list_symmetries`.
     side: N ≥ 1, for a name; a form has its own.
 
-    Raises ValueError for an unknown name, a side below 1 and for ``eigen`` and ``ldl``, which have
-    no orbits; ImportError without matplotlib.
+    Raises ValueError for an unknown name, a side below 1 and for forms without orbits (``eigen``,
+    ``ldl`` and "avg:skewR"); ImportError without matplotlib.
 
     >>> draw_symmetry("tri8").savefig("tri8.png")
     """
