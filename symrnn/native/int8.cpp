@@ -39,24 +39,24 @@ struct Rounding {
 
     int64_t rows() const { return tiles_of(shape.rows) * SIDE; }
 
-    // work(row tile, column tile, offset) for each tile of a gate.
+    // work(row tile, column tile, whether it is mirrored, offset) for each tile of a gate.
     template <typename Work>
     void each_tile(int g, const Work &work) const {
         const int64_t columns = tiles_of(shape.columns);
         for (int64_t panel = 0; panel < tiles_of(shape.rows); ++panel) {
-            const int64_t tiles = panel_tiles(shape.symmetric, columns, panel);
-            const int64_t at =
-                panel_start(shape.symmetric, columns, shape.gates, panel) + g * tiles * TILE;
-            for (int64_t n = 0; n < tiles; ++n)
-                if (shape.symmetric) work(panel + n, panel, at + n * TILE);
-                else work(panel, n, at + n * TILE);
+            const Panel of(shape.symmetric, columns, panel);
+            int64_t at = panel_start(shape.symmetric, columns, shape.gates, panel) +
+                         g * (of.last - of.first) * TILE;
+            for (int64_t n = of.first; n < of.last; ++n, at += TILE)
+                if (shape.symmetric) work(n, panel, n >= of.mirrored, at);
+                else work(panel, n, false, at);
         }
     }
 
     // The largest size in each row, of entries times row and column; those may be null, for ones.
     void measure(int g, const float *row, const float *column, float *most) const {
         for (int64_t i = 0; i < rows(); ++i) most[i] = 0;
-        each_tile(g, [&](int64_t row_tile, int64_t column_tile, int64_t at) {
+        each_tile(g, [&](int64_t row_tile, int64_t column_tile, bool, int64_t at) {
             float *const of_row = most + row_tile * SIDE, *const of_column = most + column_tile * SIDE;
             for (int64_t k = 0; k < SIDE; ++k) {
                 const float by = column ? column[column_tile * SIDE + k] : 1;
@@ -77,7 +77,8 @@ struct Rounding {
         float *const most = size + g * rows();
         measure(g, nullptr, nullptr, most);
         for (int64_t i = 0; i < rows(); ++i) scale_of(most[i], shape.symmetric, scale[i], by[i]);
-        // Each row of a symmetric matrix is to reach 127 by scales that are its columns' too.
+        // Each row of a symmetric matrix is to reach 127 by scales that are its columns' too; of a free
+        // block, whose rows are not its columns, the larger of the two is.
         constexpr int TIMES = 4;
         for (int n = 0; shape.symmetric && n <= TIMES; ++n) {
             measure(g, by, by, most);
@@ -92,7 +93,7 @@ struct Rounding {
         }
         int32_t *const sum = to.row_sum + g * rows();
         for (int64_t i = 0; i < rows(); ++i) sum[i] = 0;
-        each_tile(g, [&](int64_t row_tile, int64_t column_tile, int64_t at) {
+        each_tile(g, [&](int64_t row_tile, int64_t column_tile, bool mirrored, int64_t at) {
             for (int64_t k = 0; k < SIDE; ++k)
                 for (int64_t r = 0; r < SIDE; ++r) {
                     const int64_t i = row_tile * SIDE + r, j = column_tile * SIDE + k;
@@ -102,7 +103,7 @@ struct Rounding {
                     const int q = finite ? static_cast<int>(nearbyintf(entry)) : 0;
                     to.tiles[at + k / 4 * 64 + r * 4 + k % 4] = static_cast<int8_t>(q);
                     sum[i] += q;
-                    if (shape.symmetric && row_tile != column_tile) sum[j] += q;
+                    if (mirrored) sum[j] += q;
                 }
         });
     }

@@ -24,23 +24,23 @@ INLINE Dwords splat_bytes(const uint8_t *from) {
     return bytes - Dwords{};
 }
 
-// One tile of a symmetric panel: y[moving] += M · x[fixed] and, but on the diagonal,
+// One tile of a symmetric panel: y[moving] += M · x[fixed] and, but for a tile of a free block,
 // own += Mᵀ · x[moving].
-template <int batch, bool diagonal>
+template <int batch, bool free>
 INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const uint8_t *moving,
                       int32_t *y, Dwords (&own)[batch][4]) {
     UNROLLED for (int part = 0; part < PARTS; ++part) {
         Dwords w[4], w_t[4];
         UNROLLED for (int q = 0; q < 4; ++q) {
             w[q] = load_dwords(tile + 64 * q + 4 * LANES * part);
-            if (!diagonal) w_t[q] = transposed_blocks(w[q]);
+            if (!free) w_t[q] = transposed_blocks(w[q]);
         }
         UNROLLED for (int b = 0; b < batch; ++b) {
             int32_t *const to = y + 16 * b + LANES * part;
             Dwords sum = load_dwords(to);
             UNROLLED for (int q = 0; q < 4; ++q) sum = dot(sum, fixed[b][q], w[q]);
             store_dwords(to, sum);
-            if (diagonal) continue;
+            if (free) continue;
             const Dwords x = by_group(moving + 16 * b + LANES * part);
             UNROLLED for (int q = 0; q < 4; ++q) own[b][q] = dot(own[b][q], x, w_t[q]);
         }
@@ -49,15 +49,17 @@ INLINE void int8_tile(const int8_t *tile, const Dwords (&fixed)[batch][4], const
 
 // A symmetric panel, as few_symmetric has it, for `batch` vectors.
 template <int batch>
-static void int8_symmetric(const int8_t *tile, int64_t tiles, int64_t ahead, int64_t stride,
-                           const uint8_t *x, int32_t *y) {
+NOT_INLINE static void int8_symmetric(const int8_t *tile, const Panel &panel, int64_t ahead,
+                                      int64_t stride, const uint8_t *x, int32_t *y) {
     Dwords fixed[batch][4], own[batch][4] = {};
     UNROLLED for (int b = 0; b < batch; ++b)
         UNROLLED for (int q = 0; q < 4; ++q) fixed[b][q] = splat_bytes(x + 16 * b + 4 * q);
-    int8_tile<batch, true>(tile, fixed, x, y, own);
-    for (int64_t n = 1; n < tiles; ++n) {
-        prefetch_ahead(tile + n * TILE, ahead);
-        int8_tile<batch, false>(tile + n * TILE, fixed, x + n * stride, y + n * stride, own);
+    int64_t n = panel.first - panel.index;
+    for (; n < panel.mirrored - panel.index; ++n, tile += TILE)
+        int8_tile<batch, true>(tile, fixed, x, y + n * stride, own);
+    for (; n < panel.last - panel.index; ++n, tile += TILE) {
+        prefetch_ahead(tile, ahead);
+        int8_tile<batch, false>(tile, fixed, x + n * stride, y + n * stride, own);
     }
     UNROLLED for (int b = 0; b < batch; ++b) add_groups(own[b], y + 16 * b);
 }
@@ -88,28 +90,28 @@ static void int8_full(const int8_t *tile, int64_t tiles, int64_t ahead, int64_t 
 }
 
 template <int batch>
-INLINE void int8_panel(const Multiplication &m, const int8_t *tile, int64_t tiles, int64_t panel,
+INLINE void int8_panel(const Multiplication &m, const int8_t *tile, const Panel &panel,
                        const uint8_t *x, int32_t *y) {
-    const int64_t home = panel * m.stride;
-    if (m.symmetric) int8_symmetric<batch>(tile, tiles, m.ahead, m.stride, x + home, y + home);
-    else int8_full<batch>(tile, tiles, m.ahead, m.stride, x, y + home);
+    const int64_t home = panel.index * m.stride;
+    if (m.symmetric) int8_symmetric<batch>(tile, panel, m.ahead, m.stride, x + home, y + home);
+    else int8_full<batch>(tile, panel.last, m.ahead, m.stride, x, y + home);
 }
 
 static void int8_multiply(const Multiplication &m) {
     const int8_t *tile = static_cast<const int8_t *>(m.packed) +
                          panel_start(m.symmetric, m.columns, m.gates, m.first);
-    for (int64_t panel = m.first; panel < m.last; ++panel) {
-        const int64_t tiles = panel_tiles(m.symmetric, m.columns, panel);
-        for (int g = 0; g < m.gates; ++g, tile += tiles * TILE) {
+    for (int64_t index = m.first; index < m.last; ++index) {
+        const Panel panel(m.symmetric, m.columns, index);
+        for (int g = 0; g < m.gates; ++g, tile += (panel.last - panel.first) * TILE) {
             const uint8_t *x = static_cast<const uint8_t *>(m.x) + g * m.x_gate;
             int32_t *y = static_cast<int32_t *>(m.y) + m.gate[g] * m.y_gate;
             int64_t left = m.batch;
             // Four vectors at a time; meanwhile the panel stays in L1.
             for (; left >= 4; left -= 4, x += 64, y += 64)
-                int8_panel<4>(m, tile, tiles, panel, x, y);
-            if (left == 3) int8_panel<3>(m, tile, tiles, panel, x, y);
-            if (left == 2) int8_panel<2>(m, tile, tiles, panel, x, y);
-            if (left == 1) int8_panel<1>(m, tile, tiles, panel, x, y);
+                int8_panel<4>(m, tile, panel, x, y);
+            if (left == 3) int8_panel<3>(m, tile, panel, x, y);
+            if (left == 2) int8_panel<2>(m, tile, panel, x, y);
+            if (left == 1) int8_panel<1>(m, tile, panel, x, y);
         }
     }
 }

@@ -42,7 +42,7 @@ int check_product(const symrnn_product *w, bool transposed) {
         if (!t.packed) return SYMRNN_NULL;
         if (!aligned(t.packed)) return SYMRNN_SIZE;
         if (t.rows < 1 || t.columns < 1 || t.gates < 1 || t.gates > all) return SYMRNN_SIZE;
-        if (t.symmetric && t.rows != t.columns) return SYMRNN_SIZE;
+        if (t.symmetric < 0 || (t.symmetric && t.rows != t.columns)) return SYMRNN_SIZE;
         if (w->dtype == SYMRNN_INT8 && t.columns > INT8_COLUMNS) return SYMRNN_SIZE;
         if (static_cast<bool>(t.inputs || t.outputs) != folded) return SYMRNN_MAP;
         if (!folded && (served & t.gates)) return SYMRNN_SIZE;
@@ -100,11 +100,22 @@ int check_layer(const symrnn_layer *layer, bool backward) {
     return SYMRNN_OK;
 }
 
-int check_matrices(int64_t rows, int64_t columns, int gates, int dtype) {
+int check_matrices(int symmetric, int64_t rows, int64_t columns, int gates, int dtype) {
+    if (symmetric < 0 || (symmetric && rows != columns)) return SYMRNN_SIZE;
     if (rows < 1 || columns < 1 || gates < 1 || gates > 4) return SYMRNN_SIZE;
     if (rows > MAX_ELEMENTS / columns) return SYMRNN_SIZE;
     if (dtype == SYMRNN_INT8 && columns > INT8_COLUMNS) return SYMRNN_SIZE;
     return SYMRNN_OK;
+}
+
+int check_triangles(int64_t side, int64_t block, int gates, int dtype) {
+    if (block < 1 || (SIDE % block && block % SIDE && block < side)) return SYMRNN_SIZE;
+    return check_matrices(1, side, side, gates, dtype);
+}
+
+// One block, which is all of the matrix, has whole tiles too.
+Triangles triangles(int64_t side, int64_t block, int gates) {
+    return {side, block < side ? block : tiles_of(side) * SIDE, gates};
 }
 
 struct Reading {
@@ -156,8 +167,7 @@ int symrnn_use_cpu(const char *name) {
 }
 
 int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates, int dtype) {
-    if (int bad = check_matrices(rows, columns, gates, dtype)) return -bad;
-    if (symmetric && rows != columns) return -SYMRNN_SIZE;
+    if (int bad = check_matrices(symmetric, rows, columns, gates, dtype)) return -bad;
     if (dtype == SYMRNN_INT8) return packed_bytes(dtype, symmetric, rows, columns, gates);
     return known(dtype) || dtype == SYMRNN_HALF ? packed_length(symmetric, rows, columns, gates)
                                                 : -SYMRNN_DTYPE;
@@ -167,10 +177,9 @@ int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates, int fro
                 const void *from, int64_t gate_stride, int64_t row_stride, int to_dtype, void *to,
                 int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(rows, columns, gates, to_dtype)) return bad;
-    if (symmetric && rows != columns) return SYMRNN_SIZE;
+    if (int bad = check_matrices(symmetric, rows, columns, gates, to_dtype)) return bad;
     if (gate_stride < 0 || row_stride < columns || !aligned(to)) return SYMRNN_SIZE;
-    const Matrices shape{symmetric != 0, rows, columns, gates};
+    const Matrices shape{symmetric, rows, columns, gates};
     if (from_dtype == SYMRNN_FLOAT && to_dtype != SYMRNN_DOUBLE && known(to_dtype))
         return pack<float>(shape, from, gate_stride, row_stride, to_dtype, to, threads);
     if (from_dtype == SYMRNN_DOUBLE && to_dtype == SYMRNN_DOUBLE)
@@ -178,12 +187,12 @@ int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates, int fro
     return SYMRNN_DTYPE;
 }
 
-int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *from,
+int symrnn_pack_triangles(int64_t side, int64_t block, int gates, int from_dtype, const void *from,
                           int64_t gate_stride, double scale, int to_dtype, void *to, int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(side, side, gates, to_dtype)) return bad;
+    if (int bad = check_triangles(side, block, gates, to_dtype)) return bad;
     if (gate_stride < 0 || !aligned(to)) return SYMRNN_SIZE;
-    const Triangles shape{side, gates};
+    const Triangles shape = triangles(side, block, gates);
     if (from_dtype == SYMRNN_FLOAT && to_dtype != SYMRNN_DOUBLE && known(to_dtype))
         return pack_triangles<float>(shape, from, gate_stride, scale, to_dtype, to, threads);
     if (from_dtype == SYMRNN_DOUBLE && to_dtype == SYMRNN_DOUBLE)
@@ -191,11 +200,11 @@ int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *f
     return SYMRNN_DTYPE;
 }
 
-int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from, double scale,
-                            void *to, int threads) {
+int symrnn_triangle_adjoint(int64_t side, int64_t block, int gates, int dtype, const void *from,
+                            double scale, void *to, int threads) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(side, side, gates, dtype)) return bad;
-    const Triangles shape{side, gates};
+    if (int bad = check_triangles(side, block, gates, dtype)) return bad;
+    const Triangles shape = triangles(side, block, gates);
     if (dtype == SYMRNN_FLOAT) return triangle_adjoint<float>(shape, from, scale, to, threads);
     if (dtype == SYMRNN_DOUBLE) return triangle_adjoint<double>(shape, from, scale, to, threads);
     return SYMRNN_DTYPE;
@@ -204,11 +213,10 @@ int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from
 int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates, int from_dtype,
                   const void *from, void *to) {
     if (!from || !to) return SYMRNN_NULL;
-    if (int bad = check_matrices(rows, columns, gates, from_dtype)) return bad;
-    if (symmetric && rows != columns) return SYMRNN_SIZE;
+    if (int bad = check_matrices(symmetric, rows, columns, gates, from_dtype)) return bad;
     if (!aligned(from)) return SYMRNN_SIZE;
     if (!known(from_dtype)) return SYMRNN_DTYPE;
-    const Matrices shape{symmetric != 0, rows, columns, gates};
+    const Matrices shape{symmetric, rows, columns, gates};
     (from_dtype == SYMRNN_DOUBLE ? unpack<double> : unpack<float>)(shape, from_dtype, from, to);
     return SYMRNN_OK;
 }

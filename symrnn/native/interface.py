@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 4  # SYMRNN_INTERFACE
+INTERFACE = 5  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -156,20 +156,15 @@ FUNCTIONS: Functions = {
     "symrnn_pack_triangles": (
         c_int,
         [
-            *(
-                c_int64,
-                c_int,
-                c_int,
-                c_void_p,
-                c_int64,
-            ),  # side, gates, from_dtype, from, gate_stride
+            *(c_int64, c_int64, c_int),  # side, block, gates
+            *(c_int, c_void_p, c_int64),  # from_dtype, from, gate_stride
             *(c_double, c_int, c_void_p, c_int),  # scale, to_dtype, to, threads
         ],
     ),
     "symrnn_triangle_adjoint": (
         c_int,
-        # side, gates, dtype, from, scale, to, threads
-        [c_int64, c_int, c_int, c_void_p, c_double, c_void_p, c_int],
+        # side, block, gates, dtype, from, scale, to, threads
+        [c_int64, c_int64, c_int, c_int, c_void_p, c_double, c_void_p, c_int],
     ),
     "symrnn_unpack": (c_int, [*_SHAPE, c_int, c_void_p, c_void_p]),  # from_dtype, from, to
     "symrnn_multiply": (

@@ -56,7 +56,7 @@ int matmul(const DenseProduct &of, int threads);
 
 // Sizes that symrnn_pack and symrnn_unpack share.
 struct Matrices {
-    bool symmetric;
+    int symmetric;  // as symrnn.h has it
     int64_t rows, columns;
     int gates;
 };
@@ -73,8 +73,10 @@ void unpack(const Matrices &shape, int from_dtype, const void *from, void *to);
 
 // The matrices of symrnn_pack_triangles and symrnn_triangle_adjoint.
 struct Triangles {
-    int64_t side;
+    int64_t side, block;
     int gates;
+
+    int symmetric() const { return static_cast<int>(tiles_of(block)); }  // of the packed matrices
 };
 
 template <typename T>

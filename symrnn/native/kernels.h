@@ -14,7 +14,8 @@ namespace symrnn {
 // 16 · batch are used.
 struct Multiplication {
     const void *packed;
-    bool symmetric, transposed;
+    int symmetric;  // 0, or the side of a free block in tiles
+    bool transposed;
     bool prefetch;  // whether to prefetch tiles for many vectors
     int64_t ahead;  // how many tiles ahead to prefetch for few; 0 for not
     int gates;

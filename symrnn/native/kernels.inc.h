@@ -5,8 +5,24 @@
 //
 // `fixed` is the tile of the blocked vector that belongs to the panel, `moving` the one that belongs
 // to each tile in it. A symmetric panel is a column of tiles M: y[moving] += M · x[fixed] and
-// y[fixed] += Mᵀ · x[moving]. A full panel is a row of tiles: y[fixed] += M · x[moving] or,
-// transposed, y[moving] += Mᵀ · x[fixed].
+// y[fixed] += Mᵀ · x[moving]; of a tile of a free block the first alone or, transposed, the second. A
+// full panel is a row of tiles: y[fixed] += M · x[moving] or, transposed, y[moving] += Mᵀ · x[fixed].
+
+// Tiles as T's columns, written there where they are of another type.
+INLINE const float *widened(const BFloat16 *tile, int64_t tiles, float *to) {
+    for (int64_t k = 0; k < tiles * 16; k += 2) {
+        Block<float> v, w;
+        load_columns(tile, k, v, w);
+        store(to + 16 * k, v);
+        store(to + 16 * k + 16, w);
+    }
+    return to;
+}
+
+template <typename T>
+INLINE const T *widened(const T *tile, int64_t, T *) {
+    return tile;
+}
 
 // -- few vectors: a tile's columns are loaded once and serve both directions.
 
@@ -17,9 +33,9 @@ constexpr int columns_at_once() {
     return to >= 16 ? 16 : to >= 8 ? 8 : to >= 4 ? 4 : 2;
 }
 
-// The first tile of a symmetric panel, which is on the diagonal.
+// A tile of a free block: y[moving] += M · x[fixed].
 template <typename T, typename S, int batch>
-INLINE void few_diagonal(const S *tile, const T *x, T *y) {
+INLINE void few_free(const S *tile, const T *x, T *y) {
     Block<T> sum[batch];
     UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
     UNROLLED for (int k = 0; k < 16; k += 2) {
@@ -33,17 +49,46 @@ INLINE void few_diagonal(const S *tile, const T *x, T *y) {
     UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
 }
 
+// The same, transposed: y[fixed] += Mᵀ · x[moving], or where their sums fit in registers those.
 template <typename T, typename S, int batch>
-static void few_symmetric(const S *tile, int64_t tiles, int64_t ahead, int64_t stride, const T *x,
-                          T *y) {
+INLINE void few_free_transposed(const S *tile, const T *x, T *y,
+                                typename Register<T>::type (&sum)[batch][16]) {
+    if constexpr (columns_at_once<T, batch>() == 16) {
+        const Block<T> moving = load(x);
+        UNROLLED for (int k = 0; k < 16; k += 2) {
+            Block<T> v, w;
+            load_columns(tile, k, v, w);
+            UNROLLED for (int n = 0; n < Block<T>::REGISTERS; ++n) {
+                sum[0][k] = v.reg[n] * moving.reg[n] + sum[0][k];
+                sum[0][k + 1] = w.reg[n] * moving.reg[n] + sum[0][k + 1];
+            }
+        }
+    } else {
+        alignas(64) T widened_tile[sizeof(S) == sizeof(T) ? 1 : TILE];
+        alignas(64) T tile_t[TILE];
+        transpose(widened(tile, 1, widened_tile), 16, tile_t);
+        few_free<T, T, batch>(tile_t, x, y);
+    }
+}
+
+// x and y: of the panel's own tile.
+template <typename T, typename S, int batch>
+NOT_INLINE static void few_symmetric(const S *tile, const Panel &panel, bool transposed,
+                                     int64_t ahead, int64_t stride, const T *x, T *y) {
     typedef typename Register<T>::type V;
     constexpr int REGISTERS = Block<T>::REGISTERS;
     constexpr int COLUMNS = columns_at_once<T, batch>();
     constexpr int CHUNK = COLUMNS == 16 ? 1 << 30 : 8;  // tiles that stay in L1
 
-    few_diagonal<T, S, batch>(tile, x, y);
+    tile += (panel.index - panel.first) * TILE;
+    const int64_t free = panel.first - panel.index, mirrored = panel.mirrored - panel.index;
+    const int64_t tiles = panel.last - panel.index;
     V sum[batch][16] = {};
-    for (int64_t first = 1; first < tiles; first += CHUNK) {
+    for (int64_t q = free; q < mirrored; ++q)
+        if (transposed)
+            few_free_transposed<T, S, batch>(tile + q * TILE, x + q * stride, y, sum);
+        else few_free<T, S, batch>(tile + q * TILE, x, y + q * stride);
+    for (int64_t first = mirrored; first < tiles; first += CHUNK) {
         const int64_t last = tiles - first < CHUNK ? tiles : first + CHUNK;
         for (int k0 = 0; k0 < 16; k0 += COLUMNS) {
             V own[batch][COLUMNS];
@@ -199,88 +244,73 @@ INLINE void many(const Many<T> *table, const T *tile, int64_t tiles, int64_t bat
     }
 }
 
-INLINE const float *widened(const BFloat16 *tile, int64_t tiles, float *to) {
-    for (int64_t k = 0; k < tiles * 16; k += 2) {
-        Block<float> v, w;
-        load_columns(tile, k, v, w);
-        store(to + 16 * k, v);
-        store(to + 16 * k + 16, w);
-    }
-    return to;
-}
-
-template <typename T>
-INLINE const T *widened(const T *tile, int64_t, T *) {
-    return tile;
-}
-
 template <typename T, typename S>
-static void many_panel(const S *tile, int64_t tiles, bool symmetric, bool transposed, bool prefetch,
-                       int64_t panel, int64_t batch, int64_t stride, const T *x, T *y) {
+static void many_panel(const Multiplication &m, const S *tile, const Panel &panel, const T *x, T *y) {
     alignas(64) T widened_tiles[sizeof(S) == sizeof(T) ? 1 : L1_TILES * TILE];
     alignas(64) T stored_t[L1_TILES * TILE];
-    const int64_t home = panel * stride;
-    int64_t q = symmetric ? panel : 0;  // the index of `moving`
-    const int64_t end = q + tiles;
-    while (q < end) {
-        // The tile on the diagonal by itself: it serves one direction.
-        const bool diagonal = symmetric && q == panel;
-        const int64_t some = diagonal ? 1 : end - q < L1_TILES ? end - q : L1_TILES;
+    const int64_t home = panel.index * m.stride;
+    int64_t q = panel.first;  // the index of `moving`
+    while (q < panel.last) {
+        // The tiles of a free block by themselves: they serve one direction.
+        const bool free = m.symmetric && q < panel.mirrored;
+        const int64_t end = free ? panel.mirrored : panel.last;
+        const int64_t some = end - q < L1_TILES ? end - q : L1_TILES;
         // These reads come in bursts too short for the hardware prefetcher.
-        for (int64_t k = 0; prefetch && k < L1_TILES * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
+        for (int64_t k = 0; m.prefetch && k < L1_TILES * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
             __builtin_prefetch(reinterpret_cast<const char *>(tile + some * TILE) + k, 0, 2);
         const T *const stored = widened(tile, some, widened_tiles);
-        const bool both = symmetric && !diagonal;
-        if (transposed || both)
+        const bool both = m.symmetric && !free;
+        if (m.transposed || both)
             for (int64_t k = 0; k < some; ++k) transpose(stored + k * TILE, 16, stored_t + k * TILE);
-        const int64_t there = q * stride;
-        if (symmetric)
-            many(MANY<T>.to_moving, stored, some, batch, stride, x + home, y + there);
-        if (both) many(MANY<T>.to_fixed, stored_t, some, batch, stride, x + there, y + home);
-        if (!symmetric && !transposed)
-            many(MANY<T>.to_fixed, stored, some, batch, stride, x + there, y + home);
-        if (!symmetric && transposed)
-            many(MANY<T>.to_moving, stored_t, some, batch, stride, x + home, y + there);
+        const int64_t there = q * m.stride;
+        const auto to_moving = [&](const T *tiles) {
+            many(MANY<T>.to_moving, tiles, some, m.batch, m.stride, x + home, y + there);
+        };
+        const auto to_fixed = [&](const T *tiles) {
+            many(MANY<T>.to_fixed, tiles, some, m.batch, m.stride, x + there, y + home);
+        };
+        if (both || (free && !m.transposed)) to_moving(stored);
+        if (both || (free && m.transposed)) to_fixed(stored_t);
+        if (!m.symmetric && !m.transposed) to_fixed(stored);
+        if (!m.symmetric && m.transposed) to_moving(stored_t);
         tile += some * TILE;
         q += some;
     }
 }
 
 template <typename T, typename S, int batch>
-INLINE void few_panel(const Multiplication &m, const S *tile, int64_t tiles, int64_t panel, const T *x,
-                      T *y) {
-    const int64_t home = panel * m.stride;
+INLINE void few_panel(const Multiplication &m, const S *tile, const Panel &panel, const T *x, T *y) {
+    const int64_t home = panel.index * m.stride;
     if (m.symmetric)
-        few_symmetric<T, S, batch>(tile, tiles, m.ahead, m.stride, x + home, y + home);
-    else if (m.transposed) few_full_transposed<T, S, batch>(tile, tiles, m.stride, x + home, y);
-    else few_full<T, S, batch>(tile, tiles, m.ahead, m.stride, x, y + home);
+        few_symmetric<T, S, batch>(tile, panel, m.transposed, m.ahead, m.stride, x + home, y + home);
+    else if (m.transposed) few_full_transposed<T, S, batch>(tile, panel.last, m.stride, x + home, y);
+    else few_full<T, S, batch>(tile, panel.last, m.ahead, m.stride, x, y + home);
 }
 
 template <typename T, typename S>
 static void multiply(const Multiplication &m) {
     const S *tile = static_cast<const S *>(m.packed) +
                     panel_start(m.symmetric, m.columns, m.gates, m.first);
-    for (int64_t panel = m.first; panel < m.last; ++panel) {
-        const int64_t tiles = panel_tiles(m.symmetric, m.columns, panel);
-        for (int g = 0; g < m.gates; ++g, tile += tiles * TILE) {
+    for (int64_t index = m.first; index < m.last; ++index) {
+        const Panel panel(m.symmetric, m.columns, index);
+        for (int g = 0; g < m.gates; ++g, tile += (panel.last - panel.first) * TILE) {
             const T *const x = static_cast<const T *>(m.x) + m.gate[g] * m.x_gate;
             T *const y = static_cast<T *>(m.y) + m.gate[g] * m.y_gate;
             switch (m.batch) {
             case 1:
-                few_panel<T, S, 1>(m, tile, tiles, panel, x, y);
+                few_panel<T, S, 1>(m, tile, panel, x, y);
                 break;
             case 2:
-                few_panel<T, S, 2>(m, tile, tiles, panel, x, y);
+                few_panel<T, S, 2>(m, tile, panel, x, y);
                 break;
             case 3:
-                few_panel<T, S, 3>(m, tile, tiles, panel, x, y);
+                few_panel<T, S, 3>(m, tile, panel, x, y);
                 break;
             case 4:
-                few_panel<T, S, 4>(m, tile, tiles, panel, x, y);
+                few_panel<T, S, 4>(m, tile, panel, x, y);
                 break;
             default:
-                many_panel<T, S>(tile, tiles, m.symmetric, m.transposed, m.prefetch, panel, m.batch,
-                                 m.stride, x, y);
+                many_panel<T, S>(m, tile, panel, x, y);
             }
         }
     }

@@ -115,6 +115,7 @@ template <typename T>
 class Forward {
   public:
     using Arrays = ForwardArrays;
+    static constexpr bool TRANSPOSED = false;  // the hidden weights, in the products of the steps
 
     Forward(const Call &call, const Arrays &arrays, const Expanded<T> &expanded, int64_t first,
             int64_t batch, int shares)
@@ -124,7 +125,7 @@ class Forward {
           rows_(steps_.rows()),
           side_(layer_.hh->rows),
           shares_(shares),
-          hh_(expanded.product(), false, batch, shares, expanded.own_transpose()),
+          hh_(expanded.product(), TRANSPOSED, batch, shares, expanded.expanded()),
           ih_(layer_.ih ? *layer_.ih : *layer_.hh, false, rows_, shares) {}
 
     bool prepare() {
@@ -230,6 +231,7 @@ template <typename T>
 class Backward {
   public:
     using Arrays = BackwardArrays;
+    static constexpr bool TRANSPOSED = true;
 
     Backward(const Call &call, const Arrays &arrays, const Expanded<T> &expanded, int64_t first,
              int64_t batch, int shares)
@@ -238,7 +240,7 @@ class Backward {
           steps_{call.steps, call.lengths, call.batch, first, batch, call.reverse},
           side_(layer_.hh->rows),
           shares_(shares),
-          hh_(expanded.product(), true, batch, shares, expanded.own_transpose()) {}
+          hh_(expanded.product(), TRANSPOSED, batch, shares, expanded.expanded()) {}
 
     bool prepare() {
         Arena arena;
@@ -381,7 +383,7 @@ struct BySequences {
 template <typename T, template <typename> class Pass>
 int run(const Call &call, const typename Pass<T>::Arrays &arrays) {
     const int shares = shares_for(call.threads);
-    Expanded<T> expanded(*call.layer.hh, call.batch, call.steps);
+    Expanded<T> expanded(*call.layer.hh, Pass<T>::TRANSPOSED, call.batch, call.steps);
     if (shares > 1 && call.batch >= OWN_SEQUENCES * shares) {
         BySequences<T, Pass> job{call, arrays, expanded, shares};
         const int status = run_job(job, shares);

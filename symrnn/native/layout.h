@@ -3,8 +3,20 @@
 // A matrix is cut into tiles of 16 × 16. The order in memory is [panel][gate][tile][column][row]:
 //
 //   full:       panel I is the row of tiles (I, 0 … columns-1).
-//   symmetric:  panel J is the column of tiles (J … tiles-1, J). The tile on the diagonal is stored
-//               whole, so a product needs no masks.
+//   symmetric:  panel J is the column of tiles (s … tiles-1, J), from the first row s of J's free
+//               block on. The tiles of the block serve one direction, those below it both: each
+//               stands for its mirror image too.
+//
+// `symmetric` is 0 of full matrices, else f, the side of a free block in tiles, as symrnn.h has it.
+// With f = 2 and five tiles along a side, * a tile of a free block and . one that is not stored:
+//
+//        J  0 1 2 3 4
+//     I
+//     0     * * . . .
+//     1     * * . . .
+//     2     x x * * .
+//     3     x x * * .
+//     4     x x x x *
 //
 // A blocked vector holds B vectors of N elements as [tile][b][16], padded with zeros: 16 elements of
 // one b are one load, and the offset of element k from its tile is known at compile time.
@@ -31,23 +43,46 @@ constexpr int64_t TILE = SIDE * SIDE; // its elements
 
 constexpr int64_t tiles_of(int64_t n) { return (n + SIDE - 1) / SIDE; }
 
+// Of a side that is cut into blocks, the first index of the block of i.
+constexpr int64_t block_start(int64_t block, int64_t i) { return i / block * block; }
+
+// The entries in the first `rows` rows of a staircase: a square matrix without what is left of its
+// blocks along the diagonal.
+constexpr int64_t staircase(int64_t block, int64_t side, int64_t rows) {
+    const int64_t blocks = rows / block;
+    return block * (blocks * side - block * (blocks * (blocks - 1) / 2)) +
+           rows % block * (side - blocks * block);
+}
+
+// The tiles first … last-1 of a panel. Of a symmetric one those from `mirrored` on stand for their
+// mirror images too, and those before are of a free block.
+struct Panel {
+    int64_t index, first, mirrored, last;
+
+    constexpr Panel(int symmetric, int64_t columns, int64_t index)
+        : index(index),
+          first(symmetric ? block_start(symmetric, index) : 0),
+          mirrored(first + symmetric < columns ? first + symmetric : columns),
+          last(columns) {}
+};
+
 // The tiles of one gate in a panel.
-constexpr int64_t panel_tiles(bool symmetric, int64_t columns, int64_t panel) {
-    return symmetric ? columns - panel : columns;
+constexpr int64_t panel_tiles(int symmetric, int64_t columns, int64_t panel) {
+    return columns - (symmetric ? block_start(symmetric, panel) : 0);
 }
 
 // The tiles of one gate in all panels before this one; `columns` in tiles.
-constexpr int64_t tiles_before(bool symmetric, int64_t columns, int64_t panel) {
-    return symmetric ? panel * columns - panel * (panel - 1) / 2 : panel * columns;
+constexpr int64_t tiles_before(int symmetric, int64_t columns, int64_t panel) {
+    return symmetric ? staircase(symmetric, columns, panel) : panel * columns;
 }
 
 // The offset of a panel of so many gates, in elements.
-constexpr int64_t panel_start(bool symmetric, int64_t columns, int gates, int64_t panel) {
+constexpr int64_t panel_start(int symmetric, int64_t columns, int gates, int64_t panel) {
     return tiles_before(symmetric, columns, panel) * gates * TILE;
 }
 
 // The elements of a packed matrix; rows and columns in elements.
-constexpr int64_t packed_length(bool symmetric, int64_t rows, int64_t columns, int gates) {
+constexpr int64_t packed_length(int symmetric, int64_t rows, int64_t columns, int gates) {
     return panel_start(symmetric, tiles_of(columns), gates, tiles_of(rows));
 }
 
@@ -58,7 +93,7 @@ struct Int8Matrices {
     float *scale;      // (gates, 16 · tiles of rows)
     int32_t *row_sum;  // likewise
 
-    Int8Matrices(const void *packed, bool symmetric, int64_t rows, int64_t columns, int gates)
+    Int8Matrices(const void *packed, int symmetric, int64_t rows, int64_t columns, int gates)
         : tiles(static_cast<int8_t *>(const_cast<void *>(packed))),
           scale(reinterpret_cast<float *>(tiles + packed_length(symmetric, rows, columns, gates))),
           row_sum(reinterpret_cast<int32_t *>(scale + gates * tiles_of(rows) * SIDE)) {}
@@ -68,7 +103,7 @@ struct Int8Matrices {
 constexpr int64_t INT8_COLUMNS = 65536;
 
 // The bytes of packed matrices.
-constexpr int64_t packed_bytes(int dtype, bool symmetric, int64_t rows, int64_t columns, int gates) {
+constexpr int64_t packed_bytes(int dtype, int symmetric, int64_t rows, int64_t columns, int gates) {
     const int64_t length = packed_length(symmetric, rows, columns, gates);
     return dtype == SYMRNN_INT8       ? length + gates * tiles_of(rows) * SIDE * 8
            : dtype == SYMRNN_BFLOAT16 ? 2 * length
@@ -77,16 +112,16 @@ constexpr int64_t packed_bytes(int dtype, bool symmetric, int64_t rows, int64_t 
 }
 
 // The first panel of share `k` of `shares`. All shares have about as many tiles.
-inline int64_t first_panel(bool symmetric, int64_t panels, int64_t columns, int64_t k,
+inline int64_t first_panel(int symmetric, int64_t panels, int64_t columns, int64_t k,
                            int64_t shares) {
     if (!symmetric) return panels * k / shares;
-    const int64_t all = tiles_before(true, columns, panels);
+    const int64_t all = tiles_before(symmetric, columns, panels);
     int64_t low = 0, high = panels;  // the first panel with enough tiles before it
     while (low < high) {
         const int64_t middle = (low + high) / 2;
         // Rounded: a panel goes to the share that most of its tiles belong to.
-        const int64_t reached = tiles_before(true, columns, middle) +
-                                panel_tiles(true, columns, middle) / 2;
+        const int64_t reached = tiles_before(symmetric, columns, middle) +
+                                panel_tiles(symmetric, columns, middle) / 2;
         if (reached * shares < all * k) low = middle + 1;
         else high = middle;
     }

@@ -23,35 +23,34 @@ struct Packing {
                 first_panel(shape.symmetric, panels, tile_columns, share + 1, shares);
             for (int64_t panel = first_panel(shape.symmetric, panels, tile_columns, share, shares);
                  panel < last; ++panel) {
+                const Panel of(shape.symmetric, tile_columns, panel);
                 int64_t at = panel_start(shape.symmetric, tile_columns, shape.gates, panel);
                 for (int g = 0; g < shape.gates; ++g)
-                    for (int64_t q = shape.symmetric ? panel : 0; q < tile_columns; ++q, at += TILE)
-                        tile(from + g * gate_stride, panel, q, at);
+                    for (int64_t q = of.first; q < of.last; ++q, at += TILE)
+                        tile(from + g * gate_stride, of, q, at);
             }
         });
     }
 
-    void tile(const T *matrix, int64_t panel, int64_t q, int64_t at) {
+    void tile(const T *matrix, const Panel &panel, int64_t q, int64_t at) {
         const auto [symmetric, rows, columns, gates] = shape;
         alignas(64) T dense[TILE], columns_first[TILE];
-        const int64_t i = panel * SIDE, j = q * SIDE;
+        // What is mirrored is read above the diagonal: its row r is its column r, as a tile stores it.
+        const bool free = symmetric && q < panel.mirrored, mirrored = symmetric && !free;
+        const int64_t i = (free ? q : panel.index) * SIDE, j = (free ? panel.index : q) * SIDE;
         const T *source = matrix + i * row_stride + j;
         int64_t stride = row_stride;
-        if (i + SIDE > rows || j + SIDE > columns || (symmetric && panel == q)) {
+        if (i + SIDE > rows || j + SIDE > columns) {
             for (int64_t r = 0; r < SIDE; ++r)
                 for (int64_t k = 0; k < SIDE; ++k) {
                     const bool inside = i + r < rows && j + k < columns;
-                    const bool below = symmetric && i + r > j + k;
-                    dense[r * SIDE + k] = !inside  ? T(0)
-                                          : !below ? source[r * row_stride + k]
-                                                   : matrix[(j + k) * row_stride + i + r];
+                    dense[r * SIDE + k] = inside ? source[r * row_stride + k] : T(0);
                 }
             source = dense;
             stride = SIDE;
         }
-        // Row r of a symmetric matrix is its column r, which is what a tile stores.
         T *const place = to_dtype == SYMRNN_BFLOAT16 ? columns_first : reinterpret_cast<T *>(to) + at;
-        if (symmetric)
+        if (mirrored)
             for (int64_t r = 0; r < SIDE; ++r)
                 memcpy(place + r * SIDE, source + r * stride, SIDE * sizeof(T));
         else kernels<T>().transpose(source, stride, place);
@@ -85,8 +84,10 @@ void unpack(const Matrices &shape, int from_dtype, const void *packed, void *den
     alignas(64) T widened[TILE];
     int64_t at = 0;
     for (int64_t panel = 0; panel < tiles_of(rows); ++panel)
-        for (int g = 0; g < gates; ++g)
-            for (int64_t q = symmetric ? panel : 0; q < tiles_of(columns); ++q, at += TILE) {
+        for (int g = 0; g < gates; ++g) {
+            const Panel of(symmetric, tiles_of(columns), panel);
+            for (int64_t q = of.first; q < of.last; ++q, at += TILE) {
+                const bool mirrored = symmetric && q >= of.mirrored;
                 const T *tile = reinterpret_cast<const T *>(from) + at;
                 if (from_dtype == SYMRNN_BFLOAT16) kernels<T>().widen(from + at * 2, widened);
                 if (from_dtype == SYMRNN_INT8) {
@@ -106,9 +107,10 @@ void unpack(const Matrices &shape, int from_dtype, const void *packed, void *den
                         if (row >= rows || column >= columns) continue;
                         T *const matrix = to + g * rows * columns;
                         matrix[row * columns + column] = tile[k * SIDE + r];
-                        if (symmetric) matrix[column * columns + row] = tile[k * SIDE + r];
+                        if (mirrored) matrix[column * columns + row] = tile[k * SIDE + r];
                     }
             }
+        }
 }
 
 template int pack<float>(const Matrices &, const void *, int64_t, int64_t, int, void *, int);

@@ -79,10 +79,10 @@ T element(const PartialSums &sums, int gate, int64_t tile, int64_t b, int64_t i)
 template <typename T>
 class Product {
   public:
-    // capacity: the most vectors at once.  own_transpose: for each term, whether its matrices are
-    // symmetric though stored in full; or null.
+    // capacity: the most vectors at once.  already: for each term, whether its matrices are stored
+    // transposed if the product is; or null.
     Product(const symrnn_product &w, bool transposed, int64_t capacity, int shares,
-            const bool *own_transpose = nullptr)
+            const bool *already = nullptr)
         : w_(w), transposed_(transposed), shares_(shares), stride_(capacity * SIDE) {
         folded_ = w.term[0].inputs || w.term[0].outputs;
         x_gates_ = transposed ? w.gates : 1;
@@ -94,7 +94,7 @@ class Product {
             const symrnn_term &t = w.term[n];
             term_[n].in = tiles_of(transposed ? t.rows : t.columns) * stride_;
             term_[n].out = tiles_of(transposed ? t.columns : t.rows) * stride_;
-            term_[n].transposed = transposed && !(own_transpose && own_transpose[n]);
+            term_[n].transposed = transposed && !(already && already[n]);
             term_[n].count = 0;
             for (int g = 0; g < w.gates; ++g)
                 if (t.gates >> g & 1) term_[n].gate[term_[n].count++] = g;
@@ -378,7 +378,8 @@ class Product {
             if (panels.first == panels.last) continue;
             const int64_t all = tiles_of(y_side_);
             Range touched = panels;
-            if (w_.term[n].symmetric) touched.last = all;
+            const int symmetric = w_.term[n].symmetric;
+            if (symmetric) touched = {block_start(symmetric, panels.first), all};
             else if (term_[n].transposed) touched = {0, all};
             hull.first = std::min(hull.first, touched.first);
             hull.last = std::max(hull.last, touched.last);
@@ -453,12 +454,13 @@ void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_
 //
 // A product with many vectors reads a symmetric tile twice, once transposed on the fly. If it is
 // computed often, and the full matrix is likely to fit the last-level cache, it is expanded once a
-// call.
+// call; if the product is transposed, to the transposed matrix.
 template <typename T>
 class Expanded {
   public:
     // times: how often the product is computed, with `batch` vectors each time.
-    Expanded(const symrnn_product &w, int64_t batch, int64_t times) : w_(w), product_(w) {
+    Expanded(const symrnn_product &w, bool transposed, int64_t batch, int64_t times)
+        : w_(w), transposed_(transposed), product_(w) {
         constexpr int64_t MAX_BYTES = int64_t(8) << 20;
         const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16 &&
                            w.dtype != SYMRNN_INT8;
@@ -486,37 +488,44 @@ class Expanded {
 
     bool any() const { return any_; }
     const symrnn_product &product() const { return product_; }
-    const bool *own_transpose() const { return expanded_; }
+    const bool *expanded() const { return expanded_; }  // of each term
 
     // Expands one of so many shares. A phase of its own.
     void expand(int share, int shares) {
         for (int n = 0; n < w_.terms; ++n) {
             if (!expanded_[n]) continue;
+            const int symmetric = w_.term[n].symmetric;
             const int64_t tiles = tiles_of(term_[n].rows);
             const int gates = __builtin_popcount(term_[n].gates);
             const T *const packed = static_cast<const T *>(w_.term[n].packed);
-            const auto below = [&](int64_t row, int64_t column, int g) {  // row ≥ column
-                return packed + panel_start(true, tiles, gates, column) +
-                       (g * panel_tiles(true, tiles, column) + row - column) * TILE;
+            const auto stored = [&](int64_t row, int64_t column, int g) {
+                const Panel of(symmetric, tiles, column);
+                return packed + panel_start(symmetric, tiles, gates, column) +
+                       (g * (of.last - of.first) + row - of.first) * TILE;
             };
-            const int64_t first = first_panel(false, tiles, tiles, share, shares);
-            const int64_t last = first_panel(false, tiles, tiles, share + 1, shares);
-            T *to = full_[n] + panel_start(false, tiles, gates, first);
-            for (int64_t row = first; row < last; ++row)
+            const int64_t first = first_panel(0, tiles, tiles, share, shares);
+            const int64_t last = first_panel(0, tiles, tiles, share + 1, shares);
+            T *to = full_[n] + panel_start(0, tiles, gates, first);
+            for (int64_t row = first; row < last; ++row) {
+                const Panel of(symmetric, tiles, row);
                 for (int g = 0; g < gates; ++g)
                     for (int64_t column = 0; column < tiles; ++column, to += TILE) {
-                        if (column <= row) memcpy(to, below(row, column, g), TILE * sizeof(T));
-                        else kernels<T>().transpose(below(column, row, g), SIDE, to);
+                        const bool free = column >= of.first && column < of.mirrored;
+                        if (free ? transposed_ : column > row)
+                            kernels<T>().transpose(stored(column, row, g), SIDE, to);
+                        else memcpy(to, stored(row, column, g), TILE * sizeof(T));
                     }
+            }
         }
     }
 
   private:
     static int64_t length(const symrnn_term &t) {
-        return packed_length(false, t.rows, t.columns, __builtin_popcount(t.gates));
+        return packed_length(0, t.rows, t.columns, __builtin_popcount(t.gates));
     }
 
     const symrnn_product &w_;
+    const bool transposed_;
     symrnn_product product_;
     symrnn_term term_[MAX_TERMS];
     bool expanded_[MAX_TERMS];

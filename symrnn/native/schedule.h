@@ -173,7 +173,7 @@ struct Share {
 
 // The offset of a tile (row, column) of a symmetric packed matrix, row ≥ column.
 constexpr int64_t packed_tile(int64_t tiles, int gates, int gate, int64_t row, int64_t column) {
-    return panel_start(true, tiles, gates, column) +
+    return panel_start(1, tiles, gates, column) +
            (gate * (tiles - column) + row - column) * TILE;
 }
 

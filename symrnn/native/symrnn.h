@@ -14,6 +14,17 @@
  * diagonal down: each pair of equal entries is stored once, but for the tiles on the diagonal.
  * layout.h has the index arithmetic.
  *
+ * Free blocks. A matrix may be symmetric but for blocks along its diagonal, of f × f tiles, which are
+ * stored whole. `symmetric`, wherever it stands below, is 0 of full matrices, else this f. Tiles on
+ * the diagonal are stored whole anyway, so it is 1 of every symmetric matrix. Of 5 × 5 tiles and
+ * f = 2, where capital letters are free:
+ *
+ *     A B c d e        stored: A B C D, of the second block F G H I, of the last J;
+ *     C D f g h        and below them each small letter once, as the tile on the left
+ *     c f F G i
+ *     d g H I j        (equal letters are transposes)
+ *     e h i j J
+ *
  * int8. An entry of a full matrix is W[i,j] = s[i] · Q[i,j], of a symmetric one s[i] · s[j] · Q[i,j],
  * which keeps it symmetric; |Q| ≤ 127. A vector x is rounded at each product: z[j] = x[j], or of a
  * symmetric matrix s[j] · x[j]; a = max |z|; u[j] = z[j] · (127 / a) to the nearest integer, ties to
@@ -37,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 4
+#define SYMRNN_INTERFACE 5
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -75,7 +86,7 @@ typedef struct symrnn_map {
 /* A packed matrix for each of some gates, and the maps before and after it:
  * y[gate] += outputs(M[gate] · inputs(x)). */
 typedef struct symrnn_term {
-    int32_t symmetric;                 /* whether M = Mᵀ */
+    int32_t symmetric;                 /* 0, or f ≥ 1: M = Mᵀ but for free blocks of f × f tiles */
     int32_t rows, columns;             /* of each matrix */
     int32_t gates;                     /* a bit mask: bit g for gate g */
     const void *packed;                /* (symrnn_packed_length), aligned to 64 bytes */
@@ -114,7 +125,8 @@ int symrnn_use_cpu(const char *name);
  * status. Of int8 it has room for the scales, and at most 65536 columns are allowed. */
 int64_t symrnn_packed_length(int symmetric, int64_t rows, int64_t columns, int gates, int dtype);
 
-/* Pack matrices. Of symmetric ones only the upper triangle is read.
+/* Pack matrices. Of symmetric ones the free blocks are read, which with f = 1 are the tiles on the
+ * diagonal, and what is right of them.
  * from: float or double; matrix g begins at from + g · gate_stride, and its row r at r · row_stride
  *     from there, strides in elements.
  * to: (symrnn_packed_length), aligned to 64 bytes. to_dtype: that of `from`, or bfloat16 or int8
@@ -124,17 +136,20 @@ int symrnn_pack(int symmetric, int64_t rows, int64_t columns, int gates,
                 int to_dtype, void *to, int threads);
 
 /* Pack symmetric matrices from their upper triangles, row after row, which are never expanded.
- * from: float or double; of gate g side·(side+1)/2 numbers from from + g · gate_stride on. Entries
- *     off the diagonal are multiplied by `scale`.
+ * block: b, of free blocks of b × b entries along the diagonal; the last may be smaller. A divisor or
+ *     a multiple of 16, or at least `side`. The packed matrices have symmetric = ⌈b / 16⌉.
+ * from: float or double; the numbers of gate g from from + g · gate_stride on. Row i has the entries
+ *     from the first column of its block on, i / b · b. Those outside the blocks are multiplied by
+ *     `scale`. With b = 1 there are side·(side+1)/2 numbers, else more.
  * to: as in symrnn_pack. */
-int symrnn_pack_triangles(int64_t side, int gates, int from_dtype, const void *from,
+int symrnn_pack_triangles(int64_t side, int64_t block, int gates, int from_dtype, const void *from,
                           int64_t gate_stride, double scale, int to_dtype, void *to, int threads);
 
 /* The adjoint: from the gradients of the whole matrices those of the triangles. Entry (i, j) of a
- * triangle is scale · (W[i,j] + W[j,i]), on the diagonal W[i,i].
- * from: (gates, side, side), float or double.  to: (gates, side·(side+1)/2), of the same dtype. */
-int symrnn_triangle_adjoint(int64_t side, int gates, int dtype, const void *from, double scale,
-                            void *to, int threads);
+ * triangle is scale · (W[i,j] + W[j,i]), in a free block W[i,j].
+ * from: (gates, side, side), float or double.  to: the triangles, adjacent, of the same dtype. */
+int symrnn_triangle_adjoint(int64_t side, int64_t block, int gates, int dtype, const void *from,
+                            double scale, void *to, int threads);
 
 /* Unpack to dense (gates, rows, columns): double from double, else float. */
 int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates,

@@ -16,6 +16,9 @@ typedef uint32_t Words __attribute__((vector_size(SYMRNN_REGISTER_BYTES)));
 
 #define INLINE static inline __attribute__((always_inline))
 
+// For a loop that is to have all registers for itself.
+#define NOT_INLINE __attribute__((noinline))
+
 // Turns arrays of sums into registers: by itself the compiler unrolls no loop of sixteen.
 #define UNROLLED _Pragma("GCC unroll 32")
 

@@ -44,7 +44,7 @@ class Traits(NamedTuple):
 
     mode: PyTorch's name of the kind.
     projects: whether there is a projection.
-    symmetric: whether the hidden weights of all gates are symmetric and their own transposes.
+    symmetric: whether the hidden weights of all gates are such as the kernels store by halves.
     fold_cost: of the folded product, as a fraction of the whole one's; 1 where hidden weights do
         not fold.
     is_cell: whether it runs a single step, for which PyTorch packs no weights.

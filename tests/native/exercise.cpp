@@ -229,19 +229,19 @@ class Product {
         if (rows != columns && kind == HALVES_PARTLY) kind = MIRROR;
         const Matrix none;
         switch (kind) {
-            case SYMMETRIC: add(true, all, none, none); break;
-            case FULL: add(false, all, none, none); break;
+            case SYMMETRIC: add(free_side(), all, none, none); break;
+            case FULL: add(0, all, none, none); break;
             case PARTLY:
-                add(true, some, none, none);
-                if (some != all) add(false, all & ~some, none, none);
+                add(free_side(), some, none, none);
+                if (some != all) add(0, all & ~some, none, none);
                 break;
             case HALVES: add_halves(rows, all); break;
-            case MIRROR: add(false, all, even_half(columns), even_half(rows).transposed()); break;
-            case CHUNK_COLUMNS: add(false, all, chunks(columns), none); break;
-            case CHUNK_ROWS: add(false, all, none, chunks(rows).transposed()); break;
+            case MIRROR: add(0, all, even_half(columns), even_half(rows).transposed()); break;
+            case CHUNK_COLUMNS: add(0, all, chunks(columns), none); break;
+            case CHUNK_ROWS: add(0, all, none, chunks(rows).transposed()); break;
             case HALVES_PARTLY:
                 add_halves(rows, some);
-                if (some != all) add(false, all & ~some, identity(rows), identity(rows));
+                if (some != all) add(0, all & ~some, identity(rows), identity(rows));
                 break;
         }
         c.terms = static_cast<int32_t>(terms_.size());
@@ -258,9 +258,12 @@ class Product {
     std::vector<std::unique_ptr<Map>> maps_;
     std::vector<Array<uint16_t>> packed_;  // in units of two bytes, whatever the type
 
+    // Of the free blocks of a symmetric matrix, in tiles.
+    int free_side() { return random_.chance() ? 1 : static_cast<int>(2 + random_.below(2)); }
+
     void add_halves(int64_t n, int gates) {
-        add(true, gates, even_half(n), even_half(n).transposed());
-        if (n > 1) add(true, gates, odd_half(n), odd_half(n).transposed());
+        add(free_side(), gates, even_half(n), even_half(n).transposed());
+        if (n > 1) add(free_side(), gates, odd_half(n), odd_half(n).transposed());
     }
 
     const symrnn_map *keep(const Matrix &m) {
@@ -268,7 +271,7 @@ class Product {
         return &maps_.back()->c;
     }
 
-    void add(bool symmetric, int gates, const Matrix &inputs, const Matrix &outputs) {
+    void add(int symmetric, int gates, const Matrix &inputs, const Matrix &outputs) {
         symrnn_term term{};
         term.symmetric = symmetric, term.gates = gates;
         term.rows = outputs.rows ? static_cast<int32_t>(outputs.columns) : c.rows;
@@ -299,10 +302,13 @@ class Product {
         const int64_t gate_stride = rows * row_stride + random_.below(5);
         const double scale = 1.5 / sqrt(static_cast<double>(columns));
         Array<T> from((gates - 1) * gate_stride + (rows - 1) * row_stride + columns);
+        const auto mirrored = [&](int64_t i, int64_t j) {  // whether (j, i) is read in its place
+            return term.symmetric && i / (16 * term.symmetric) > j / (16 * term.symmetric);
+        };
         for (int64_t g = 0; g < gates; ++g)
             for (int64_t i = 0; i < rows; ++i)
-                for (int64_t j = 0; j < columns; ++j)  // below the diagonal stay NaNs
-                    if (!term.symmetric || j >= i)
+                for (int64_t j = 0; j < columns; ++j)  // below the free blocks stay NaNs
+                    if (!mirrored(i, j))
                         from[g * gate_stride + i * row_stride + j] =
                             static_cast<T>(scale * random_.number());
         const int64_t size = c.dtype == SYMRNN_BFLOAT16 ? 2
@@ -322,7 +328,7 @@ class Product {
         for (int64_t g = 0; g < gates; ++g)
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < columns; ++j) {
-                    const bool flip = term.symmetric && j < i;
+                    const bool flip = mirrored(i, j);
                     const double given = from[g * gate_stride + (flip ? j : i) * row_stride +
                                               (flip ? i : j)];
                     const double got = back[(g * rows + i) * columns + j];
@@ -685,6 +691,56 @@ void try_matmul(Random &random) {
     EXPECT(SYMRNN_DTYPE, wrong(SYMRNN_BFLOAT16, 1, 1, 1, one.get(), one.get()));
 }
 
+// Triangles are packed as the matrices that they are of; and the adjoint, entry by entry.
+template <typename T>
+void try_triangles(Random &random, int64_t side, int64_t block) {
+    char words[100];
+    snprintf(words, sizeof words, "%s, triangles of side %d, free blocks of %d", symrnn_cpu(),
+             static_cast<int>(side), static_cast<int>(block));
+    where = words;
+    const int gates = 2, symmetric = static_cast<int>((std::min(block, side) + 15) / 16), dtype = dtype_of<T>();
+    const double scale = 0.75;
+    const auto begins = [&](int64_t i) { return i / block * block; };  // column of the row's block
+    int64_t numel = 0;
+    for (int64_t i = 0; i < side; ++i) numel += side - begins(i);
+    const int64_t stride = numel + random.below(3);
+    const Array<T> from = random_array<T>(random, stride + numel);
+    Array<T> dense(gates * side * side);
+    const auto entry = [&](const Array<T> &all, int64_t g, int64_t i, int64_t j) -> T & {
+        return all[(g * side + i) * side + j];
+    };
+    for (int64_t g = 0; g < gates; ++g)
+        for (int64_t i = 0, k = g * stride; i < side; ++i)
+            for (int64_t j = begins(i); j < side; ++j, ++k) {
+                const bool free = j - begins(i) < block;
+                entry(dense, g, i, j) = free ? from[k] : static_cast<T>(scale) * from[k];
+                if (!free) entry(dense, g, j, i) = entry(dense, g, i, j);
+            }
+    for (const int to : {dtype, static_cast<int>(SYMRNN_BFLOAT16), static_cast<int>(SYMRNN_INT8)}) {
+        if (to != dtype && dtype == SYMRNN_DOUBLE) continue;
+        const int64_t length = symrnn_packed_length(symmetric, side, side, gates, to);
+        const int64_t bytes = length * (to == SYMRNN_INT8 ? 1 : to == SYMRNN_BFLOAT16 ? 2 : sizeof(T));
+        Array<uint8_t> packed(bytes, true), again(bytes, true);
+        EXPECT(SYMRNN_OK, symrnn_pack(symmetric, side, side, gates, dtype, dense.get(), side * side, side,
+                                      to, packed.get(), 2));
+        EXPECT(SYMRNN_OK, symrnn_pack_triangles(side, block, gates, dtype, from.get(), stride, scale, to,
+                                                again.get(), 1 + static_cast<int>(random.below(3))));
+        if (memcmp(packed.get(), again.get(), static_cast<size_t>(bytes))) fail("packed otherwise");
+    }
+    const Array<T> d = random_array<T>(random, gates * side * side);
+    Array<T> adjoint(gates * numel);
+    EXPECT(SYMRNN_OK, symrnn_triangle_adjoint(side, block, gates, dtype, d.get(), scale, adjoint.get(),
+                                              1 + static_cast<int>(random.below(3))));
+    std::vector<double> wanted;
+    for (int64_t g = 0; g < gates; ++g)
+        for (int64_t i = 0; i < side; ++i)
+            for (int64_t j = begins(i); j < side; ++j)
+                wanted.push_back(j - begins(i) < block
+                                     ? static_cast<double>(entry(d, g, i, j))
+                                     : scale * (static_cast<double>(entry(d, g, i, j)) + entry(d, g, j, i)));
+    compare("the adjoint", adjoint, wanted, dtype);
+}
+
 void try_reading() {
     where = std::string(symrnn_cpu()) + ", read";
     for (const int64_t bytes : {0, 1, 3, 63, 64, 65, 127, 1000, 5001})
@@ -834,6 +890,7 @@ void try_wrong_products(Random &random) {
     wrong_term([](symrnn_term &t) { t.gates = 1 << 4; }, SYMRNN_SIZE);
     wrong_term([](symrnn_term &t) { t.gates = -1; }, SYMRNN_SIZE);
     wrong_term([](symrnn_term &t) { t.rows = 0; }, SYMRNN_SIZE);
+    wrong_term([](symrnn_term &t) { t.symmetric = -1; }, SYMRNN_SIZE);
     wrong_term([](symrnn_term &t) { t.columns = -1; }, SYMRNN_SIZE);
     wrong_term([](symrnn_term &t) { t.rows += 1; }, 0);     // symmetric, and no longer square
     wrong_term([](symrnn_term &t) { t.rows = ++t.columns; }, 0);
@@ -916,6 +973,7 @@ void try_wrong_packing() {
     EXPECT(-SYMRNN_SIZE, size(0, 3, 3, 0));
     EXPECT(-SYMRNN_SIZE, size(0, 3, 3, 5));
     EXPECT(-SYMRNN_SIZE, size(1, 3, 4, 1));
+    EXPECT(-SYMRNN_SIZE, size(-1, 3, 3, 1));
     EXPECT(-SYMRNN_SIZE, size(0, INT64_MAX, INT64_MAX, 4));
     EXPECT(-SYMRNN_SIZE, size(1, INT64_MAX - 3, INT64_MAX - 3, 4));
 
@@ -936,6 +994,11 @@ void try_wrong_packing() {
     EXPECT(SYMRNN_SIZE, symrnn_pack(1, 5, 4, 1, 0, from.get(), 25, 5, 0, packed.get(), 1));
     EXPECT(SYMRNN_SIZE, symrnn_pack(0, 0, 4, 1, 0, from.get(), 25, 5, 0, packed.get(), 1));
     EXPECT(SYMRNN_SIZE, symrnn_pack(0, 5, 4, 9, 0, from.get(), 25, 5, 0, packed.get(), 1));
+    for (const int64_t block : {-1, 0, 3, 24}) {
+        EXPECT(SYMRNN_SIZE, symrnn_pack_triangles(40, block, 1, SYMRNN_FLOAT, from.get(), 0, 1, SYMRNN_FLOAT,
+                                                  packed.get(), 1));
+        EXPECT(SYMRNN_SIZE, symrnn_triangle_adjoint(40, block, 1, SYMRNN_FLOAT, from.get(), 1, back.get(), 1));
+    }
     EXPECT(SYMRNN_OK, symrnn_unpack(0, n, n, 1, SYMRNN_FLOAT, packed.get(), back.get()));
     EXPECT(SYMRNN_NULL, symrnn_unpack(0, n, n, 1, SYMRNN_FLOAT, nullptr, back.get()));
     EXPECT(SYMRNN_NULL, symrnn_unpack(0, n, n, 1, SYMRNN_FLOAT, packed.get(), nullptr));
@@ -1135,6 +1198,11 @@ void try_kernels(bool small) {
     try_matmul<float>(random);
     try_matmul<double>(random);
     try_reading();
+    for (const int64_t side : {5, 33, 50})
+        for (const int64_t block : {1, 2, 16, 32, 64}) {
+            try_triangles<float>(random, side, block);
+            try_triangles<double>(random, side, block);
+        }
     for (int mode = 0; mode < 4; ++mode)
         for (const int64_t layers : {1, 3})
             for (const int64_t batch : {1, 4}) {

@@ -22,9 +22,12 @@ def aligned(size: int) -> NDArray[np.int8]:
 
 
 class Matrices:
-    """G matrices W (rows, columns), packed; Q and the scales, as they are packed."""
+    """G matrices W (rows, columns), packed; Q and the scales, as they are packed.
 
-    def __init__(self, library: ctypes.CDLL, w: Floats, symmetric: bool, threads: int = 1) -> None:
+    symmetric: as symrnn.h has it: 0, or the side in tiles of the free blocks.
+    """
+
+    def __init__(self, library: ctypes.CDLL, w: Floats, symmetric: int, threads: int = 1) -> None:
         self.library, self.symmetric, self.shape = library, symmetric, w.shape
         gates, rows, columns = w.shape
         w = np.ascontiguousarray(w)
@@ -41,7 +44,7 @@ class Matrices:
             (g, panel, k)
             for panel in range(high)
             for g in range(gates)
-            for k in range(panel if symmetric else 0, wide)
+            for k in range(panel // symmetric * symmetric if symmetric else 0, wide)
         ]
         tiles, rest = np.split(self.packed, [256 * len(places)])
         scale, sums = np.split(rest, [64 * gates * high])
@@ -51,9 +54,9 @@ class Matrices:
         by_row = tiles.reshape(-1, 4, 16, 4).swapaxes(1, 2).reshape(-1, 16, 16)
         for (g, panel, k), tile in zip(places, by_row, strict=True):
             here, there = (slice(16 * t, 16 * t + 16) for t in (panel, k))
-            self.q[g, here, there] = tile.T if symmetric else tile
-            if symmetric:
-                self.q[g, there, here] = tile
+            self.q[(g, there, here) if symmetric else (g, here, there)] = tile
+            if symmetric and k // symmetric > panel // symmetric:
+                self.q[g, here, there] = tile.T
         assert (sums.view(np.int32).reshape(gates, -1) == self.q.sum(2)).all()
         assert abs(self.q).max() <= 127
 
@@ -99,24 +102,32 @@ class Matrices:
         return w
 
 
-def draw(seed: int, gates: int, rows: int, columns: int) -> Floats:
-    """Rows of different sizes, as training makes them; symmetric where square."""
+def draw(seed: int, gates: int, rows: int, columns: int, symmetric: int = 1) -> Floats:
+    """Rows of different sizes, as training makes them; if square symmetric but for free blocks."""
     random = np.random.default_rng(seed)
     w = random.normal(size=(gates, rows, columns)) * np.exp(random.normal(size=(gates, rows, 1)))
-    w = w + w.swapaxes(1, 2) if rows == columns else w
+    if rows == columns:
+        w = np.where(is_free(rows, symmetric), w, w + w.swapaxes(1, 2))
     return w.astype(np.float32)
+
+
+def is_free(side: int, symmetric: int) -> NDArray[np.bool_]:
+    """Which entries are in a free block: of 1, whose tiles may be symmetric, none."""
+    block = np.arange(side) // (16 * symmetric) if symmetric > 1 else np.arange(side)
+    return block[:, None] == block[None, :]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("symmetric", "rows", "columns"),
-    [(True, n, n) for n in (1, 5, 16, 17, 33, 130, 650)]
-    + [(False, 1, 1), (False, 33, 33), (False, 17, 40), (False, 40, 650)],
+    [(1, n, n) for n in (1, 5, 16, 17, 33, 130, 650)]
+    + [(2, 33, 33), (2, 130, 130), (3, 80, 80), (9, 33, 33)]
+    + [(0, 1, 1), (0, 33, 33), (0, 17, 40), (0, 40, 650)],
 )
 def test_every_bit_is_as_described(
-    kernels: ctypes.CDLL, symmetric: bool, rows: int, columns: int, threads: int
+    kernels: ctypes.CDLL, symmetric: int, rows: int, columns: int, threads: int
 ) -> None:
-    m = Matrices(kernels, draw(rows, 3, rows, columns), symmetric, threads)
+    m = Matrices(kernels, draw(rows, 3, rows, columns, symmetric or 1), symmetric, threads)
     random = np.random.default_rng(1)
     for batch in (1, 2, 3, 4, 6, 21) if rows < 500 else (1, 5):
         x = random.normal(size=(batch, columns)).astype(np.float32)
@@ -125,8 +136,8 @@ def test_every_bit_is_as_described(
         assert np.array_equal(m.multiply(x, threads), m.reference(x))
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_the_largest_sums_are_exact(kernels: ctypes.CDLL, symmetric: bool) -> None:
+@pytest.mark.parametrize("symmetric", [1, 3, 0])
+def test_the_largest_sums_are_exact(kernels: ctypes.CDLL, symmetric: int) -> None:
     """All weights and all numbers at 127, of either sign: what saturates would show."""
     n = 130
     for weight_sign, x_sign in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
@@ -138,14 +149,16 @@ def test_the_largest_sums_are_exact(kernels: ctypes.CDLL, symmetric: bool) -> No
         np.testing.assert_allclose(y, weight_sign * x_sign * n, rtol=1e-6)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_weights_are_near(symmetric: bool) -> None:
+@pytest.mark.parametrize("symmetric", [1, 2, 0])
+def test_weights_are_near(symmetric: int) -> None:
     """Off by half a unit, and no bits are wasted."""
     library = native.library()
     assert library is not None
-    w = draw(0, 4, 70, 70)
+    w = draw(0, 4, 70, 70, symmetric or 1)
     w[1] = 0
     w[2, 3] = w[2, :, 3] = 0
+    if symmetric == 2:
+        w[3, 5] = w[3, 32:, 5] = 0  # a row of zeros whose column is none
     m = Matrices(library, w, symmetric)
     side = m.scale[:, :70]
     unit = side[:, :, None] * (side[:, None, :] if symmetric else 1)
@@ -154,14 +167,16 @@ def test_weights_are_near(symmetric: bool) -> None:
     assert not back[1].any()
     assert not back[2, 3].any()
     if symmetric:
-        assert np.array_equal(back, back.swapaxes(1, 2))
-        assert (abs(m.q[0, :70]).max(1) > 100).all()
+        mirrored = back == back.swapaxes(1, 2)
+        assert (mirrored | is_free(70, symmetric)).all()
+        size = abs(m.q[0, :70, :70])
+        assert (np.maximum(size.max(0), size.max(1)) > 100).all()
     threads = [Matrices(library, w, symmetric, n).packed for n in (2, 5)]
     assert all(np.array_equal(m.packed, other) for other in threads)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_special_numbers(kernels: ctypes.CDLL, symmetric: bool) -> None:
+@pytest.mark.parametrize("symmetric", [1, 2, 0])
+def test_special_numbers(kernels: ctypes.CDLL, symmetric: int) -> None:
     n = 40
     m = Matrices(kernels, draw(2, 2, n, n), symmetric)
     x = np.random.default_rng(0).normal(size=(6, n)).astype(np.float32)
@@ -184,13 +199,13 @@ def test_special_numbers(kernels: ctypes.CDLL, symmetric: bool) -> None:
 def test_what_int8_cannot_do() -> None:
     library = native.library()
     assert library is not None
-    m = Matrices(library, draw(0, 1, 5, 5), True)
-    term = native.Term(True, 5, 5, 1, m.packed.ctypes.data)
+    m = Matrices(library, draw(0, 1, 5, 5), 1)
+    term = native.Term(1, 5, 5, 1, m.packed.ctypes.data)
     product = native.Product(native.Dtype.INT8, 1, 5, 5, 1, ctypes.pointer(term))
     x = np.zeros(5, np.float32)
     given = (1, x.ctypes.data, x.ctypes.data, 1, 1)
     assert library.symrnn_multiply(product, True, *given) == native.Status.DTYPE
     size = library.symrnn_packed_length
-    assert size(False, 1, 65536, 1, native.Dtype.INT8) > 0
-    assert size(False, 1, 65537, 1, native.Dtype.INT8) == -native.Status.SIZE
-    assert size(False, 1, 1, 1, 5) == -native.Status.DTYPE
+    assert size(0, 1, 65536, 1, native.Dtype.INT8) > 0
+    assert size(0, 1, 65537, 1, native.Dtype.INT8) == -native.Status.SIZE
+    assert size(0, 1, 1, 1, 5) == -native.Status.DTYPE

@@ -182,7 +182,7 @@ def pack(plan: Plan, hidden: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     if dtype != hidden[0].dtype:
         raise ValueError(f"packed_dtype should be {hidden[0].dtype}, as hidden is, got: {dtype}")
     group = plan.groups[0]
-    if len(plan.groups) != 1 or not group.symmetric or group.triangle is not None or group.maps:
+    if len(plan.groups) != 1 or not group.symmetric or group.staircase is not None or group.maps:
         raise ValueError("on a GPU hidden should be the symmetric matrices of all gates, whole")
     (given,) = hidden
     given = given if given.stride(2) == 1 else given.contiguous()

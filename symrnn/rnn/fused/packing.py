@@ -5,8 +5,9 @@ is stored once; those of the others; or, of forms that fold, the small matrices 
 the sparse maps that fold what they are multiplied by and unfold what comes of it. symrnn.h calls
 one such group a term of a product.
 
-Where a symmetric matrix has one parameter for each pair of equal entries (``tri``, ``avg``) it is
-packed from its parameters, and never expanded; all others are packed from matrices.
+Where a symmetric matrix has one parameter for each pair of equal entries (``tri``, ``avg``, and
+both with free blocks that fit the tiles of the packed layout) it is packed from its parameters, and
+never expanded; all others are packed from matrices.
 
 Shapes: R rows (vectors to be multiplied), G gates, H the rows of one gate's matrix, C its columns;
 r rows and c columns of a small matrix.
@@ -78,6 +79,9 @@ def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:
         raise ValueError(f"{name} should have shape {shape}, got: {tuple(tensor.shape)}")
 
 
+_TILE = 16
+"""The side of a tile of the packed layout."""
+
 WHOLE = "whole"
 """The form of matrices that are their own transposes and are given whole."""
 
@@ -110,12 +114,35 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
         return Source("", "", [matrix.dense().view(blocks)])
     if not whole and matrix.folds:
         return Source(symmetry.name, layout.symmetric, matrix.folded())
+    others = [] if rest is None else [rest.view(blocks)]
+    if not whole and staircase_of(symmetry) is not None:
+        return Source(symmetry.name, layout.symmetric, [parameters, *others])
     if not symmetry.own_transpose:
         return Source("", "", [matrix.dense().view(blocks)])
-    others = [] if rest is None else [rest.view(blocks)]
-    if not whole and triangle_of(symmetry) is not None:
-        return Source(symmetry.name, layout.symmetric, [parameters, *others])
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
+
+
+class Staircase(NamedTuple):
+    """The upper triangle of a symmetric matrix, row after row, as parameters.
+
+    With free blocks it is a staircase: each row begins with the first column of its block.
+
+    form: which has them.
+    block: B, the side of a block; 1 where only the diagonal is free.
+    """
+
+    form: OrbitCoordinates
+    block: int
+
+    @property
+    def scale(self) -> float:
+        """What an entry outside the blocks is in units of its parameter."""
+        return math.sqrt(0.5) if self.form.orthonormal else 1.0
+
+    @property
+    def symmetric(self) -> int:
+        """Of the packed matrices, as symrnn.h has it."""
+        return -(-min(self.block, self.form.side) // _TILE)
 
 
 def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
@@ -124,6 +151,25 @@ def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
     if not isinstance(symmetry, OrbitCoordinates) or not symmetry.own_transpose:
         return None
     return symmetry if symmetry.numel == side * (side + 1) // 2 else None
+
+
+def stored_by_halves(symmetry: Symmetry) -> bool:
+    """Whether of each pair of entries mirrored in the diagonal one is packed, of nearly all."""
+    return symmetry.own_transpose or staircase_of(symmetry) is not None
+
+
+def staircase_of(symmetry: Symmetry) -> Staircase | None:
+    """How the kernels take the form from its parameters; None if they do not.
+
+    That is where W = Wᵀ outside free blocks of B × B along the diagonal, if B divides the side of a
+    tile, is a multiple of it, or the block is all of the matrix.
+    """
+    if not isinstance(symmetry, OrbitCoordinates):
+        return None
+    block = symmetry.orbits.free_block
+    if block is None or (_TILE % block and block % _TILE and block < symmetry.side):
+        return None
+    return Staircase(symmetry, block)
 
 
 @dataclass(frozen=True)
@@ -170,30 +216,25 @@ class Group:
 
     gates: their places among all gates.
     rows, columns: r and c; zero where there is nothing (the odd half of a vector of one number).
-    symmetric: whether the matrices are their own transposes, and packed as such.
+    symmetric: 1 if the matrices are their own transposes, and packed as such, else 0; more where
+        blocks along the diagonal are free, as symrnn.h has it.
     maps: of a folded product, else None.
-    triangle: of matrices that are packed from a parameter for each entry of the upper triangle,
-        their form; else None.
+    staircase: of matrices that are packed from their parameters, else None.
     """
 
     gates: tuple[int, ...]
     rows: int
     columns: int
-    symmetric: bool
+    symmetric: int
     maps: Maps | None = None
-    triangle: OrbitCoordinates | None = None
-
-    @property
-    def scale(self) -> float:
-        """Of a triangle, what an entry off the diagonal is in units of its parameter."""
-        return math.sqrt(0.5) if self.triangle is not None and self.triangle.orthonormal else 1.0
+    staircase: Staircase | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of what it is packed from."""
-        if self.triangle is None:
+        if self.staircase is None:
             return len(self.gates), self.rows, self.columns
-        return len(self.gates), self.triangle.numel
+        return len(self.gates), self.staircase.form.numel
 
     @property
     def is_empty(self) -> bool:
@@ -262,7 +303,7 @@ class Plan:
                 continue
             rows = of_group if of_group.stride(-1) == 1 else of_group.contiguous()
             to = (DTYPES[dtype], place, torch.get_num_threads())
-            if group.triangle is None:
+            if group.staircase is None:
                 status = library().symrnn_pack(
                     *(group.symmetric, group.rows, group.columns, len(group.gates)),
                     *(DTYPES[source], rows.data_ptr(), rows.stride(0), rows.stride(1)),
@@ -270,8 +311,8 @@ class Plan:
                 )
             else:
                 status = library().symrnn_pack_triangles(
-                    *(group.rows, len(group.gates)),
-                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), group.scale),
+                    *(group.rows, group.staircase.block, len(group.gates)),
+                    *(DTYPES[source], rows.data_ptr(), rows.stride(0), group.staircase.scale),
                     *to,
                 )
             native.check(status)
@@ -299,7 +340,7 @@ class Plan:
     def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows."""
         matrices = [
-            of_group if group.triangle is None else group.triangle.expand(of_group)
+            of_group if group.staircase is None else group.staircase.form.expand(of_group)
             for group, of_group in zip(self.groups, hidden, strict=True)
         ]
         inputs = [x] if self.folding is None else self.folding.inputs(x, -1)
@@ -335,20 +376,20 @@ class Plan:
         for group, d, part in zip(self.groups, d_products, inputs, strict=True):
             d_matrices = matmul(d.flatten(1).mT, part)
             d_matrices = d_matrices.view(len(group.gates), group.rows, group.columns)
-            if group.triangle is not None:
-                d_matrices = _adjoint(d_matrices, group.scale)
+            if group.staircase is not None:
+                d_matrices = _adjoint(d_matrices, group.staircase)
             found.append(d_matrices)
         return found
 
 
-def _adjoint(w: Tensor, scale: float) -> Tensor:
+def _adjoint(w: Tensor, staircase: Staircase) -> Tensor:
     """The adjoint of expanding triangles, by the kernels: (S, N, N) to (S, numel)."""
     check_numbers(w=w)
     count, side, _ = w.shape
-    found = w.new_empty(count, side * (side + 1) // 2)
+    found = w.new_empty(count, staircase.form.numel)
     given = w.contiguous()
     status = library().symrnn_triangle_adjoint(
-        *(side, count, DTYPES[w.dtype], given.data_ptr(), scale),
+        *(side, staircase.block, count, DTYPES[w.dtype], given.data_ptr(), staircase.scale),
         *(found.data_ptr(), torch.get_num_threads()),
     )
     native.check(status)
@@ -363,9 +404,9 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
     form, symmetric: as :class:`Source` has them; matrices of a form are square.
     """
     if not symmetric:
-        group = _group(gates, gates, rows, columns, False)
+        group = _group(gates, gates, rows, columns, 0)
         return Plan(len(gates), rows, columns, (group,))
-    triangle = None
+    staircase = None
     if form != WHOLE:
         # Whatever PyTorch is about (tracing it may be), these are numbers of our own.
         with without_modes(), torch.device("cpu"), torch.inference_mode(False):
@@ -374,13 +415,14 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
             if folding is not None and symmetric == gates:
                 small = _folded(len(gates), symmetry, folding)
                 return Plan(len(gates), rows, columns, tuple(small), folding)
-            triangle = triangle_of(symmetry)
-        if triangle is None:
+            staircase = staircase_of(symmetry)
+        if staircase is None:
             raise ValueError(f"matrices of form={form!r} should be given as form={WHOLE!r}")
-    groups = [_group(gates, symmetric, rows, columns, True, triangle)]
+    packed_as = 1 if staircase is None else staircase.symmetric
+    groups = [_group(gates, symmetric, rows, columns, packed_as, staircase)]
     rest = "".join(gate for gate in gates if gate not in symmetric)
     if rest:
-        groups.append(_group(gates, rest, rows, columns, False))
+        groups.append(_group(gates, rest, rows, columns, 0))
     return Plan(len(gates), rows, columns, tuple(groups))
 
 
@@ -389,10 +431,10 @@ def _group(
     some: str,
     rows: int,
     columns: int,
-    symmetric: bool,
-    triangle: OrbitCoordinates | None = None,
+    symmetric: int,
+    staircase: Staircase | None = None,
 ) -> Group:
-    return Group(tuple(map(gates.index, some)), rows, columns, symmetric, triangle=triangle)
+    return Group(tuple(map(gates.index, some)), rows, columns, symmetric, staircase=staircase)
 
 
 def _folded(gates: int, symmetry: Symmetry, folding: Folding) -> list[Group]:
@@ -411,7 +453,7 @@ def _folded(gates: int, symmetry: Symmetry, folding: Folding) -> list[Group]:
         units[len(groups)] = torch.eye(rows, dtype=exact)
         unfold = folding.outputs(units, side, -1).mT
         maps = Maps(*(SparseMap.of(dense.numpy()) for dense in (fold, unfold, fold.mT, unfold.mT)))
-        symmetric = rows == columns and torch.equal(m, m.mT)
+        symmetric = int(rows == columns and torch.equal(m, m.mT))
         groups.append(Group(tuple(range(gates)), rows, columns, symmetric, maps))
     return groups
 

@@ -131,7 +131,7 @@ def test_every_form_on_even_and_odd_sides(kind: str, symm: str, side: int) -> No
     [
         *(
             (symm, "LSTM", *gates)
-            for symm in ("avg", "tri4", "block4", "eigen")
+            for symm in ("avg", "avg:diag2", "tri4", "block4", "eigen")
             for gates in (("fo", ""), ("ifgo", "ifgo"), ("i", "go"), ("", "f"))
         ),
         ("avg", "GRU", "rn", "z"),
@@ -178,6 +178,16 @@ def test_any_batch(kind: str, batch: int) -> None:
     for steps, dtype in ((1, torch.float64), (3, torch.float64), (3, torch.float32)):
         layers = pair(LAYERS[kind], 5, 18, 2, symm="avg", dtype=dtype)
         check(*layers, random(steps, batch, 5, dtype=dtype))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("symm", "kind"), [("avg:diag16", "LSTM"), ("tri:diag32", "GRU")])
+@pytest.mark.parametrize("batch", [1, 4, 5, 20])
+def test_free_blocks_along_the_diagonal(symm: str, kind: str, batch: int) -> None:
+    """Nine steps, from which on the matrices may be expanded, and few."""
+    layers = pair(LAYERS[kind], 3, 50, symm=symm)
+    for steps in (2, 9):
+        check(*layers, random(steps, batch, 3), state_of(kind, 1, batch, 50))
 
 
 @needs_kernels
@@ -260,7 +270,7 @@ def test_every_kind_of_cell(kind: str, symm: str) -> None:
     [
         ("LSTM", [("tri4", "ifgo"), ("avg", "i")]),
         ("GRU", [("tri4", "rzn")]),
-        ("tanh", [("avg", "h")]),
+        ("tanh", [("avg", "h"), ("avg:diag2", "h")]),
     ],
 )
 def test_gradients_are_the_slopes_and_so_are_theirs(
