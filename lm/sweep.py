@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +23,9 @@ from lm.sweep_plan import (
     Sweep,
     axes_of,
     check_common,
+    has_sweep,
     held,
-    is_sweep,
+    options_in,
     seed_list,
 )
 from lm.sweep_processes import Process
@@ -45,6 +49,8 @@ What stands after the -- is of python -m lm.train, and the same for all runs. Th
 on with a sweep that was stopped or killed, and tries again what failed.
 """
 
+FOLDER = "where the sweep is stored, each run in a folder of its own (runs/sweep)"
+
 POLL = 0.1
 """Seconds: how often the processes are asked whether they have ended."""
 
@@ -60,13 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     axes = axes_of(options.vary, common)
     with contextlib.nullcontext() if options.dry_run else held(options.out):
         # ---- runs ------------------------------------------------------------------------------
-        sweep = Sweep.read(options.out) if is_sweep(options.out) else Sweep(options.out)
+        sweep = Sweep.read(options.out) if has_sweep(options.out) else Sweep(options.out)
         resolver = Resolver(common, here=not (options.print or options.dry_run))
         runs, notes = sweep.plan(resolver, options.seeds, options.symm, axes)
         sweep.arguments = common
         if not options.print:
-            sweep.threads = resolver.given.get("threads") or sweep.threads
-            sweep.threads = sweep.threads or max(usable_cores() // options.jobs, 1)
+            set_threads(sweep, resolver.given.get("threads"), options.jobs)
         for note in notes:
             print(f"notice: {note}", file=sys.stderr)
         if options.dry_run:
@@ -81,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
 
         # ---- run -------------------------------------------------------------------------------
-        sweep.environment = sweep.environment or environment()
+        sweep.environment = sweep.environment or environment_of_runs()
         for run in runs:
             run.failed = ""
         sweep.write()
@@ -111,20 +116,27 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--seeds", type=seed_list, default=[1, 2], metavar="SEEDS", help="as in 1-3,7 (1-2)")
-    add("--symm", type=symmetry, nargs="+", default=["none", "avg"], metavar="FORM")
+    forms = "forms, as --symm of lm.train has them (none avg)"
+    add("--symm", type=symmetry, nargs="+", default=["none", "avg"], metavar="FORM", help=forms)
     add(
         "--vary",
         nargs="+",
         action="append",
         default=[],
         metavar=("OPTION", "VALUE"),
-        help="an option of lm.train, and what it is to be; may be given for several options",
+        help="another option of lm.train and its values; may be given for several options, of "
+        "which every combination is run",
     )
-    add("--out", type=Path, default=Path("runs/sweep"), metavar="FOLDER", help="(runs/sweep)")
+    add("--out", type=Path, default=Path("runs/sweep"), metavar="FOLDER", help=FOLDER)
     add("--jobs", type=number(int, 1, 1024), default=1, metavar="N", help="runs at a time (1)")
     only = parser.add_mutually_exclusive_group().add_argument
     only("--dry-run", action="store_true", help="say what would be run, and run nothing")
-    only("--print", action="store_true", help="print the commands, each of which may be run by")
+    only(
+        "--print",
+        action="store_true",
+        help="print the commands, one a line, for the jobs of a cluster, and run nothing; each "
+        "begins its run, or goes on with it",
+    )
     only("--table", action="store_true", help="make the table of what is there, and run nothing")
     at = words.index("--") if "--" in words else len(words)
     options, unknown = parser.parse_known_args(words[:at])
@@ -142,17 +154,41 @@ def describe(sweep: Sweep, runs: Sequence[PlannedRun], jobs: int) -> None:
     values = {
         "folder": sweep.folder,
         "runs": f"{len(runs)}, of which {finished} are finished",
-        "at a time": f"{jobs}, with {sweep.threads} threads each",
+        "at a time": f"{jobs}, with --threads {sweep.threads} each",
         "arguments": shlex.join(sweep.arguments) or "none",
     }
     print_table(values, 12)
     print(f"\n{plan_table(runs)}")
 
 
+def set_threads(sweep: Sweep, wanted: int | None, jobs: int) -> None:
+    """Say how many threads each run has: what --threads says, else as many as fit the cores.
+
+    All runs of a sweep have the same, also those that are begun later with another --jobs: the
+    order of a sum, and so its last bits, depends on the number of threads.
+    """
+    cores = usable_cores()
+    if wanted is None and sweep.threads is not None and sweep.threads * jobs > cores > 1:
+        print(
+            f"notice: {jobs} at a time with {sweep.threads} threads each, as the sweep was begun, "
+            f"are more than the {cores} cores; --threads after the -- changes it",
+            file=sys.stderr,
+        )
+    sweep.threads = wanted or sweep.threads or max(cores // jobs, 1)
+
+
+def environment_of_runs() -> dict[str, Any]:
+    """What the runs are made with. Where there are GPUs, a process asks, and lets go of them."""
+    if not torch.cuda.is_available():
+        return environment()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(environment).result()
+
+
 def command_of(sweep: Sweep, run: PlannedRun, device: str | None = None) -> list[str]:
     """The command of a run, which begins it, goes on with it, or finds it finished."""
     command = [sys.executable, "-m", "lm.train", *sweep.arguments, *run.arguments]
-    if sweep.threads is not None:
+    if sweep.threads is not None and "threads" not in options_in(sweep.arguments):
         command += ["--threads", str(sweep.threads)]
     if device is not None:
         command += ["--device", device]
@@ -195,6 +231,9 @@ def run_all(
                     running.remove(ended)
                     run, process, device = ended
                     free.insert(0, device)
+                    if process.code() and watch.is_taken(run):  # by one that was a moment earlier
+                        waiting.append(run)
+                        continue
                     watch.ended(run, process.code() or 0, told)
                     sweep.write()
                 watch.show([run for run, _, _ in running])

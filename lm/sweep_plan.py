@@ -61,6 +61,11 @@ def seed_list(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def options_in(arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of lm.train that stand in arguments, by their names in a configuration."""
+    return given(_parse(arguments))
+
+
 def check_common(arguments: Sequence[str]) -> None:
     """Raise UserError for arguments that lm.train refuses, or that are not for all runs alike."""
     options = _parse(arguments)
@@ -89,14 +94,14 @@ def axes_of(vary: Iterable[Sequence[str]], arguments: Sequence[str]) -> dict[str
     Raises UserError for an option that lm.train has not, that takes no value, that cannot vary, or
     that stands in ``arguments``; and for a value that lm.train refuses.
     """
-    common = given(_parse(arguments))
+    common = options_in(arguments)
     axes: dict[str, list[str]] = {}
     for option, *values in vary:
         option = "--" + option.lstrip("-")
         if not values:
             raise UserError(f"--vary {option}: wants values, as in --vary lr 1 0.5")
         for value in values:
-            named = given(_parse([f"{option}={value}"]))
+            named = options_in([f"{option}={value}"])
         name = next(iter(named), "out")
         if name in ("out", "seed", "symm"):
             raise UserError(
@@ -189,7 +194,7 @@ class Resolver:
     def __init__(self, arguments: Sequence[str], here: bool) -> None:
         self.arguments = arguments
         self.here = here
-        self.given = given(_parse(arguments))
+        self.given = options_in(arguments)
         self._corpora: dict[str, tuple[int, int, Config]] = {}
 
     def __call__(self, own: Sequence[str]) -> tuple[Config, int, dict[str, int]]:
@@ -197,7 +202,7 @@ class Resolver:
 
         Raises UserError (or DataError) for what lm.train would refuse.
         """
-        config = resolve(given(_parse([*self.arguments, *own])))
+        config = resolve(options_in([*self.arguments, *own]))
         if self.here:
             device = resolve_device(config["device"])
             check_machine(config, device)
@@ -384,9 +389,23 @@ class Sweep:
         )
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether that folder holds a sweep."""
-    return (folder / _FILE).exists()
+def has_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep; UserError if it holds something else."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        raise UserError(f"{folder}: cannot be the folder of a sweep: it is a file") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {describe_os_error(error)}") from error
+    names = sorted(name for name in names if name != ".lock" and not is_file_aside(name))
+    if names and _FILE not in names:
+        raise UserError(
+            f"{folder}: is not empty and holds no sweep ({', '.join(names[:3])}); choose a new or "
+            "an empty folder"
+        )
+    return bool(names)
 
 
 @contextlib.contextmanager
@@ -397,7 +416,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(folder)
+        has_sweep(folder)
         lock = lock_folder(folder)
         remove_files_aside(folder)
     except (FileExistsError, NotADirectoryError):
@@ -409,12 +428,3 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    names = [name for name in os.listdir(folder) if name != ".lock" and not is_file_aside(name)]
-    if names and _FILE not in names:
-        raise UserError(
-            f"{folder}: is not empty and holds no sweep ({', '.join(sorted(names)[:3])}); choose "
-            "a new or an empty folder"
-        )

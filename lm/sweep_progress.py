@@ -31,8 +31,10 @@ class Watch:
         self.jobs = jobs
         self.live = sys.stderr.isatty()
         self._standings = {run.name: self._read(run) for run in runs}
-        self._done_at_first = self._done()
+        self._left_at_first = len(runs) - sum(self._fractions())
         self._busy = 0.0  # seconds of all processes
+        self._done = 0.0  # of how many runs' work, when it was last looked at
+        self._end: float | None = None  # as it was expected then
         self._clock = self._next = self._said = time.monotonic()
         self._taken: set[str] = set()
         self._running: set[str] = set()
@@ -93,6 +95,8 @@ class Watch:
         else:
             log = self.sweep.log_of(run)
             lines = last_lines(log, 5)
+            # It counts as neither done nor left.
+            self._left_at_first -= 1 - min(standing.step / run.steps, 1.0)
             run.failed = f"{how_it_ended(code)}: {lines[-1] if lines else 'without a word'}"
             self.say("\n    ".join([f"{run.name}: failed ({how_it_ended(code)}); {log}:", *lines]))
 
@@ -133,24 +137,25 @@ class Watch:
 
     def _left(self) -> str:
         """The time that is left, if the runs go on as they did since the sweep was started."""
-        done = self._done() - self._done_at_first
-        if done <= 0 or not self._busy:
+        left = [1 - fraction for fraction in self._fractions()]
+        done = self._left_at_first - sum(left)
+        if done != self._done and done > 0 and self._busy:
+            each = self._busy / done  # seconds of a run
+            self._end = self._clock + each * max(sum(left) / self.jobs, max(left))
+        self._done = done
+        if self._end is None:
             return "time left unknown"
-        fractions = self._fractions()
-        left = [1 - fraction for fraction in fractions]
-        seconds = max(sum(left) / self.jobs, max(left)) * self._busy / done
-        return f"about {datetime.timedelta(seconds=round(seconds))} left"
-
-    def _done(self) -> float:
-        """How many runs' work is done, each of which counts 1."""
-        return sum(self._fractions())
+        seconds = max(round(self._end - self._clock), 0)
+        return f"about {datetime.timedelta(seconds=seconds)} left"
 
     def _fractions(self) -> list[float]:
-        pairs = [(self._standings[run.name], run) for run in self.runs]
-        return [
-            1.0 if standing.finished or run.failed else min(standing.step / run.steps, 1.0)
-            for standing, run in pairs
-        ]
+        """How much of each run is done, of 1; of those that failed nothing is left to do."""
+        fractions = []
+        for run in self.runs:
+            standing = self._standings[run.name]
+            ended = standing.finished or run.failed
+            fractions.append(1.0 if ended else min(standing.step / run.steps, 1.0))
+        return fractions
 
     def _write(self, line: str) -> None:
         """Put a line in the place of the last one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.perplexity import Score, exponential
+from lm.perplexity import Score
 from lm.sweep_plan import PlannedRun, Sweep
 from symrnn.files import replacing, to_json
 from symrnn.training import CheckpointError
 from symrnn.training.loop import saved_progress
 from symrnn.training.run_folder import is_begun
 
-MEASURES = ("valid", "test", "best_epoch", "seconds")
+MEASURES = ("valid", "test", "valid_per_word", "test_per_word", "best_epoch", "seconds")
 """What a group has the mean and the standard deviation of, over its finished runs."""
 
 
@@ -24,15 +25,17 @@ COUNTS = ("training", "deployed", "recurrent")
 """Parameters: of the model in training, of the one that is deployed, and of its recurrence."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Standing:
     """How far a run has come, and what came of it so far. JSON.
 
     begun, finished: whether it is.
     epochs: that are finished.
     step: the last that was logged or saved.
-    valid: the best validation perplexity so far; best_epoch: its epoch. None before the first.
-    test: the test perplexity of that model; None before the end.
+    valid: the best validation perplexity so far, per token; best_epoch: its epoch. None before the
+        first validation.
+    test: the test perplexity of that model, per token; None before the end.
+    valid_per_word, test_per_word: the same per word, which compares between tokenizers.
     seconds: spent on it, up to its last checkpoint.
     """
 
@@ -43,6 +46,8 @@ class Standing:
     valid: float | None = None
     best_epoch: int | None = None
     test: float | None = None
+    valid_per_word: float | None = None
+    test_per_word: float | None = None
     seconds: float = 0.0
 
 
@@ -50,39 +55,49 @@ def standing_of(folder: Path, epochs: int) -> Standing:
     """How far the run of so many epochs in a folder has come; it may be running."""
     if not is_begun(folder):
         return Standing()
-    nats, step = [], 0
-    for line in _lines(folder / "metrics.jsonl"):
-        step = max(step, line.get("step", 0))
-        if "valid/loss" in line:
-            nats.append(float(line["valid/loss"]))
-    best = min(nats, default=None)
+    validations, last = _metrics(folder / "metrics.jsonl")
+    best = min(validations, key=lambda line: float(line["valid/loss"]), default=None)
     progress = _progress(folder / "last.safetensors")
-    tested = progress.get("tested")
-    return Standing(
+    tested = Score(**progress["tested"]) if progress.get("tested") else None
+    standing = Standing(
         begun=True,
-        finished=progress.get("epoch", 0) > epochs and tested is not None,
-        epochs=len(nats),
-        step=max(step, progress.get("step", 0)),
-        valid=None if best is None else exponential(best),
-        best_epoch=None if best is None else nats.index(best) + 1,
-        test=Score(**tested).perplexity if tested else None,
+        finished=tested is not None and progress["epoch"] > epochs,
+        epochs=len(validations),
+        step=max(last.get("step", 0), progress.get("step", 0)),
         seconds=progress.get("seconds", 0.0),
     )
+    if best is not None:
+        standing.valid = float(best["valid/perplexity"])
+        standing.valid_per_word = float(best["valid/word_perplexity"])
+        standing.best_epoch = int(best["epoch"])
+    if tested is not None:
+        standing.test, standing.test_per_word = tested.perplexity, tested.word_perplexity
+    return standing
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one may be torn."""
+def _metrics(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of metrics.jsonl that say of a validation, and the last line, {} if there is none.
+
+    They may be many, and they grow: only those lines are parsed.
+    """
+    validations, last = [], b"{}"
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):  # being written, or torn by a kill
+                break
+            last = line
+            if b'"valid/loss"' in line:
+                validations.append(_parsed(line))
+    return [line for line in validations if "valid/loss" in line], _parsed(last)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line of metrics.jsonl; {} if it is damaged."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict)]
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _progress(checkpoint: Path) -> dict[str, Any]:
@@ -173,7 +188,7 @@ def made_with(results: dict[str, Any]) -> str:
     lines = [f"command: `{command}`" for command in results["commands"]]
     made = results["environment"]
     if made is not None:
-        machine = f"{made['cpu']}, {made['cores']} cores, {results['threads']} threads a run"
+        machine = f"{made['cpu']}, {made['cores']} cores, --threads {results['threads']}"
         if made["gpus"]:
             machine += f"; {', '.join(made['gpus'])}, CUDA {made['cuda']}"
         lines += [
@@ -192,18 +207,20 @@ def markdown(results: dict[str, Any]) -> list[str]:
     what += [f"{config['epochs']} epochs"] if "epochs" in config else []
     if "data" in config:
         what.append(f"corpus `{Path(config['data']).name}`")
+    per_word = any(run["valid_per_word"] != run["valid"] for run in runs)
+    unit = "_per_word" if per_word else ""  # tokens may be others in each run, words are not
     words = (
-        f"{', '.join(what)}. Perplexity of the model that validated best, over every token of the "
-        "text in one stream with carried state; mean ± standard deviation over the finished runs "
-        "of each form."
+        f"{', '.join(what)}. Perplexity {'per word ' * per_word}of the model that validated best, "
+        "over every token of the text in one stream with carried state; mean ± standard deviation "
+        "over the finished runs of each row."
     )
     by_name = {run["name"]: run for run in runs}
     heads = ["weights", "valid", "test", "runs", "parameters", "deployed", "of these recurrent"]
     rows = [
         [
             group["label"].replace("|", "\\|"),
-            _with_spread(group["valid"], "{:.2f}"),
-            _with_spread(group["test"], "{:.2f}"),
+            _with_spread(group["valid" + unit], "{:.2f}"),
+            _with_spread(group["test" + unit], "{:.2f}"),
             _counted([by_name[name] for name in group["runs"]]),
             *(f"{group['parameters'][name]:,}" for name in COUNTS),
             _with_spread(group["best_epoch"], "{:.1f}"),
@@ -215,8 +232,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
         [
             run["name"],
             run["state"],
-            _or_dash(run["valid"], "{:.2f}"),
-            _or_dash(run["test"], "{:.2f}"),
+            _or_dash(run["valid" + unit], "{:.2f}"),
+            _or_dash(run["test" + unit], "{:.2f}"),
             _or_dash(run["best_epoch"], "{}"),
             f"{run['seconds'] / 60:.2f}",
         ]

@@ -143,18 +143,12 @@ class FileKind:
         Raises `error` if there is none to be read.
         """
         library = self._library(path)
+        refused = (OSError, MemoryError, library.SafetensorError, KeyError, TypeError, ValueError)
         try:
             with library.safe_open(path, "pt") as file:
                 meta: dict[str, Any] = self._entry(path, file.metadata() or {})["meta"]
-        except (
-            OSError,
-            MemoryError,
-            library.SafetensorError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as e:
-            raise self.error(f"{path}: its header cannot be read: {e}") from e
+        except refused as error:
+            raise self.error(f"{path}: its header cannot be read: {error}") from error
         return meta
 
     def is_at(self, path: Path) -> bool:
