@@ -333,14 +333,15 @@ class Sweep:
 
     def _check_same(self, resolver: Resolver) -> None:
         """Raise UserError unless the runs that the sweep has would still be the same."""
-        otherwise = "give the same arguments after the --, or another --out"
-        firsts = {run.label: run for run in reversed(self.runs)}.values()
-        for run in firsts:
-            for name in run.options.keys() & resolver.given.keys():
-                raise UserError(
-                    f"{self.folder}: holds a sweep in which {option_name(name)} varies: give it by "
-                    "--vary, or another --out"
-                )
+        varied = {name for run in self.runs for name in run.options} & resolver.given.keys()
+        if varied:
+            raise UserError(
+                f"{self.folder}: holds a sweep in which {option_name(min(varied))} varies: give it "
+                "by --vary, or another --out"
+            )
+        # The last two arguments are the seed.
+        firsts = {tuple(run.arguments[:-2]): run for run in reversed(self.runs)}
+        for run in firsts.values():
             now, _, _ = resolver(run.arguments)
             changed = [k for k in now if k != "data" and run.config.get(k) != now[k]]
             marks = [k for k in changed if k in MARKS]
@@ -349,8 +350,8 @@ class Sweep:
             ]
             if words:
                 raise UserError(
-                    f"{self.folder}: holds a sweep of other runs: {', '.join(words[:3])}: "
-                    f"{otherwise}"
+                    f"{self.folder}: holds a sweep of other runs: {', '.join(words[:3])}: give the "
+                    "same arguments after the --, or another --out"
                 )
 
     def _name(self, group: Sequence[PlannedRun], stems: set[str]) -> None:

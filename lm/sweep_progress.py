@@ -91,7 +91,7 @@ class Watch:
             )
         elif told and code in _STOPPED:
             run.failed = ""
-            self.say(f"{run.name}: saved in epoch {standing.epochs + 1}")
+            self.say(f"{self._place(run)}: saved")
         else:
             log = self.sweep.log_of(run)
             lines = last_lines(log, 5)
@@ -125,7 +125,7 @@ class Watch:
     def _place(self, run: PlannedRun) -> str:
         standing, epochs = self._standings[run.name], run.config["epochs"]
         if not standing.begun:
-            return f"{run.name} starting"
+            return f"{run.name} at its beginning"
         return f"{run.name} epoch {min(standing.epochs + 1, epochs)}/{epochs}"
 
     def _summary(self) -> str:
