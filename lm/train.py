@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # ---- data ------------------------------------------------------------------------------
         with world.agreeing():
             check_machine(config, run.device)
-        corpus, batches = world.one_first(lambda: _open_corpus(config, run.resumed))
+        corpus, batches = world.one_first(lambda: open_training_corpus(config, run.resumed))
         if world.first:
             _warn_of_untrained_unknown(config, corpus)
 
@@ -197,7 +197,9 @@ def _per_word(score: Score) -> str:
     return f" ({score.word_perplexity:.2f} a word)" if score.words != score.tokens else ""
 
 
-def _open_corpus(config: dict[str, Any], resumed: Path | None) -> tuple[Corpus, TrainBatches]:
+def open_training_corpus(
+    config: dict[str, Any], resumed: Path | None
+) -> tuple[Corpus, TrainBatches]:
     """The corpus of a run, and its windows.
 
     Raises UserError for what is no corpus, a text that is too short, and if a run to be resumed

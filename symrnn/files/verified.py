@@ -137,6 +137,20 @@ class FileKind:
             )
         return tensors, meta
 
+    def read_meta(self, path: Path) -> dict[str, Any]:
+        """`meta` alone, from the header, for a look at a file that may be large: not verified.
+
+        Raises `error` if there is none to be read.
+        """
+        library = self._library(path)
+        refused = (OSError, MemoryError, library.SafetensorError, KeyError, TypeError, ValueError)
+        try:
+            with library.safe_open(path, "pt") as file:
+                meta: dict[str, Any] = self._entry(path, file.metadata() or {})["meta"]
+        except refused as error:
+            raise self.error(f"{path}: its header cannot be read: {error}") from error
+        return meta
+
     def is_at(self, path: Path) -> bool:
         """Whether there is such a file, of any version, as far as its header tells."""
         library = self._library(path)

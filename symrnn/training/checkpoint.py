@@ -68,6 +68,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, *_KIND.read(path))
 
 
+def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `meta` of a checkpoint alone, from its header: quick, and not verified.
+
+    Raises CheckpointError if there is none to be read.
+    """
+    return _KIND.read_meta(Path(path))
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by the names that they have in a checkpoint; shared ones once."""
     seen: set[int] = set()

@@ -18,6 +18,7 @@ import torch
 
 from symrnn.files.errors import UserError
 from symrnn.symmetry import check_symmetry_name, list_symmetries, numbered_symmetries
+from symrnn.training.run_folder import is_begun
 
 SOFT_DEFAULTS: dict[str, Any] = {"soft_symmetry": 0.0, "soft_norm": 2}
 
@@ -113,6 +114,12 @@ def add_run_options(add: Callable[..., Any]) -> None:
         metavar="FOLDER",
         help="continue the run stored there (without FOLDER: in --out) exactly where it stopped",
     )
+    add(
+        "--auto-resume",
+        action="store_true",
+        default=None,
+        help="continue the run in --out if it was begun, and else begin it there",
+    )
     add("--seed", type=number(int, 0, 2**32 - 1), help="(1)")
     add_machine_options(add)
     add("--compile", action="store_true", default=None, help="run the model by torch.compile")
@@ -126,7 +133,7 @@ def add_run_options(add: Callable[..., Any]) -> None:
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """The options that stand on the command line, without those about the run's folder."""
-    apart = ("out", "resume", "dry_run")
+    apart = ("out", "resume", "auto_resume", "dry_run")
     return {k: v for k, v in vars(options).items() if v is not None and k not in apart}
 
 
@@ -180,7 +187,7 @@ def check_configuration(
             # A path may lead elsewhere by now. True is 1 in Python, but not here.
             same = value == found or (name == "data" and isinstance(found, str))
             if not same or isinstance(value, bool) != isinstance(found, bool):
-                _refuse(f"{_option(name)} should be {value!r}, got: {found!r}")
+                _refuse(f"{option_name(name)} should be {value!r}, got: {found!r}")
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: is damaged, cannot resume: {error}") from error
 
@@ -193,7 +200,7 @@ def _spelt(config: Mapping[str, Any]) -> list[str]:
     """The command line with those values; UserError for one that no option takes."""
     arguments = []
     for name, value in config.items():
-        option = _option(name)
+        option = option_name(name)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, (dict, list)):
                 _refuse(f"{option} should be flat, got: a {type(item).__name__}")
@@ -206,7 +213,8 @@ def _spelt(config: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
+    """The option that gives the value of that name in a configuration."""
     return "--" + name.removeprefix("num_").replace("_", "-")
 
 
@@ -218,7 +226,7 @@ def continued(config: dict[str, Any], given: Mapping[str, Any], folder: Path) ->
     for name, value in given.items():
         if name not in MACHINE and config.get(name) != value:
             raise UserError(
-                f"{_option(name)} {_shown(value)} contradicts the run in {folder}, which has "
+                f"{option_name(name)} {_shown(value)} contradicts the run in {folder}, which has "
                 f"{_shown(config.get(name))}: leave the option out to continue that run, or start "
                 "another with --out"
             )
@@ -238,8 +246,17 @@ def print_table(values: Mapping[str, object], width: int = 21) -> None:
 # ---- folders and machine -----------------------------------------------------------------------
 
 
-def folder_to_resume(resume: str | bool | None, out: Path | None) -> Path | None:
-    """The run's folder that --resume names, by itself or in --out; None for a new run."""
+def folder_to_resume(options: argparse.Namespace) -> Path | None:
+    """The run's folder that --resume names, by itself or in --out; None for a new run.
+
+    With --auto-resume it is --out, if that holds a run.
+    """
+    resume: str | bool | None = options.resume
+    out: Path | None = options.out
+    if options.auto_resume:
+        if out is None or resume is not None:
+            raise UserError("--auto-resume wants the run's folder by --out, and no --resume")
+        return out if is_begun(out) else None
     if resume is None:
         return None
     if isinstance(resume, bool):  # without a folder

@@ -39,6 +39,7 @@ from symrnn.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
+    load_meta,
     model_tensors,
     restore_model,
     save_checkpoint,
@@ -218,16 +219,17 @@ class Run:
         world = self.world
         with world.agreeing():
             self._out = options.out
-            self.resumed = folder_to_resume(options.resume, options.out)
             config: Config = {}
-            if self.resumed is None:
+            if world.first:  # of several machines it alone may see the folder
+                self.resumed = folder_to_resume(options)
+            if world.first and self.resumed is None:
                 config = resolve(given(options))
-            elif world.first:
+            elif self.resumed is not None:
                 self._folder = self._open.enter_context(RunFolder.open(self.resumed))
                 config = resume(self._folder.config, given(options), self.resumed)
                 if self._folder.last.exists():
                     self._checkpoint = _last_checkpoint(self._folder, config)
-        config = world.share(lambda: config)
+        self.resumed, config = world.share(lambda: (self.resumed, config))
         with world.agreeing():
             self.device = world.device(config["device"])
             set_threads(config["threads"])
@@ -525,6 +527,20 @@ class Run:
                 }
                 print_table({**results(), **time_and_memory})
         return 0 if self._finished or self._ended_by is None else 128 + self._ended_by
+
+
+def saved_progress(path: Path) -> dict[str, Any]:
+    """Where the run stands whose checkpoint that is: the fields of its :class:`Progress`.
+
+    From the header alone, which is quick, and not verified. Raises CheckpointError if there is none
+    to be read.
+    """
+    try:
+        state = dict(load_meta(path)["state"]["dict"])  # packed; the rest of it wants the tensors
+        progress: dict[str, Any] = unpack_state({}, state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {error!r}") from error
+    return progress
 
 
 def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:

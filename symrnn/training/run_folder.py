@@ -26,6 +26,10 @@ _CONFIG, _LOCK = "config.json", ".lock"
 _OF_A_RUN = (_CONFIG, "last.safetensors", "best.safetensors", "metrics.jsonl")
 
 
+class InUseError(UserError):
+    """Another process holds the folder."""
+
+
 class RunFolder:
     """The folder of one run, held by this process until `close`, `with` ends, or it dies.
 
@@ -68,7 +72,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             _refuse_if_used(path)
-            lock = _lock(path)
+            lock = lock_folder(path)
             _refuse_if_used(path)  # once more: another process may have come between
             remove_files_aside(path)
             with replacing(path / _CONFIG) as new:
@@ -100,7 +104,7 @@ class RunFolder:
                 raise UserError(f"{path}: no run to resume: {what}")
             if not config_path.is_file():
                 raise UserError(f"{path}: no run to resume: the folder holds no {_CONFIG}")
-            lock = _lock(path)
+            lock = lock_folder(path)
             remove_files_aside(path)
             config = json.loads(config_path.read_bytes())
             if not isinstance(config, dict):
@@ -174,8 +178,12 @@ def _refuse_if_used(path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int | None:
-    """Takes the folder's lock and returns the descriptor that holds it; None if there are none."""
+def lock_folder(path: Path) -> int | None:
+    """Takes the folder's lock and returns the descriptor that holds it; None if there are none.
+
+    Raises InUseError if another process holds it, UserError if its file is no plain file, OSError
+    if that cannot be made.
+    """
     if fcntl is None:
         return None
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -194,7 +202,7 @@ def _lock(path: Path) -> int | None:
     except BlockingIOError:
         holder = os.read(descriptor, 20).decode(errors="replace").strip() or "of unknown number"
         os.close(descriptor)
-        raise UserError(
+        raise InUseError(
             f"{path}: is in use by process {holder}; wait for its end, or choose another folder"
         ) from None
     except OSError as error:
@@ -209,6 +217,29 @@ def _lock(path: Path) -> int | None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def is_begun(path: Path) -> bool:
+    """Whether that folder holds a run, which `RunFolder.open` opens."""
+    return (path / _CONFIG).is_file()
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether another process holds the lock of that folder; asked of one that is not starting.
+
+    It is asked by taking the lock for a moment, in which nobody else can.
+    """
+    if not (path / _LOCK).exists():
+        return False
+    try:
+        lock = lock_folder(path)
+    except InUseError:
+        return True
+    except (OSError, UserError):  # whoever opens the folder has words for it
+        return False
+    if lock is not None:
+        os.close(lock)
+    return False
 
 
 def _no_lock(path: Path) -> UserError:

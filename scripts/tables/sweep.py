@@ -1,0 +1,38 @@
+"""The table of a sweep as a report, with how it was made.
+
+    python scripts/tables/sweep.py runs/ptb --out results/ptb_seeds.md --title 'Five seeds'
+
+Reads the table.json that python -m lm.sweep writes; trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from report import make_parser, write_report
+
+from lm.sweep_results import made_with, markdown
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("sweep", type=Path, metavar="FOLDER", help="that of the sweep")
+    parser.add_argument("--out", type=Path, required=True, help="a .md; a .json stands beside it")
+    parser.add_argument("--title", default="Perplexity over seeds", help="(Perplexity over seeds)")
+    parser.add_argument("--note", action="append", default=[], help="a paragraph above the table")
+    options = parser.parse_args()
+    table = options.sweep / "table.json"
+    if not table.exists():
+        parser.error(f"there is no {table}: python -m lm.sweep --table --out {options.sweep}")
+    results = json.loads(table.read_text())
+    words, *tables = markdown(results)
+    runs = f"The runs:\n\n{made_with(results)}"
+    write_report(options.out, options.title, [runs, words, *options.note, *tables])
+    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
