@@ -8,8 +8,10 @@ Reads the table.json that python -m lm.sweep writes; trains nothing.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from report import make_parser, write_report
@@ -27,11 +29,27 @@ def main() -> None:
     table = options.sweep / "table.json"
     if not table.exists():
         parser.error(f"there is no {table}: python -m lm.sweep --table --out {options.sweep}")
-    results = json.loads(table.read_text())
+    results = portable(json.loads(table.read_text()))
     words, *tables = markdown(results)
     runs = f"The runs:\n\n{made_with(results)}"
     write_report(options.out, options.title, [runs, words, *options.note, *tables])
     options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def portable(value: Any) -> Any:
+    """JSON whose absolute paths are names: where they lay on this machine means nothing elsewhere.
+
+    Those within commands too.
+    """
+    if isinstance(value, dict):
+        return {name: portable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [portable(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("/"):
+        return Path(value).name
+    return re.sub(r"(?<=[ =])/[^ ]*/(?=[^ /]+)", "", value)
 
 
 if __name__ == "__main__":
