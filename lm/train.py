@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=config["steps"] * config["batch_size"],
             unit="tok",
             lowest_is_best=True,
+            facts=_facts(config, corpus, model),
             meta={"codec": corpus.codec.state()},
         )
         for epoch in run.epochs(config["epochs"]):
@@ -242,6 +243,24 @@ def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
         if not any(Unknown.of(text, corpus.codec).count for text in (corpus.valid, corpus.test)):
             return
     print(f"notice: {UNTRAINED}: {_unknown(corpus)}{remedy}", file=sys.stderr)
+
+
+def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict[str, str]:
+    """What is trained, and on what, in words."""
+    tokens = [f"{split} {corpus.split(split).tokens:,}" for split in ("train", "valid", "test")]
+    form = f"full weights, penalty {config['soft_symmetry']:g}"
+    if not config["soft_symmetry"]:
+        symmetric = {"hidden": model.rnn.symm_hh, "input": model.rnn.symm_ih}
+        gates = [f"{weights} {names}" for weights, names in symmetric.items() if names]
+        form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
+    counts = counts_of(model, corpus.codec)
+    return {
+        "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
+        "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
+        f"embedding {config['embedding_size']}, {form}",
+        "parameters": f"{counts['parameters, training']}, of these recurrent "
+        f"{counts['parameters, recurrent']}",
+    }
 
 
 def _folder_name(config: dict[str, Any]) -> str:

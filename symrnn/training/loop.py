@@ -54,6 +54,7 @@ from symrnn.training.command_line import (
 )
 from symrnn.training.interrupt import SIGNALS, Interrupt, Stopped
 from symrnn.training.process import environment, keep_freed_memory, peak_memory, set_threads
+from symrnn.training.progress import progress_bar
 from symrnn.training.run_folder import RunFolder
 from symrnn.training.state import check_like, pack_state, unpack_state
 from symrnn.training.tracker import Tracker
@@ -249,6 +250,7 @@ class Run:
         batch_size: int,
         unit: str,
         lowest_is_best: bool,
+        facts: Mapping[str, object] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
         """Make the folder of a new run; take up the last checkpoint of another; open the logs.
@@ -257,6 +259,7 @@ class Run:
         batches, batch_size, unit: how many batches are in an epoch, how much is in each, and of
             what.
         lowest_is_best: of what :meth:`keep_best` compares.
+        facts: what is trained and on what, to be printed before the first step.
         meta: what a checkpoint's meta holds beside configuration and state.
         """
         self.learner = learner
@@ -280,6 +283,8 @@ class Run:
             print(f"continuing after step {progress.step}, in epoch {progress.epoch}", flush=True)
         if self._folder is None or self._finished:
             return
+        length = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)} of {batches:,} steps"
+        print_table({**(facts or {}), "runs on": self._place(), "length": length}, 16)
         step = progress.step if begun else None
         self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
         if not begun:
@@ -287,6 +292,18 @@ class Run:
             facts = {**environment(), "processes": self.world.size}
             lines = [f"    {name}: {value}" for name, value in facts.items()]
             self._tracker.text("environment", "\n".join(lines))
+
+    def _place(self) -> str:
+        """Where the run happens, in words."""
+        threads = torch.get_num_threads()
+        place = [f"{self.device} ({threads} thread{'s' * (threads > 1)})"]
+        if self.device.type != "cpu":
+            place = [f"{self.device} ({torch.cuda.get_device_name(self.device)})"]
+        if self.world.size > 1:
+            place.append(f"{self.world.size} processes")
+        place += [f"backend {self.config['backend']}"] if "backend" in self.config else []
+        place += [str(self.config["precision"])] if "precision" in self.config else []
+        return ", ".join(place)
 
     def _restore(self) -> bool:
         """Take up the run's last checkpoint, in all processes; whether there is one."""
@@ -366,15 +383,11 @@ class Run:
         progress = self.progress
         self._since = (time.perf_counter(), progress.batch)
         self.learner.model.train()
-        self._bar = _progress_bar(
+        self._bar = progress_bar(
             total=self.batches * self._batch_size,
             initial=progress.batch * self._batch_size,
             desc=f"epoch {progress.epoch}/{self.config['epochs']}",
             unit=self._unit,
-            unit_scale=True,
-            leave=False,
-            dynamic_ncols=True,
-            disable=None,  # where nobody watches, the line at the end of each epoch is enough
         )
         with self._bar:
             for batch in batches:
@@ -556,23 +569,3 @@ def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
                 f"{config[name]!r} in config.json"
             )
     return checkpoint
-
-
-def _progress_bar(**options: Any) -> Any:
-    """tqdm's, or where it is not installed, one that shows nothing."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return _NoBar()
-    return tqdm(**options)
-
-
-class _NoBar(contextlib.nullcontext[None]):
-    def update(self, _: int) -> None:
-        pass
-
-    def set_postfix_str(self, _: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

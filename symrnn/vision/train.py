@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=batch_size,
             unit="img",
             lowest_is_best=False,
+            facts=_facts(config, dataset, model),
         )
         told = 0  # of how many unreadable files was said
         for epoch in run.epochs(config["epochs"]):
@@ -229,6 +230,22 @@ def _check_soft_symmetry(config: dict[str, Any], model: nn.Module) -> None:
             soft_symmetry_penalty(model, config["soft_norm"], where)
         except (TypeError, ValueError) as error:
             raise UserError(f"--soft-symmetry {config['soft_symmetry']}: {error}") from error
+
+
+def _facts(config: dict[str, Any], dataset: Dataset, model: nn.Module) -> dict[str, str]:
+    """What is trained, and on what, in words."""
+    form = "full weights"
+    if config["soft_symmetry"]:
+        form += f", penalty {config['soft_symmetry']:g}"
+    elif config["symm"] != "none":
+        form = f"{config['symm']} ({config['axes']})"
+    shared = f", shared by {config['share']}" if config["share"] != "none" else ""
+    return {
+        "pictures": f"{dataset.name}: train {dataset.train_size:,}, valid {dataset.val_size:,}; "
+        f"{len(dataset.classes):,} classes",
+        "model": f"{config['model']}, {form}{shared}",
+        "parameters": counts_of(model)["parameters, training"],
+    }
 
 
 def _folder_name(config: dict[str, Any]) -> str:

@@ -17,8 +17,9 @@ import lm.generate
 import lm.train
 from data import open_corpus
 from lm.model import LanguageModel
+from lm.saved import load_saved
 from lm.spectrum import compare_spectra, spectrum_figure
-from symrnn import native, open_packed
+from symrnn import count_parameters, native, open_packed
 from symrnn.files import UserError
 from symrnn.rnn import list_backends
 from symrnn.training import load_checkpoint
@@ -158,7 +159,16 @@ def test_what_a_run_leaves_behind(
 
     report = capsys.readouterr().out
     assert report.splitlines()[0] == f"the run is kept in {out}"
-    assert report.splitlines()[1].startswith("epoch  1/2  lr 1 ")
+    count = count_parameters(load_saved(out / "best.safetensors", torch.device("cpu")).model)
+    assert report.splitlines()[1:4] == [
+        "corpus           corpus: train 457, valid 111, test 90 tokens; 21 types",
+        "model            lstm, 2 layers of 8, embedding 8, avg (hidden ifgo)",
+        f"parameters       {count.training:,}, of these recurrent {count.recurrent:,}",
+    ]
+    assert report.splitlines()[4].startswith("runs on          cpu (")
+    assert report.splitlines()[4].endswith("backend auto, fp32")
+    assert report.splitlines()[5].startswith("length           2 epochs of ")
+    assert report.splitlines()[6].startswith("epoch  1/2  lr 1 ")
     assert f"test perplexity       {lines[-1]['test/perplexity']:.2f}" in report
     assert "best possible" not in report
 
@@ -185,7 +195,7 @@ def test_rare_words_stand_for_the_unknown(
     shares = {"valid": 2 / tokens["valid"], "test": 3 / tokens["test"]}
     parts = [f"{2 + i} ({share:.2%} of tokens)" for i, share in enumerate(shares.values())]
     assert f"unknown words         valid {parts[0]}, test {parts[1]}\n" in said.out
-    assert f"  unknown words {parts[0]}  " in said.out.splitlines()[1]
+    assert f"  unknown words {parts[0]}  " in said.out.splitlines()[6]
     for split, share in shares.items():
         assert value_of(out, f"{split}/unknown_share") == pytest.approx(share)
     config = json.loads((out / "config.json").read_text())

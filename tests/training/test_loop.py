@@ -266,9 +266,11 @@ def test_the_report_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixt
         assert run.end(lambda: {"best loss": "3"}) == 130
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"the run is kept in {tmp_path / 'a run'}"
-    assert lines[2] == "interrupted in epoch 2; to go on:"
-    assert lines[3] == f"  python -m toy --resume '{tmp_path / 'a run'}'"
-    assert [line[:22] for line in lines[4:]] == [
+    assert lines[1].startswith("runs on          cpu (")
+    assert lines[2] == "length           3 epochs of 5 steps"
+    assert lines[4] == "interrupted in epoch 2; to go on:"
+    assert lines[5] == f"  python -m toy --resume '{tmp_path / 'a run'}'"
+    assert [line[:22] for line in lines[6:]] == [
         "best loss             ",
         "time                  ",
         "peak memory           ",
@@ -285,7 +287,7 @@ def test_after_sigterm_there_is_no_report(
         started(run, "--out", tmp_path / "run")
         train(run, interrupt_at=7, number=signal.SIGTERM)
         assert run.end(measured) == 143
-    assert capsys.readouterr().out.splitlines()[1:] == [
+    assert capsys.readouterr().out.splitlines()[3:] == [
         "",
         "interrupted in epoch 2; to go on:",
         f"  python -m toy --resume {tmp_path / 'run'}",

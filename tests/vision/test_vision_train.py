@@ -263,7 +263,8 @@ def test_what_a_run_leaves_behind(
 
     report = capsys.readouterr().out
     assert report.splitlines()[0] == f"the run is kept in {out}"
-    assert report.splitlines()[1].startswith("epoch   1/2  lr 0.05 ")
+    assert report.splitlines()[1] == "pictures         set: train 28, valid 12; 4 classes"
+    assert report.splitlines()[6].startswith("epoch   1/2  lr 0.05 ")
     best = max(valid, key=lambda line: line["valid/accuracy"])
     assert f"best model            epoch {best['epoch']:.0f}, {out}/best.safetensors" in report
     assert f"best accuracy         {best['valid/accuracy']:.2f} %" in report
