@@ -110,6 +110,8 @@ def label_of(config: Mapping[str, Any]) -> str:
     if config["soft_symmetry"]:
         norm = "" if config["soft_norm"] == 2 else f", {config['soft_norm']}-norm"
         parts.append(f"soft {config['soft_symmetry']:g}{norm}")
+    if config["precision"] != "fp32":
+        parts.append(config["precision"])
     return ", ".join([*parts, f"seed {config['seed']}"])
 
 
