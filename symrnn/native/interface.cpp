@@ -27,6 +27,15 @@ int check_map(const symrnn_map *map, int64_t from, int64_t to) {
     return SYMRNN_OK;
 }
 
+int check_skew(const symrnn_product &w, bool folded) {
+    const symrnn_skew &skew = *w.skew;
+    if (!skew.packed) return SYMRNN_NULL;
+    if (skew.rank < 1 || skew.rank > MAX_ELEMENTS / w.rows || skew.gates < 1 ||
+        skew.gates >= 1 << w.gates || w.rows != w.columns || !aligned(skew.packed))
+        return SYMRNN_SIZE;
+    return folded ? SYMRNN_MAP : SYMRNN_OK;
+}
+
 int check_product(const symrnn_product *w, bool transposed) {
     if (!w) return SYMRNN_NULL;
     if (!known(w->dtype) || (transposed && w->dtype == SYMRNN_INT8)) return SYMRNN_DTYPE;
@@ -60,7 +69,8 @@ int check_product(const symrnn_product *w, bool transposed) {
         if (t.outputs)
             if (int bad = check_map(t.outputs_adjoint, w->rows, t.rows)) return bad;
     }
-    return served == all ? SYMRNN_OK : SYMRNN_SIZE;
+    if (served != all) return SYMRNN_SIZE;
+    return w->skew ? check_skew(*w, folded) : SYMRNN_OK;
 }
 
 int check_steps(int64_t steps, int64_t batch, const int64_t *lengths) {
@@ -78,6 +88,7 @@ bool too_many(int64_t steps, int64_t batch, const symrnn_product *w, const symrn
     for (const symrnn_product *product : {w, v}) {
         if (!product) continue;
         side = std::max<int64_t>({side, product->rows, product->columns});
+        if (product->skew) side = std::max<int64_t>(side, 2 * int64_t(product->skew->rank));
         for (int n = 0; n < product->terms; ++n)
             side = std::max<int64_t>({side, product->term[n].rows, product->term[n].columns});
     }

@@ -78,6 +78,12 @@ class Term(ctypes.Structure):
     )
 
 
+class Skew(ctypes.Structure):
+    """struct symrnn_skew"""
+
+    _fields_ = (("rank", c_int32), ("gates", c_int32), ("packed", c_void_p))
+
+
 class Product(ctypes.Structure):
     """struct symrnn_product"""
 
@@ -88,6 +94,7 @@ class Product(ctypes.Structure):
         ("columns", c_int32),
         ("terms", c_int32),
         ("term", POINTER(Term)),
+        ("skew", POINTER(Skew)),
     )
 
 

@@ -16,6 +16,8 @@ struct Multiplication {
     const void *packed;
     int symmetric;  // 0, or the side of a free block in tiles
     bool transposed;
+    bool narrow;    // of a full matrix, if transposed: whether it is but a few tiles wide, and summed
+                    // up one column of tiles after the other
     bool prefetch;  // whether to prefetch tiles for many vectors
     int64_t ahead;  // how many tiles ahead to prefetch for few; 0 for not
     int gates;
@@ -37,6 +39,7 @@ struct PartialSums {
         int64_t first, last;  // tiles
     } sum[MAX];
     int64_t stride, gate;     // elements from one tile, and one gate, to the next
+    const void *skew = nullptr;  // numbers to be added to the sums, blocked alike; or null
 
     // Of an int8 product the sums are integers, which stand for
     // (sum - offset · row_sum) · (scale · step): of gate g, row_sum and scale (rows), step (B).

@@ -174,6 +174,36 @@ static void few_full_transposed(const S *tile, int64_t tiles, int64_t stride, co
         }
 }
 
+// The same of one column of tiles, which are `step` apart: y[moving] += Σ Mᵀ · x[fixed].
+template <typename T, typename S, int batch>
+static void few_narrow_transposed(const S *tile, int64_t step, int64_t tiles, int64_t stride,
+                                  const T *x, T *y) {
+    typedef typename Register<T>::type V;
+    constexpr int COLUMNS = columns_at_once<T, batch>();
+    V sum[batch][16];
+    for (int k0 = 0; k0 < 16; k0 += COLUMNS) {
+        V own[batch][COLUMNS] = {};
+        for (int64_t q = 0; q < tiles; ++q) {
+            // Hardware prefetchers do not see that these tiles follow each other.
+            if (k0 == 0) prefetch_ahead(tile + q * step, 4 * step / TILE);
+            Block<T> fixed[batch];
+            UNROLLED for (int b = 0; b < batch; ++b) fixed[b] = load(x + q * stride + 16 * b);
+            UNROLLED for (int k = 0; k < COLUMNS; k += 2) {
+                Block<T> v, w;
+                load_columns(tile + q * step, k0 + k, v, w);
+                UNROLLED for (int b = 0; b < batch; ++b)
+                    UNROLLED for (int n = 0; n < Block<T>::REGISTERS; ++n) {
+                        own[b][k] = v.reg[n] * fixed[b].reg[n] + own[b][k];
+                        own[b][k + 1] = w.reg[n] * fixed[b].reg[n] + own[b][k + 1];
+                    }
+            }
+        }
+        UNROLLED for (int b = 0; b < batch; ++b)
+            UNROLLED for (int k = 0; k < COLUMNS; ++k) sum[b][k0 + k] = own[b][k];
+    }
+    UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, load(y + 16 * b) + sums<T>(sum[b]));
+}
+
 // -- many vectors: tiles stay in L1, and are transposed there where needed.
 
 // The most vectors whose sums fit in registers.
@@ -287,8 +317,27 @@ INLINE void few_panel(const Multiplication &m, const S *tile, const Panel &panel
     else few_full<T, S, batch>(tile, panel.last, m.ahead, m.stride, x, y + home);
 }
 
+template <typename T, typename S, int batch>
+static void multiply_narrow(const Multiplication &m) {
+    const int64_t step = m.columns * m.gates * TILE;
+    for (int g = 0; g < m.gates; ++g)
+        for (int64_t q = 0; q < m.columns; ++q)
+            few_narrow_transposed<T, S, batch>(
+                static_cast<const S *>(m.packed) + m.first * step + (g * m.columns + q) * TILE, step,
+                m.last - m.first, m.stride,
+                static_cast<const T *>(m.x) + m.gate[g] * m.x_gate + m.first * m.stride,
+                static_cast<T *>(m.y) + m.gate[g] * m.y_gate + q * m.stride);
+}
+
 template <typename T, typename S>
 static void multiply(const Multiplication &m) {
+    if (m.narrow) switch (m.batch) {
+        case 1: return multiply_narrow<T, S, 1>(m);
+        case 2: return multiply_narrow<T, S, 2>(m);
+        case 3: return multiply_narrow<T, S, 3>(m);
+        case 4: return multiply_narrow<T, S, 4>(m);
+        default: break;
+        }
     const S *tile = static_cast<const S *>(m.packed) +
                     panel_start(m.symmetric, m.columns, m.gates, m.first);
     for (int64_t index = m.first; index < m.last; ++index) {
@@ -368,17 +417,24 @@ INLINE Block<float> int8_sum_of(const PartialSums &sums, int gate, int64_t tile,
     return y;
 }
 
+// With what is to be added to a sum.
+template <typename T>
+INLINE Block<T> with_skew(const PartialSums &sums, int64_t offset, const Block<T> &x) {
+    return sums.skew ? x + load(static_cast<const T *>(sums.skew) + offset) : x;
+}
+
 // Row b of a tile, 16 elements: the sum of the partial sums that cover it.
 template <typename T>
 INLINE Block<T> sum_of(const PartialSums &sums, int gate, int64_t tile, int64_t b) {
     const int64_t offset = gate * sums.gate + tile * sums.stride + 16 * b;
     if constexpr (sizeof(T) == 4)
-        if (sums.integers) return int8_sum_of(sums, gate, tile, b, offset);
+        if (sums.integers)
+            return with_skew(sums, offset, int8_sum_of(sums, gate, tile, b, offset));
     Block<T> x = splat<T>(0);
     for (int s = 0; s < sums.count; ++s)
         if (tile >= sums.sum[s].first && tile < sums.sum[s].last)
             x = x + load(static_cast<const T *>(sums.sum[s].at) + offset);
-    return x;
+    return with_skew(sums, offset, x);
 }
 
 template <typename T>

@@ -98,8 +98,12 @@ struct Slices {
     int64_t tiles;
     bool small;  // whether the caller alone computes all slices
 
-    Slices(Team &team, int shares, int64_t side, int64_t batch)
-        : team(team), shares(shares), tiles(tiles_of(side)), small(side * batch < WORTH_A_PHASE) {}
+    // skew: whether skew parts are computed there too.
+    Slices(Team &team, int shares, int64_t side, int64_t batch, bool skew = false)
+        : team(team),
+          shares(shares),
+          tiles(tiles_of(side)),
+          small(side * batch < WORTH_A_PHASE && !skew) {}
 
     template <typename Work>
     void each(const Work &work) const {
@@ -143,6 +147,8 @@ class Forward {
 
     void run(Team &team) {
         const Slices slices(team, shares_, side_, steps_.batch);
+        const bool skew = layer_.hh->skew || (layer_.ih && layer_.ih->skew);
+        const Slices of_steps(team, shares_, side_, steps_.batch, skew);
         const int64_t stride = steps_.batch * SIDE;
         slices.each([&](int, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.h0, steps_.first, side_), steps_.batch, side_, stride, first,
@@ -166,7 +172,9 @@ class Forward {
             const int64_t next = cursor.row();
             cursor.move_to(t);
             const int64_t ahead = n + 1 < steps_.count ? next - cursor.row() : 0;
-            slices.each([&](int, int64_t first, int64_t last) {
+            of_steps.each([&](int share, int64_t first, int64_t last) {
+                hh_.add_skew(share, first, last, 0, length);
+                if (layer_.ih) ih_.add_skew(share, first, last, cursor.own(), length);
                 step(first, last, cursor, length, ahead);
             });
         }
@@ -253,7 +261,7 @@ class Backward {
     }
 
     void run(Team &team) {
-        const Slices slices(team, shares_, side_, steps_.batch);
+        const Slices slices(team, shares_, side_, steps_.batch, layer_.hh->skew);
         const int64_t stride = steps_.batch * SIDE, own = steps_.first;
         slices.each([&](int, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.d_hn, own, side_), steps_.batch, side_, stride, first, last,
@@ -263,8 +271,10 @@ class Backward {
         });
         RowCursor cursor(steps_, !steps_.reverse), before(steps_, !steps_.reverse);
         int64_t added = 0;  // sequences whose last product is still to be added to d_h_
-        const auto add = [&](int64_t first, int64_t last) {
-            if (added) kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, added * SIDE);
+        const auto add = [&](int share, int64_t first, int64_t last) {
+            if (!added) return;
+            hh_.add_skew(share, first, last, 0, added);
+            kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, added * SIDE);
         };
         for (int64_t n = steps_.count - 1; n >= 0; --n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
@@ -272,15 +282,15 @@ class Backward {
             const int64_t running_before = n > 0 ? steps_.length(steps_.at(n - 1)) : 0;
             cursor.move_to(t);
             if (n > 0) before.move_to(steps_.at(n - 1));
-            slices.each([&](int, int64_t first, int64_t last) {
-                add(first, last);
+            slices.each([&](int share, int64_t first, int64_t last) {
+                add(share, first, last);
                 step(first, last, cursor.row(), length, before.row(), running_before);
             });
             hh_.run(team, d_hidden_, length);
             added = length;
         }
-        slices.each([&](int, int64_t first, int64_t last) {
-            add(first, last);
+        slices.each([&](int share, int64_t first, int64_t last) {
+            add(share, first, last);
             from_blocks(d_h_, steps_.batch, side_, stride, first, last,
                         rows_of<T>(a_.d_h0, own, side_));
             if (layer_.mode == SYMRNN_LSTM)

@@ -36,11 +36,16 @@ struct Multiply {
                 for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
                     blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
                         i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
-        for (int n = 0; n < repeat; ++n) product.run(team, blocked, batch);
+        const auto first = [&](int share) { return y_tiles * share / shares; };
+        for (int n = 0; n < repeat; ++n) {
+            product.run(team, blocked, batch);
+            if (w.skew) team.each(shares, [&](int share) {
+                product.add_skew(share, first(share), first(share + 1), 0, batch);
+            });
+        }
         team.each(shares, [&](int share) {
             const PartialSums sums = product.partial_sums(0);
-            for (int64_t tile = y_tiles * share / shares; tile < y_tiles * (share + 1) / shares;
-                 ++tile) {
+            for (int64_t tile = first(share); tile < first(share + 1); ++tile) {
                 const int64_t count = std::min(SIDE, y_side() - tile * SIDE);
                 for (int g = 0; g < y_gates(); ++g)
                     for (int64_t b = 0; b < batch; ++b)

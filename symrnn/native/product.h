@@ -64,11 +64,13 @@ T element(const PartialSums &sums, int gate, int64_t tile, int64_t b, int64_t i)
         memcpy(&part, static_cast<const char *>(one.at) + at * sizeof part, sizeof part);
         integer += part;
     }
-    if (!sums.integers) return number;
-    const PartialSums::Integers &of = sums.of[gate];
-    const int64_t row = tile * SIDE + i;
-    integer -= sums.offset * of.row_sum[row];
-    return static_cast<T>(static_cast<float>(integer) * (of.scale[row] * of.step[b]));
+    if (sums.integers) {
+        const PartialSums::Integers &of = sums.of[gate];
+        const int64_t row = tile * SIDE + i;
+        integer -= sums.offset * of.row_sum[row];
+        number = static_cast<T>(static_cast<float>(integer) * (of.scale[row] * of.step[b]));
+    }
+    return sums.skew ? number + static_cast<const T *>(sums.skew)[at] : number;
 }
 
 // A product by a thread team: y (G, H) = W · x (C), or transposed y (C) = Σ W[g]ᵀ · x (G, H).
@@ -76,6 +78,10 @@ T element(const PartialSums &sums, int gate, int64_t tile, int64_t b, int64_t i)
 // Each share computes a partial sum. Without maps the result is the partial sums of all shares. With
 // maps the product is folded: the partial sums are added, then the output maps are applied.
 // `partial_sums` says where the result is.
+//
+// A skew part takes no phase of its own. While a share multiplies it computes [U V]ᵀ · x over its
+// range of x. Whoever reads a range of the result calls `add_skew` before, which adds these up and
+// makes of them the skew part of that range.
 template <typename T>
 class Product {
   public:
@@ -110,6 +116,11 @@ class Product {
             bytes_ += operands(n) * term_[n].in;
             steps_ += operands(n) * capacity;
         }
+        if (w.skew) {
+            for (int g = 0; g < w.gates; ++g)
+                if (w.skew->gates >> g & 1) skew_gate_[skew_gates_++] = g;
+            skew_gate_size_ = skew_tiles() * stride_;
+        }
         for (int share = 0; share < shares; ++share) {
             for (int n = 0; n < w.terms; ++n) panels_[n][share] = panels_of(n, share);
             touched_[share] = touched_by(share);
@@ -125,6 +136,11 @@ class Product {
         if (int8()) {
             arena.reserve(bytes_at_, bytes_ * shares_);
             arena.reserve(steps_at_, steps_ * shares_);
+        }
+        if (w_.skew) {
+            arena.reserve(on_factors_, w_.gates * skew_gate_size_ * shares_);
+            arena.reserve(swapped_, w_.gates * skew_gate_size_ * shares_);
+            arena.reserve(skew_, y_gates_ * y_gate_);
         }
     }
 
@@ -148,9 +164,28 @@ class Product {
         b.complete(team, batch);
     }
 
+    // Computes the skew part in tiles first … last-1 of the result, rows b … b + batch - 1. Called by a
+    // share of the phase that reads them.
+    void add_skew(int share, int64_t first, int64_t last, int64_t b, int64_t batch) {
+        if (!w_.skew || first == last) return;
+        for (int g = 0; g < y_gates_; ++g)
+            for (int64_t tile = first; tile < last; ++tile)
+                memset(skew_ + g * y_gate_ + tile * stride_ + b * SIDE, 0, batch * SIDE * sizeof(T));
+        T *const z = swapped_ + share * w_.gates * skew_gate_size_;
+        for (int k = 0; k < skew_gates_; ++k) swap_factors(skew_gate_[k], b, batch, z);
+        Multiplication m = by_factors(first, last, batch);
+        m.transposed = m.narrow = false;
+        m.x = z + b * SIDE;
+        m.x_gate = skew_gate_size_;
+        m.y = skew_ + b * SIDE;
+        m.y_gate = transposed_ ? 0 : y_gate_;
+        call_kernel(m);
+    }
+
     // The result, from row `b` on.
     PartialSums partial_sums(int64_t b) const {
         PartialSums found;
+        if (w_.skew) found.skew = skew_ + b * SIDE;
         found.stride = stride_;
         found.gate = y_gate_;
         found.count = folded_ ? 1 : shares_;
@@ -207,6 +242,7 @@ class Product {
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
+            m.narrow = false;
             m.prefetch = bytes_of(t) > MANY_PREFETCH;
             m.ahead = bytes_of(t) > FEW_PREFETCH ? tiles_ahead() : 0;
             m.gates = term_[n].count;
@@ -221,6 +257,58 @@ class Product {
             m.x_gate = transposed_ ? (folded_ ? term_[n].in : x_gate()) : 0;
             m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
             call_kernel(m);
+        }
+        if (w_.skew) multiply_factors(share, x, batch);
+    }
+
+    // ---- the skew part. Its second product finds the factors in L2, as its range is that of the first.
+
+    int64_t skew_tiles() const { return tiles_of(2 * static_cast<int64_t>(w_.skew->rank)); }
+
+    Multiplication by_factors(int64_t first, int64_t last, int64_t batch) const {
+        Multiplication m;
+        m.packed = w_.skew->packed;
+        m.symmetric = 0;
+        m.prefetch = false;
+        m.ahead = 0;
+        m.gates = skew_gates_;
+        m.gate = skew_gate_;
+        m.columns = skew_tiles();
+        m.first = first;
+        m.last = last;
+        m.batch = batch;
+        m.stride = stride_;
+        return m;
+    }
+
+    // The share's partial sum of z = [U V]ᵀ · x of each gate.
+    void multiply_factors(int share, const T *x, int64_t batch) {
+        const int64_t tiles = tiles_of(w_.rows), size = w_.gates * skew_gate_size_;
+        T *const z = on_factors_ + share * size;
+        memset(z, 0, size * sizeof(T));
+        Multiplication m = by_factors(tiles * share / shares_, tiles * (share + 1) / shares_, batch);
+        m.transposed = m.narrow = true;
+        m.x = x;
+        m.x_gate = transposed_ ? x_gate() : 0;
+        m.y = z;
+        m.y_gate = skew_gate_size_;
+        call_kernel(m);
+    }
+
+    // From Uᵀ·x and Vᵀ·x to Vᵀ·x and -Uᵀ·x, of which [U V] makes the skew part. Transposed, that has the
+    // other sign.
+    void swap_factors(int gate, int64_t b, int64_t batch, T *to) {
+        const int64_t rank = w_.skew->rank, at = gate * skew_gate_size_;
+        for (int64_t i = 0; i < skew_tiles() * SIDE; ++i) {
+            const int64_t from = i < rank ? i + rank : i - rank;
+            const T sign = (i < rank) == transposed_ ? T(-1) : T(1);
+            for (int64_t row = b; row < b + batch; ++row) {
+                T sum = 0;
+                for (int s = 0; s < shares_ && i < 2 * rank; ++s)
+                    sum += on_factors_[s * w_.gates * skew_gate_size_ + at + from / SIDE * stride_ +
+                                       row * SIDE + from % SIDE];
+                to[at + i / SIDE * stride_ + row * SIDE + i % SIDE] = sign * sum;
+            }
         }
     }
 
@@ -269,7 +357,7 @@ class Product {
         Multiplication m;
         m.packed = t.packed;
         m.symmetric = t.symmetric;
-        m.transposed = false;
+        m.transposed = m.narrow = false;
         m.prefetch = false;
         // As many bytes as of bfloat16. Measured on Zen 4 alone, where 0 is best as it is there.
         m.ahead = bytes_of(t) > FEW_PREFETCH ? 2 * tiles_ahead() : 0;
@@ -430,6 +518,9 @@ class Product {
     int64_t bytes_ = 0, steps_ = 0;  // of one share
     uint8_t *bytes_at_ = nullptr;
     float *steps_at_ = nullptr;
+    int skew_gate_[4], skew_gates_ = 0;
+    int64_t skew_gate_size_ = 0;
+    T *on_factors_ = nullptr, *swapped_ = nullptr, *skew_ = nullptr;
 };
 
 // Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector; null gives zeros.

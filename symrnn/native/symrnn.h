@@ -96,8 +96,16 @@ typedef struct symrnn_term {
     const symrnn_map *outputs_adjoint; /* pass); null exactly where the map is */
 } symrnn_term;
 
-/* The matrices W of G gates (H × C), each a sum of terms. Either all terms have maps or none has;
- * without maps each gate has exactly one term. */
+/* A skew part U Vᵀ - V Uᵀ of low rank, of square matrices without maps. */
+typedef struct symrnn_skew {
+    int32_t rank;       /* R ≥ 1: U and V are H × R */
+    int32_t gates;      /* a bit mask */
+    const void *packed; /* [U V] (H × 2R) of these gates, packed as full matrices, aligned to 64
+                           bytes: of the product's dtype, but float if that is int8 */
+} symrnn_skew;
+
+/* The matrices W of G gates (H × C), each a sum of terms, and perhaps a skew part. Either all terms
+ * have maps or none has; without maps each gate has exactly one term. */
 typedef struct symrnn_product {
     int32_t dtype;     /* of the packed matrices */
     int32_t gates;     /* G, 1 to 4 */
@@ -105,6 +113,7 @@ typedef struct symrnn_product {
     int32_t columns;   /* C: H for hidden weights, I for input weights */
     int32_t terms;     /* 1 to 8 */
     const symrnn_term *term; /* (terms) */
+    const symrnn_skew *skew; /* what is added to the terms of some gates; or null */
 } symrnn_product;
 
 int symrnn_interface(void);             /* SYMRNN_INTERFACE of this build */

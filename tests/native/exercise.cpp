@@ -205,8 +205,8 @@ struct Map {
     }
 };
 
-enum Kind { SYMMETRIC, FULL, PARTLY, HALVES, MIRROR, CHUNK_COLUMNS, CHUNK_ROWS, HALVES_PARTLY };
-constexpr int KINDS = 8;
+enum Kind { SYMMETRIC, FULL, PARTLY, HALVES, MIRROR, CHUNK_COLUMNS, CHUNK_ROWS, HALVES_PARTLY, SKEW };
+constexpr int KINDS = 9;
 
 template <typename T>
 constexpr int dtype_of() { return sizeof(T) == 8 ? SYMRNN_DOUBLE : SYMRNN_FLOAT; }
@@ -227,6 +227,7 @@ class Product {
         const int some = gates == 1 ? 1 : static_cast<int>(1 + random.below(all - 1));
         if (rows != columns && kind != MIRROR && kind < CHUNK_COLUMNS) kind = FULL;
         if (rows != columns && kind == HALVES_PARTLY) kind = MIRROR;
+        if (rows != columns && kind == SKEW) kind = FULL;
         const Matrix none;
         switch (kind) {
             case SYMMETRIC: add(free_side(), all, none, none); break;
@@ -243,18 +244,25 @@ class Product {
                 add_halves(rows, some);
                 if (some != all) add(0, all & ~some, identity(rows), identity(rows));
                 break;
+            case SKEW:
+                add(free_side(), some, none, none);
+                if (some != all) add(0, all & ~some, none, none);
+                add_skew(random.chance() ? some : all);
+                break;
         }
         c.terms = static_cast<int32_t>(terms_.size());
         c.term = terms_.data();
     }
 
     symrnn_term &term(size_t i) { return terms_[i]; }
+    symrnn_skew &skew() { return skew_; }
     symrnn_map &map(size_t i) { return maps_[i]->c; }
     size_t maps() const { return maps_.size(); }
 
   private:
     Random &random_;
     std::vector<symrnn_term> terms_;
+    symrnn_skew skew_{};
     std::vector<std::unique_ptr<Map>> maps_;
     std::vector<Array<uint16_t>> packed_;  // in units of two bytes, whatever the type
 
@@ -290,6 +298,30 @@ class Product {
             for (size_t i = 0; i < m.at.size(); ++i) sum.at[i] += m.at[i];
         }
         terms_.push_back(term);
+    }
+
+    // U Vᵀ - V Uᵀ, of more columns than rows too.
+    void add_skew(int gates) {
+        const int64_t ranks[] = {1, 2, 8, 16, 17}, rank = ranks[random_.below(5)], n = c.rows;
+        symrnn_term factors{};  // as a term's matrices, which are packed alike
+        factors.gates = gates, factors.rows = c.rows;
+        factors.columns = static_cast<int32_t>(2 * rank);
+        const int dtype = c.dtype;
+        if (dtype == SYMRNN_INT8) c.dtype = SYMRNN_FLOAT;
+        const std::vector<Matrix> matrices = pack(factors);
+        c.dtype = dtype;
+        skew_ = {static_cast<int32_t>(rank), gates, factors.packed};
+        c.skew = &skew_;
+        size_t next = 0;
+        for (int g = 0; g < c.gates; ++g) {
+            if (!(gates >> g & 1)) continue;
+            const Matrix &p = matrices[next++];
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t j = 0; j < n; ++j)
+                    for (int64_t k = 0; k < rank; ++k)
+                        w[static_cast<size_t>(g)](i, j) +=
+                            p(i, k) * p(j, rank + k) - p(i, rank + k) * p(j, k);
+        }
     }
 
     // Draws the matrices of a term, packs them, and returns what was packed.
@@ -904,6 +936,29 @@ void try_wrong_products(Random &random) {
         w.term(0) = sound;
     }
 
+    where = "a wrong skew part";
+    Product<float> skew(random, SKEW, SYMRNN_FLOAT, G, H, H);
+    const auto wrong_skew = [&](auto change, int status) {
+        const symrnn_skew sound = skew.skew();
+        change(skew.skew());
+        EXPECT(status, multiply(skew, 0));
+        EXPECT(status, multiply(skew, 1));
+        skew.skew() = sound;
+    };
+    wrong_skew([](symrnn_skew &) {}, SYMRNN_OK);
+    wrong_skew([](symrnn_skew &s) { s.packed = nullptr; }, SYMRNN_NULL);
+    wrong_skew([](symrnn_skew &s) { s.packed = static_cast<const char *>(s.packed) + 4; }, SYMRNN_SIZE);
+    wrong_skew([](symrnn_skew &s) { s.rank = 0; }, SYMRNN_SIZE);
+    wrong_skew([](symrnn_skew &s) { s.rank = -1; }, SYMRNN_SIZE);
+    wrong_skew([](symrnn_skew &s) { s.gates = 0; }, SYMRNN_SIZE);
+    wrong_skew([](symrnn_skew &s) { s.gates = 1 << 4; }, SYMRNN_SIZE);
+    w.c.skew = &skew.skew();  // beside maps
+    EXPECT(SYMRNN_MAP, multiply(w, 0));
+    w.c.skew = nullptr;
+    Product<float> wide(random, FULL, SYMRNN_FLOAT, G, H, H + 1);
+    wide.c.skew = &skew.skew();
+    EXPECT(SYMRNN_SIZE, multiply(wide, 0));
+
     where = "wrong maps";
     const auto wrong_map = [&](auto change, int status) {
         for (size_t i = 0; i < w.maps(); ++i) {  // of both terms, with W and with Wᵀ
@@ -1077,7 +1132,7 @@ void try_advance(Random &random, int mode, int dtype, int64_t layers, int64_t ba
                                                             columns));
             return &products.back()->c;
         };
-        const symrnn_product *hh = made(H, SYMMETRIC);
+        const symrnn_product *hh = made(H, n % 2 ? SKEW : SYMMETRIC);
         stack.push_back({mode, hh, made(n ? H : I, FULL), nullptr, nullptr});
     }
     const bool lstm = mode == SYMRNN_LSTM;
@@ -1125,8 +1180,9 @@ void try_advance(Random &random, int mode, int dtype, int64_t layers, int64_t ba
 void try_threads() {
     std::vector<Tried> tried;
     for (const int mode : {SYMRNN_LSTM, SYMRNN_GRU}) {
-        for (const int kind : {SYMMETRIC, FULL, HALVES}) tried.push_back({mode, kind, 5, 3, false});
-        for (const int kind : {SYMMETRIC, PARTLY})
+        for (const int kind : {SYMMETRIC, FULL, HALVES, SKEW})
+            tried.push_back({mode, kind, 5, 3, false});
+        for (const int kind : {SYMMETRIC, PARTLY, SKEW})
             for (const int64_t batch : {5, 16})
                 for (const bool lengths : {false, true})
                     tried.push_back({mode, kind, batch, 9, lengths});
@@ -1181,7 +1237,7 @@ void try_kernels(bool small) {
                                                : std::vector<int64_t>{1, 2, 3, 4, 5, 6, 21, 33};
     Random random(1);
     int turn = 0;
-    const int kinds = small ? 1 : 2;  // of the eight, in turn
+    const int kinds = small ? 1 : 2;  // of the nine, in turn
     for (const int64_t hidden : sizes)
         for (const int64_t batch : batches)
             for (int mode = 0; mode < 4; ++mode)

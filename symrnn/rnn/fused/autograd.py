@@ -41,7 +41,7 @@ def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple
                 ctx.attributes, saved[1], wanted, inputs, hidden, *d_results
             )
         else:
-            found = _backward(ctx.attributes, wanted, inputs, saved, *d_results)
+            found = _backward(ctx.attributes, wanted, inputs, saved, hidden, *d_results)
     d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = found
     return (
         *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None),
@@ -55,6 +55,7 @@ def _backward(
     wanted: Sequence[Any],
     inputs: Sequence[Tensor],
     saved: Sequence[Tensor],
+    hidden: Sequence[Tensor],
     *d_results: Tensor | None,
 ) -> tuple[Any, ...]:
     input, w_ih, _, _, h0, c0 = inputs
@@ -82,7 +83,7 @@ def _backward(
     if any(wants_hidden):
         d_weights = torch.ops.symrnn.hidden_gradients(
             d_hidden.to(input.dtype) if separate else d_product,
-            *(output, h0, batch_sizes, *attributes),
+            *(list(hidden), output, h0, batch_sizes, *attributes),
         )
     return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
 

@@ -50,8 +50,8 @@ LIBRARY.define(
     "str form, str symmetric, bool reverse) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
-    "hidden_gradients(Tensor d_hidden, Tensor output, Tensor h0, Tensor? batch_sizes, str mode, "
-    "str form, str symmetric, bool reverse) -> Tensor[]"
+    "hidden_gradients(Tensor d_hidden, Tensor[] hidden, Tensor output, Tensor h0, "
+    "Tensor? batch_sizes, str mode, str form, str symmetric, bool reverse) -> Tensor[]"
 )
 LIBRARY.define("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor")
 
@@ -265,6 +265,7 @@ def _layer_backward_shapes(
 
 def _hidden_gradients(
     d_hidden: Tensor,
+    hidden: list[Tensor],
     output: Tensor,
     h0: Tensor,
     batch_sizes: Tensor | None,
@@ -275,14 +276,16 @@ def _hidden_gradients(
 ) -> list[Tensor]:
     """The gradients of ``hidden`` of ``layer`` from that of the hidden part of the gates (R, G·H).
 
-    output (R, H) and h0 (B, H): as ``layer`` gave and took them. Where they are float32, d_hidden
-    may be bfloat16, in which the products are then taken.
+    hidden, output (R, H) and h0 (B, H): as ``layer`` took and gave them. Where they are float32,
+    d_hidden may be bfloat16, in which the products are then taken.
     """
     kernels = kernels_for(output)
     rows, batch, side = _sizes_of(output, h0)
     plan = hidden_plan(mode, side, form, symmetric)
     low = d_hidden.dtype == torch.bfloat16 and output.dtype == torch.float32
-    kernels.check(d_hidden=output if low else d_hidden, output=output, h0=h0)
+    weights = {f"hidden[{k}]": tensor for k, tensor in enumerate(hidden)}
+    kernels.check(d_hidden=output if low else d_hidden, output=output, h0=h0, **weights)
+    plan.check(hidden)
     check_shape("output", output, rows, side)
     check_shape("d_hidden", d_hidden, rows, plan.gates * side)
     if batch_sizes is not None or batch > 0:
@@ -294,11 +297,11 @@ def _hidden_gradients(
         product: Tensor = kernels.matmul(a.to(d_hidden.dtype), b.to(d_hidden.dtype), None)
         return product.to(output.dtype)
 
-    return plan.gradients(by_gate, before, matmul)
+    return plan.gradients(by_gate, before, hidden, matmul)
 
 
 def _hidden_gradients_shapes(
-    d_hidden: Any, output: Tensor, h0: Tensor, batch_sizes: Any, mode: str, form: str,
+    d_hidden: Any, hidden: Any, output: Tensor, h0: Tensor, batch_sizes: Any, mode: str, form: str,
     symmetric: str, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)

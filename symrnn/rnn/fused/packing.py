@@ -7,7 +7,8 @@ one such group a term of a product.
 
 Where a symmetric matrix has one parameter for each pair of equal entries (``tri``, ``avg``, and
 both with free blocks that fit the tiles of the packed layout) it is packed from its parameters, and
-never expanded; all others are packed from matrices.
+never expanded; all others are packed from matrices. Of ``avg:skewR`` the symmetric part is one
+group and the factors of the skew part are another, whose products are added.
 
 Shapes: R rows (vectors to be multiplied), G gates, H the rows of one gate's matrix, C its columns;
 r rows and c columns of a small matrix.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from symrnn.rnn.weights import GateMatrix
 from symrnn.symmetry import Symmetry, get_symmetry
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.linear import OrbitCoordinates
+from symrnn.symmetry.skew import SymmetricAndSkew
 
 DTYPES: dict[torch.dtype, native.Dtype] = {
     torch.float32: native.Dtype.FLOAT,
@@ -117,6 +119,10 @@ def source_of(matrix: GateMatrix, *, whole: bool = False) -> Source:
     others = [] if rest is None else [rest.view(blocks)]
     if not whole and staircase_of(symmetry) is not None:
         return Source(symmetry.name, layout.symmetric, [parameters, *others])
+    if not whole and isinstance(symmetry, SymmetricAndSkew):
+        factors = torch.cat(symmetry.factors(parameters), -1)
+        parts = [symmetry.symmetric_part(parameters), factors]
+        return Source(symmetry.name, layout.symmetric, [*parts, *others])
     if not symmetry.own_transpose:
         return Source("", "", [matrix.dense().view(blocks)])
     return Source(WHOLE, layout.symmetric, [symmetry.expand(parameters), *others])
@@ -154,8 +160,9 @@ def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
 
 
 def stored_by_halves(symmetry: Symmetry) -> bool:
-    """Whether of each pair of entries mirrored in the diagonal one is packed, of nearly all."""
-    return symmetry.own_transpose or staircase_of(symmetry) is not None
+    """Whether the packed matrices have about half as many numbers as the full ones."""
+    is_packed_so = staircase_of(symmetry) is not None or isinstance(symmetry, SymmetricAndSkew)
+    return symmetry.own_transpose or is_packed_so
 
 
 def staircase_of(symmetry: Symmetry) -> Staircase | None:
@@ -220,6 +227,8 @@ class Group:
         blocks along the diagonal are free, as symrnn.h has it.
     maps: of a folded product, else None.
     staircase: of matrices that are packed from their parameters, else None.
+    skew: whether they are factors [U V], of as many columns each, of skew parts U Vᵀ - V Uᵀ, which
+        are added to the matrices of the same gates in other groups.
     """
 
     gates: tuple[int, ...]
@@ -228,6 +237,7 @@ class Group:
     symmetric: int
     maps: Maps | None = None
     staircase: Staircase | None = None
+    skew: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -240,15 +250,20 @@ class Group:
     def is_empty(self) -> bool:
         return self.rows * self.columns == 0
 
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What they are packed as if the others are packed as ``dtype``: no factors as int8."""
+        return torch.float32 if self.skew and dtype == torch.int8 else dtype
+
     def length(self, dtype: torch.dtype) -> int:
-        """How many elements the packed matrices have: a multiple of 64 bytes."""
+        """How many elements of ``dtype`` they take when packed: a multiple of 64 bytes."""
         if self.is_empty:
             return 0
+        own = self.dtype(dtype)
         length: int = library().symrnn_packed_length(
-            self.symmetric, self.rows, self.columns, len(self.gates), DTYPES[dtype]
+            self.symmetric, self.rows, self.columns, len(self.gates), DTYPES[own]
         )
         native.check(-length if length < 0 else 0)
-        return length
+        return length * own.itemsize // dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -302,7 +317,7 @@ class Plan:
             if group.is_empty:
                 continue
             rows = of_group if of_group.stride(-1) == 1 else of_group.contiguous()
-            to = (DTYPES[dtype], place, torch.get_num_threads())
+            to = (DTYPES[group.dtype(dtype)], place, torch.get_num_threads())
             if group.staircase is None:
                 status = library().symrnn_pack(
                     *(group.symmetric, group.rows, group.columns, len(group.gates)),
@@ -321,20 +336,25 @@ class Plan:
 
     def product(self, packed: Tensor) -> native.Product:
         """The packed matrices as the kernels take them. Valid as long as plan and tensor live."""
-        groups = [group for group in self.groups if not group.is_empty]
-        terms = (native.Term * len(groups))()
+        terms: list[native.Term] = []
+        skew = None
         place = packed.data_ptr()
-        for term, group in zip(terms, groups, strict=True):
-            term.symmetric = group.symmetric
-            term.rows, term.columns = group.rows, group.columns
-            term.gates = sum(1 << gate for gate in group.gates)
-            term.packed = place
-            place += group.length(packed.dtype) * packed.element_size()
-            if group.maps is not None:
-                for name, map in zip(Maps._fields, group.maps, strict=True):
+        for group in self.groups:
+            if group.is_empty:
+                continue
+            gates = sum(1 << gate for gate in group.gates)
+            if group.skew:
+                skew = ctypes.pointer(native.Skew(group.columns // 2, gates, place))
+            else:
+                term = native.Term(group.symmetric, group.rows, group.columns, gates, place)
+                for name, map in zip(Maps._fields, group.maps or (), strict=False):
                     setattr(term, name, ctypes.pointer(map.structure()))
+                terms.append(term)
+            place += group.length(packed.dtype) * packed.element_size()
+        array = (native.Term * len(terms))(*terms)
         return native.Product(
-            DTYPES[packed.dtype], self.gates, self.rows, self.columns, len(terms), terms
+            *(DTYPES[packed.dtype], self.gates, self.rows, self.columns),
+            *(len(terms), array, skew),
         )
 
     def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
@@ -347,19 +367,22 @@ class Plan:
         if len(inputs) < len(matrices):
             inputs = inputs * len(matrices)
         products = [
-            (part @ m.flatten(0, 1).mT).unflatten(1, m.shape[:2])
-            for part, m in zip(inputs, matrices, strict=True)
+            _skew_product(part, m)
+            if group.skew
+            else (part @ m.flatten(0, 1).mT).unflatten(1, m.shape[:2])
+            for group, part, m in zip(self.groups, inputs, matrices, strict=True)
         ]
         if self.folding is not None:
             return self.folding.outputs(products, self.rows, -1)
-        by_gate = {
-            gate: y
-            for group, product in zip(self.groups, products, strict=True)
-            for gate, y in zip(group.gates, product.unbind(1), strict=True)
-        }
+        by_gate: dict[int, Tensor] = {}
+        for group, product in zip(self.groups, products, strict=True):
+            for gate, y in zip(group.gates, product.unbind(1), strict=True):
+                by_gate[gate] = by_gate[gate] + y if gate in by_gate else y
         return torch.stack([by_gate[gate] for gate in range(self.gates)], 1)
 
-    def gradients(self, d_y: Tensor, x: Tensor, matmul: Callable[..., Tensor]) -> list[Tensor]:
+    def gradients(
+        self, d_y: Tensor, x: Tensor, hidden: Sequence[Tensor], matmul: Callable[..., Tensor]
+    ) -> list[Tensor]:
         """The gradients of ``hidden`` from that of the product, d_y (R, G, H), and x (R, C).
 
         matmul: (a, b) -> a · b, of two matrices.
@@ -367,19 +390,46 @@ class Plan:
         if self.folding is not None:
             d_products = self.folding.outputs_adjoint(d_y, -1)
             inputs = self.folding.inputs(x, -1)
-        elif len(self.groups) == 1:
-            d_products, inputs = [d_y], [x]
         else:
-            d_products = [d_y[:, list(group.gates)] for group in self.groups]
+            every = tuple(range(self.gates))
+            d_products = [
+                d_y if group.gates == every else d_y[:, list(group.gates)] for group in self.groups
+            ]
             inputs = [x] * len(self.groups)
         found = []
-        for group, d, part in zip(self.groups, d_products, inputs, strict=True):
+        for group, d, part, m in zip(self.groups, d_products, inputs, hidden, strict=True):
+            if group.skew:
+                found.append(_skew_gradients(d, part, m, matmul))
+                continue
             d_matrices = matmul(d.flatten(1).mT, part)
             d_matrices = d_matrices.view(len(group.gates), group.rows, group.columns)
             if group.staircase is not None:
                 d_matrices = _adjoint(d_matrices, group.staircase)
             found.append(d_matrices)
         return found
+
+
+def _skew_product(x: Tensor, factors: Tensor) -> Tensor:
+    """x (R, N) times the transposed U Vᵀ - V Uᵀ of [U V] (S, N, 2R'): (R, S, N)."""
+    return (_swapped(x @ factors) @ factors.mT).movedim(0, 1)
+
+
+def _skew_gradients(
+    d_y: Tensor, x: Tensor, factors: Tensor, matmul: Callable[..., Tensor]
+) -> Tensor:
+    """The gradient of the factors of :func:`_skew_product` from that of its result (R, S, N)."""
+    # By dW = d_yᵀ x that of U is (dW - dWᵀ) V, and of V (dWᵀ - dW) U.
+    found = []
+    for d, p in zip(d_y.unbind(1), factors, strict=True):
+        on_x, on_d = (_swapped(matmul(rows, p)) for rows in (x, d))
+        found.append(matmul(d.mT, on_x) - matmul(x.mT, on_d))
+    return torch.stack(found)
+
+
+def _swapped(z: Tensor) -> Tensor:
+    """From products with [U V] to those with [V -U]."""
+    u, v = z.chunk(2, -1)
+    return torch.cat([v, -u], -1)
 
 
 def _adjoint(w: Tensor, staircase: Staircase) -> Tensor:
@@ -407,6 +457,7 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
         group = _group(gates, gates, rows, columns, 0)
         return Plan(len(gates), rows, columns, (group,))
     staircase = None
+    planes = 0
     if form != WHOLE:
         # Whatever PyTorch is about (tracing it may be), these are numbers of our own.
         with without_modes(), torch.device("cpu"), torch.inference_mode(False):
@@ -415,11 +466,17 @@ def plan_of(gates: str, rows: int, columns: int, form: str, symmetric: str) -> P
             if folding is not None and symmetric == gates:
                 small = _folded(len(gates), symmetry, folding)
                 return Plan(len(gates), rows, columns, tuple(small), folding)
+            if isinstance(symmetry, SymmetricAndSkew):
+                planes = symmetry.rank
+                symmetry = symmetry.symmetric
             staircase = staircase_of(symmetry)
         if staircase is None:
             raise ValueError(f"matrices of form={form!r} should be given as form={WHOLE!r}")
     packed_as = 1 if staircase is None else staircase.symmetric
     groups = [_group(gates, symmetric, rows, columns, packed_as, staircase)]
+    if planes:
+        factors = _group(gates, symmetric, rows, 2 * planes, 0)
+        groups.append(replace(factors, skew=True))
     rest = "".join(gate for gate in gates if gate not in symmetric)
     if rest:
         groups.append(_group(gates, rest, rows, columns, 0))

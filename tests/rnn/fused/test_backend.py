@@ -57,9 +57,17 @@ def pair(
 ) -> tuple[Any, Any]:
     """Two modules with the same numbers: one fused, the other run another way."""
     fused = make(*sizes, backend="fused", **{"dtype": torch.float64, **options})
+    if ":skew" in options.get("symm", ""):
+        leave_symmetry(fused)
     other = copy.deepcopy(fused)
     other.backend = against
     return fused, other
+
+
+def leave_symmetry(module: Any) -> None:
+    """New numbers for a module whose skew parts begin at zero."""
+    for parameter in module.parameters():
+        torch.nn.init.uniform_(parameter, -0.3, 0.3)
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -131,7 +139,7 @@ def test_every_form_on_even_and_odd_sides(kind: str, symm: str, side: int) -> No
     [
         *(
             (symm, "LSTM", *gates)
-            for symm in ("avg", "avg:diag2", "tri4", "block4", "eigen")
+            for symm in ("avg", "avg:diag2", "avg:skew2", "tri4", "block4", "eigen")
             for gates in (("fo", ""), ("ifgo", "ifgo"), ("i", "go"), ("", "f"))
         ),
         ("avg", "GRU", "rn", "z"),
@@ -181,9 +189,12 @@ def test_any_batch(kind: str, batch: int) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize(("symm", "kind"), [("avg:diag16", "LSTM"), ("tri:diag32", "GRU")])
+@pytest.mark.parametrize(
+    ("symm", "kind"),
+    [("avg:diag16", "LSTM"), ("tri:diag32", "GRU"), ("avg:skew3", "LSTM"), ("avg:skew16", "GRU")],
+)
 @pytest.mark.parametrize("batch", [1, 4, 5, 20])
-def test_free_blocks_along_the_diagonal(symm: str, kind: str, batch: int) -> None:
+def test_free_blocks_and_skew_parts(symm: str, kind: str, batch: int) -> None:
     """Nine steps, from which on the matrices may be expanded, and few."""
     layers = pair(LAYERS[kind], 3, 50, symm=symm)
     for steps in (2, 9):
@@ -270,7 +281,7 @@ def test_every_kind_of_cell(kind: str, symm: str) -> None:
     [
         ("LSTM", [("tri4", "ifgo"), ("avg", "i")]),
         ("GRU", [("tri4", "rzn")]),
-        ("tanh", [("avg", "h"), ("avg:diag2", "h")]),
+        ("tanh", [("avg", "h"), ("avg:diag2", "h"), ("avg:skew1", "h")]),
     ],
 )
 def test_gradients_are_the_slopes_and_so_are_theirs(
@@ -279,6 +290,7 @@ def test_gradients_are_the_slopes_and_so_are_theirs(
     """Against finite differences, which know of no other implementation."""
     for symm, symm_hh in forms:
         layer = LAYERS[kind](2, 3, symm=symm, symm_hh=symm_hh, backend="fused", dtype=torch.float64)
+        leave_symmetry(layer)
         names = dict(layer.named_parameters())
 
         def run(

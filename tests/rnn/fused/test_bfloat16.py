@@ -192,7 +192,8 @@ def test_operators() -> None:
     torch.library.opcheck(torch.ops.symrnn.layer.default, call)
     d_gates, output = torch.randn(66, 4 * H).bfloat16(), torch.randn(66, H)
     torch.library.opcheck(
-        torch.ops.symrnn.hidden_gradients.default, (d_gates, output, h0[0], None, *source)
+        torch.ops.symrnn.hidden_gradients.default,
+        (d_gates, [hidden[0].view(4, H, H)], output, h0[0], None, *source),
     )
     torch.library.opcheck(torch.ops.symrnn.matmul.default, (d_gates.mT, given[0].detach(), None))
     with pytest.raises(

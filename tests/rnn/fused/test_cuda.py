@@ -199,6 +199,8 @@ def test_gradients_of_gradients() -> None:
         (lambda: SymLSTM(IN, H, symm_hh="if"), "of all gates should be symmetric"),
         (lambda: SymLSTM(IN, H, symm="none"), "of all gates should be symmetric"),
         (lambda: SymLSTM(IN, H, symm="chunk2"), "are not their own transposes"),
+        (lambda: SymLSTM(IN, H, symm="avg:diag2"), "are not their own transposes"),
+        (lambda: SymLSTM(IN, H, symm="avg:skew2"), "are not their own transposes"),
         (lambda: SymLSTM(IN, H, dtype=torch.float64), "they have no torch.float64"),
         (lambda: SymLSTM(IN, 300), "hidden_size=300 in torch.float32 does not fit on the chip"),
     ],

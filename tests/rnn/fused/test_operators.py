@@ -64,8 +64,9 @@ def leaves(given: dict[str, Any]) -> dict[str, Any]:
         (SymLSTM, "avg", None, False),
         (SymGRU, "tri4", SIZES, True),
         (SymRNN, "block4", SIZES, False),
+        (SymRNN, "avg:skew2", SIZES, True),
     ],
-    ids=["LSTM", "GRU", "RNN"],
+    ids=["LSTM", "GRU", "RNN", "skew"],
 )
 def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> None:
     """Schema, aliasing, shape function, gradient, and the same numbers when traced."""
@@ -80,7 +81,7 @@ def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> N
     )
     torch.library.opcheck(
         OPS.hidden_gradients.default,
-        (torch.randn_like(gates), output, given["h0"], sizes, *attributes),
+        (torch.randn_like(gates), given["hidden"], output, given["h0"], sizes, *attributes),
     )
     for dtype in (torch.bfloat16, torch.int8):
         low = {**given, "packed_dtype": dtype}
@@ -205,16 +206,18 @@ def test_hidden_weights_of_another_dtype_are_refused() -> None:
 
 def test_gradients_of_hidden_weights_are_made_of_what_fits() -> None:
     output, h0 = torch.randn(6, H), torch.randn(B, H)
-    attributes = ("LSTM", "avg", "ifgo", False)
-    right = torch.randn(6, 4 * H)
-    assert OPS.hidden_gradients(right, output, h0, None, *attributes)[0].shape == (4, 15)
+    given = (output, h0, None, "LSTM", "avg", "ifgo", False)
+    right, hidden = torch.randn(6, 4 * H), [torch.randn(4, 15)]
+    assert OPS.hidden_gradients(right, hidden, *given)[0].shape == (4, 15)
+    with pytest.raises(ValueError, match=r"hidden should have shapes \[\(4, 15\)\], got: \["):
+        OPS.hidden_gradients(right, [*hidden, *hidden], *given)
     for d_hidden, words in [
         (torch.randn(400, 4 * H), r"d_hidden should have shape \(6, 20\), got: \(400, 20\)"),
         (torch.randn(6, 3 * H), r"d_hidden should have shape \(6, 20\), got: \(6, 15\)"),
         (right.double(), "output should be torch.float64, as d_hidden is"),
     ]:
         with pytest.raises(ValueError, match=words):
-            OPS.hidden_gradients(d_hidden, output, h0, None, *attributes)
+            OPS.hidden_gradients(d_hidden, hidden, *given)
 
 
 WRONG_PACKED: dict[str, tuple[Tensor, str]] = {

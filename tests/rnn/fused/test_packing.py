@@ -107,6 +107,8 @@ def test_which_gates_are_packed_together() -> None:
     assert groups("avg:diag4", "fo") == [("fo", 1), ("ig", 0)]
     assert groups("avg:diag5", "fo") == [("ifgo", 0)]  # blocks across the tiles
     assert groups("avg:diag9", "ifgo") == [("ifgo", 1)]
+    assert groups("avg:skew2", "ifgo") == [("ifgo", 1), ("ifgo", 0)]  # and the factors
+    assert groups("avg:skew2", "fo") == [("fo", 1), ("fo", 0), ("ig", 0)]
     assert groups("block4", "fo") == [("ifgo", False)]
     assert groups("block4", "ifgo") == [("ifgo", False)]
     assert plan("block4", "fo").folding is None
@@ -174,6 +176,8 @@ def test_what_each_form_is_packed_from() -> None:
     assert source("avg") == ("avg", [[36]])
     assert source("tri", "fo") == ("tri", [[36], [8, 8]])
     assert source("avg:diag2", "fo") == ("avg:diag2", [[40], [8, 8]])
+    assert source("avg:skew3", "fo") == ("avg:skew3", [[36], [8, 6], [8, 8]])
+    assert source("avg:skew3", whole=True) == ("", [[8, 8]])
     assert source("avg:diag3") == source("avg:diag2", whole=True) == ("", [[8, 8]])
     assert source("tri8") == ("tri8", [[4, 4]])
     assert source("tri8", "fo") == (WHOLE, [[8, 8], [8, 8]])
@@ -190,9 +194,13 @@ def test_what_each_form_is_packed_from() -> None:
     [
         *((symm, "ifgo", side) for symm, side in on_sides(list_symmetries())),
         *((f"avg:diag{block}", "ifgo", 50) for block in (1, 8, 24, 32, 48, 64)),
+        *((f"avg:skew{planes}", "ifgo", 33) for planes in (1, 2, 16, 20)),
         *(
             (*some, side)
-            for some in (("avg", "fo"), ("tri:diag2", "fo"), ("block4", "ig"), ("none", ""))
+            for some in (
+                *(("avg", "fo"), ("tri:diag2", "fo"), ("avg:skew3", "if")),
+                *(("block4", "ig"), ("none", "")),
+            )
             for side in SIDES
         ),
     ],
@@ -200,6 +208,8 @@ def test_what_each_form_is_packed_from() -> None:
 def test_packed_numbers_multiply_as_the_whole_matrix(symm: str, symm_hh: str, side: int) -> None:
     """And transposed; and so does, in PyTorch's operators, what they are packed from."""
     lstm = SymLSTM(3, side, symm=symm, symm_hh=symm_hh, dtype=torch.float64)
+    for parameter in lstm.parameters():  # a skew part begins at zero
+        torch.nn.init.uniform_(parameter, -0.5, 0.5)
     w = lstm.weight_hh_l0.detach()
     matrix = lstm.layer_weights()[0].hh
     form, symmetric, hidden = source_of(matrix)
@@ -214,7 +224,7 @@ def test_packed_numbers_multiply_as_the_whole_matrix(symm: str, symm_hh: str, si
     composite = plan.multiply(x, hidden).flatten(1)
     torch.testing.assert_close(composite, x @ w.T, rtol=0, atol=1e-13)
     # And the gradients of what is packed are those of the parameters, once through their forms.
-    d_hidden = plan.gradients(y.view(3, 4, side), x, torch.matmul)
+    d_hidden = plan.gradients(y.view(3, 4, side), x, hidden, torch.matmul)
     assert [d.shape for d in d_hidden] == plan.shapes()
     found = torch.autograd.grad(hidden, matrix.tensors, d_hidden)
     expected = torch.autograd.grad((x @ lstm.weight_hh_l0.T * y).sum(), matrix.tensors)
