@@ -70,6 +70,7 @@ class GatedModule(nn.Module):
         if symm == "none":
             symm_hh = symm_ih = ""
         self._cache = Cache()
+        self._inference_dtype = None
         self.symm = symm
         self.symm_hh = symm_hh
         self.symm_ih = symm_ih
