@@ -168,10 +168,11 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
     largest = 0.0
     for sizes in OTHERS:
         inputs = program.draw(sizes)
+        free = {axis for axes in program.inputs.values() for axis in axes if axis in sizes}
+        at = "at " + ", ".join(f"{axis} {size}" for axis, size in sizes.items() if axis in free)
         found, expected = run(inputs), model(inputs)
         true = exact(tuple(x.double() if x.is_floating_point() else x for x in inputs))
         for name, got, own, right in zip(program.outputs, found, expected, true, strict=True):
-            at = f"at {', '.join(f'{name} {size}' for name, size in sizes.items())}"
             if got.shape != own.shape:
                 raise RefusedError(
                     f"{path}: was not written: {at} its {name} has shape {list(got.shape)}, the "
@@ -350,6 +351,8 @@ def place_of(options: argparse.Namespace, checkpoint: Path) -> Path:
     """Where the file goes; what it needs is there, or ExportError."""
     require(options.to)
     path: Path = options.out or checkpoint.with_name("model" + KINDS[options.to])
+    if path.suffix != KINDS[options.to]:  # torch.export.load, for one, goes by it
+        raise ExportError(f"--out {path}: names of --to {options.to} end in {KINDS[options.to]}")
     if path.is_dir():
         raise ExportError(f"--out {path}: there is a folder of that name; name a file")
     if not path.parent.is_dir():
@@ -375,8 +378,9 @@ def outcome(exported: Exported) -> dict[str, str]:
     """What a program prints of the file that it wrote."""
     compared = "not known: onnxruntime, which would run the file, is not installed"
     if exported.difference is not None:
-        sizes = ", ".join(f"{name} {size}" for name, size in OTHERS[1].items())
-        compared = f"{exported.difference:.2g} from the model, at {sizes} and other sizes"
+        compared = (
+            f"{exported.difference:.2g} from the model, at other sizes than it was traced with"
+        )
     return {
         "written": f"{exported.path}, {exported.size:,} bytes",
         "largest difference": compared,

@@ -192,7 +192,8 @@ def test_nothing_is_said_of_deprecation(
         pytest.importorskip("onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert export(finished, "--to", kind, "--out", tmp_path / "model") == 0
+        path = tmp_path / f"model{symrnn.export.KINDS[kind]}"
+        assert export(finished, "--to", kind, "--out", path) == 0
     assert capfd.readouterr().err == ""
 
 
@@ -210,7 +211,7 @@ def test_a_file_with_other_numbers_is_refused_and_nothing_left(
     if kind == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
-    path = tmp_path / "model"
+    path = tmp_path / f"model{symrnn.export.KINDS[kind]}"
     path.write_text("the former file")
     write, load = symrnn.export.FILES[kind]
 
@@ -222,7 +223,7 @@ def test_a_file_with_other_numbers_is_refused_and_nothing_left(
     with pytest.raises(symrnn.export.RefusedError, match=r"its \w+ differs from the model's by"):
         export(finished, "--to", kind, "--out", path)
     assert symrnn.export.RefusedError.exit_code == 1
-    assert names(tmp_path) == {"model"}
+    assert names(tmp_path) == {path.name}
     assert path.read_text() == "the former file"
 
 
@@ -239,7 +240,7 @@ def test_another_shape_is_refused(
     monkeypatch.setitem(symrnn.export.FILES, "plain", (write, short))
     message = r"at time 7, batch 2 its logits has shape \[5, 2, \d+\], the model's \[7, 2, \d+\]"
     with pytest.raises(symrnn.export.RefusedError, match=message):
-        export(finished, "--out", tmp_path / "model")
+        export(finished, "--out", tmp_path / "model.safetensors")
     assert names(tmp_path) == set()
 
 
@@ -259,12 +260,17 @@ def test_bad_places_are_errors(run_copy: Path, tmp_path: Path, refused: Callable
     assert refused("export", run_copy, "--to", "tflite").startswith(
         "argument --to: invalid choice: 'tflite' (choose from"
     )
-    where = tmp_path / "none" / "model"
+    where = tmp_path / "none" / "model.safetensors"
     assert refused("export", run_copy, "--out", where) == (
         f"--out {where}: the folder {where.parent} does not exist"
     )
-    assert refused("export", run_copy, "--out", tmp_path) == (
-        f"--out {tmp_path}: there is a folder of that name; name a file"
+    assert refused("export", run_copy, "--to", "pt2", "--out", where) == (
+        f"--out {where}: names of --to pt2 end in .pt2"
+    )
+    folder = tmp_path / "folder.pt2"
+    folder.mkdir()
+    assert refused("export", run_copy, "--to", "pt2", "--out", folder) == (
+        f"--out {folder}: there is a folder of that name; name a file"
     )
     best = run_copy / "best.safetensors"
     assert refused("export", run_copy, "--out", best) == (
