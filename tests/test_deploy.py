@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import pickletools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from symrnn import (
     symmetrize,
 )
 from symrnn.layers import FoldedLinear
+from symrnn.symmetry import onnx
 from symrnn.vision import create_model
 from symrnn.vision.batch_norm import JointBatchNorm2d
 
@@ -230,6 +232,56 @@ def test_parametrizations_of_others_stay() -> None:
     assert type(found[1]) is nn.Linear
     x = torch.randn(2, H)
     assert_same(found(x), model(x), atol=1e-6)
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------
+
+
+def linear(symm: str) -> nn.Module:
+    model = nn.Linear(H, H)
+    if symm != "none":
+        symmetrize(model, symm)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "symm"), [(SymLSTM, "avg"), (SymGRUCell, "tri8"), (linear, "avg"), (linear, "block4")]
+)
+def test_an_onnx_file_of_symmetric_weights_is_warned_of_once(
+    make: Callable[..., nn.Module], symm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch.export, as PyTorch's newer exporter has it; without the packages that it wants."""
+    monkeypatch.setattr(onnx, "_said", False)
+    model = make(symm=symm) if make is linear else make(H, H, symm=symm)
+    plain = deploy(model), linear("none") if make is linear else make(H, H, symm="none")
+    x = torch.randn((5, 2, H) if make is SymLSTM else (2, H))
+
+    def said(model: nn.Module) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.export.export(model, (x,), strict=False)
+        return [str(w.message) for w in caught if "symrnn" in str(w.message)]
+
+    assert said(model) == []
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert [said(other) for other in plain] == [[], []]
+    (message,) = said(model)
+    assert 'symrnn.deploy(model, form="plain")' in message
+    assert said(model) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size:UserWarning")
+def test_the_older_exporter_warns_too(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx, "_said", False)
+    model, x = nn.Sequential(SymLSTM(H, H, symm="avg")), torch.randn(5, 2, H)
+    torch.onnx.export(deploy(model), (x,), io.BytesIO(), dynamo=False)
+    assert not [w for w in recwarn if "symrnn.deploy" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"export symrnn\.deploy\(model"):
+        torch.onnx.export(model.eval(), (x,), io.BytesIO(), dynamo=False)
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -183,6 +183,7 @@ class GatedModule(nn.Module):
             symmetry is not None and symmetry.own_transpose,
             1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
             self.IS_CELL,
+            self.symmetry is not None,
         )
 
     @property
