@@ -30,7 +30,7 @@ KINDS = {"plain": ".safetensors", "pt2": ".pt2", "onnx": ".onnx"}
 """What --to takes, and how the names of such files end."""
 
 OPSET = 17
-"""The version of ONNX's operators: the newest that each exporter of torch 2.10 to 2.13 writes."""
+"""The version of ONNX's operators: of 2022, so that runtimes of some age know it."""
 
 KEY = "symrnn"
 """Under which a file holds what it is, in JSON: in safetensors' metadata, in ONNX's
