@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from data import Codec, DataError, SentencePieceCodec, WordCodec
 from lm.model import LanguageModel
 from lm.saved import Saved, load_saved
-from symrnn.export import Axes, Program, Tensors, export, export_parser, outcome, place_of, table
+from symrnn.export import (
+    Axes,
+    Program,
+    Tensors,
+    export,
+    export_parser,
+    outcome,
+    place_of,
+    require,
+    table,
+)
 from symrnn.files import UserError, describe_os_error, replacing, run_program
 from symrnn.training.command_line import print_table
 
@@ -32,6 +42,7 @@ a line, or FILE.pieces.model of sentencepiece. docs/deployment.md has what loads
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained model: PyTorch's own layers, constant weights, its vocabulary."
     options = export_parser("lm.export", description, EXAMPLE).parse_args(arguments)
+    require(options.to)
     saved = load_saved(options.checkpoint, torch.device("cpu"), precision="fp32")
     path = place_of(options, saved.path)
     vocabulary = vocabulary_path(path, saved.codec)

@@ -161,8 +161,9 @@ def _installed(package: str) -> bool:
 def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> float:
     """The largest difference of an output of ``run`` from the model's.
 
-    Raises RefusedError if it is more than float32 explains: than 16 times what the model itself
-    differs from its computation in float64, and 2⁻²⁰ of the largest number of that output.
+    Raises RefusedError if ``run`` fails, and if that is more than float32 explains: than 16 times
+    what the model itself differs from its computation in float64, and 2⁻²⁰ of the largest number
+    of that output.
     """
     model, exact = program.call(program.model), program.call(copy.deepcopy(program.model).double())
     largest = 0.0
@@ -170,7 +171,12 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
         inputs = program.draw(sizes)
         free = {axis for axes in program.inputs.values() for axis in axes if axis in sizes}
         at = "at " + ", ".join(f"{axis} {size}" for axis, size in sizes.items() if axis in free)
-        found, expected = run(inputs), model(inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:  # each runtime has errors of its own
+            why = str(error).partition("\n")[0]
+            raise RefusedError(f"{path}: was not written: {at} it does not run: {why}") from error
+        expected = model(inputs)
         true = exact(tuple(x.double() if x.is_floating_point() else x for x in inputs))
         for name, got, own, right in zip(program.outputs, found, expected, true, strict=True):
             if got.shape != own.shape:
@@ -348,8 +354,7 @@ def export_parser(program: str, description: str, epilog: str) -> argparse.Argum
 
 
 def place_of(options: argparse.Namespace, checkpoint: Path) -> Path:
-    """Where the file goes; what it needs is there, or ExportError."""
-    require(options.to)
+    """Where the file of a checkpoint's model goes; ExportError if it cannot."""
     path: Path = options.out or checkpoint.with_name("model" + KINDS[options.to])
     if path.suffix != KINDS[options.to]:  # torch.export.load, for one, goes by it
         raise ExportError(f"--out {path}: names of --to {options.to} end in {KINDS[options.to]}")

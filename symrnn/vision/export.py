@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from symrnn import deploy, open_packed
-from symrnn.export import Program, Tensors, export, export_parser, outcome, place_of, table
+from symrnn.export import (
+    Program,
+    Tensors,
+    export,
+    export_parser,
+    outcome,
+    place_of,
+    require,
+    table,
+)
 from symrnn.files import UserError, run_program
 from symrnn.training.command_line import print_table
 from symrnn.vision.inference import fold_for_inference
@@ -32,6 +41,7 @@ differs by more than float32 explains. docs/deployment.md has what loads each ki
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained image network: PyTorch's own layers, constant weights."
     options = export_parser("symrnn.vision.export", description, EXAMPLE).parse_args(arguments)
+    require(options.to)
     file = _best(options.checkpoint)
     model = load_model(file)
     path = place_of(options, file)

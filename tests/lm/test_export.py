@@ -244,6 +244,25 @@ def test_another_shape_is_refused(
     assert names(tmp_path) == set()
 
 
+def test_a_file_that_does_not_run_at_other_sizes_is_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fixed(program: symrnn.export.Program, new: Path) -> Callable[..., Any]:
+        def run(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if tensors[0].shape != (5, 3):
+                raise ValueError(f"expected (5, 3), got {tuple(tensors[0].shape)}\nand so on")
+            return program.call(program.deployed)(tensors)
+
+        return run
+
+    write, _ = symrnn.export.FILES["plain"]
+    monkeypatch.setitem(symrnn.export.FILES, "plain", (write, fixed))
+    message = r"at time 1, batch 1 it does not run: expected \(5, 3\), got \(1, 1\)$"
+    with pytest.raises(symrnn.export.RefusedError, match=message):
+        export(finished, "--out", tmp_path / "model.safetensors")
+    assert names(tmp_path) == set()
+
+
 def test_onnx_without_its_package_is_said_at_the_start(
     finished: Path,
     tmp_path: Path,
