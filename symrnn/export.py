@@ -267,9 +267,10 @@ def _write_onnx(program: Program, new: Path) -> None:
         raise ExportError(f"--to onnx: a file holds at most 2 GiB, and the weights have {size:,} B")
     axes = {**program.inputs, **program.outputs}
     with _quietly(), torch.no_grad():
-        # The exporter by torch.export takes recurrent operators apart into their steps, as many as
-        # the example has; the older one, which torch calls deprecated since 2.9 and still has in
-        # 2.13, writes ONNX's own for any number of steps. It needs no onnxscript either.
+        # The exporter by torch.export, torch's default since 2.9, writes a file for the example's
+        # number of steps, whatever it calls the axis: an LSTM's output is reshaped to it, an RNN is
+        # unrolled (torch 2.13). The older one, which torch calls deprecated and has in 2.10 as in
+        # 2.13, writes ONNX's operators for any number. It needs no onnxscript either.
         torch.onnx.export(
             program.flat(program.deployed),
             program.draw(EXAMPLE),
