@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymGRU, SymLSTM, SymRNN, harden
+from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.rnn import RecurrentLayer
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
@@ -59,6 +60,7 @@ class LanguageModel(nn.Module):
         self.encoder = nn.Embedding(vocab_size, embedding_size)
         self.drop = nn.Dropout(dropout)
         layers = CELLS[cell]
+        # PyTorch's own in a model that is deployed as plain.
         self.rnn: RecurrentLayer = layers(
             embedding_size,
             hidden_size,
@@ -89,20 +91,29 @@ class LanguageModel(nn.Module):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
         # Layers whose state is one tensor take and give it as it is.
-        single = len(self.rnn.STATES) == 1
+        single = len(self.states) == 1
         hx = state[0] if state is not None and single else state
         output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
         return self.decoder(self.drop(output)), (hx,) if single else hx
 
+    @property
+    def states(self) -> str:
+        """The tensors of the state, by letter: "hc" of an LSTM, "h" of others."""
+        return SymLSTM.STATES if isinstance(self.rnn, SymLSTM | nn.LSTM) else SymGRU.STATES
+
     def __prepare_scriptable__(self) -> nn.Module:
-        return (_ScriptableLSTM if len(self.rnn.STATES) == 2 else _Scriptable)(self)
+        return (_ScriptableLSTM if len(self.states) == 2 else _Scriptable)(self)
 
     def stream(self, batch: int = 1) -> Callable[[Tensor], Tensor]:
         """ids int64 (T, B) -> logits (T, B, V), call by call, the state inside.
 
         At inference, with the recurrent weights of now (:meth:`symrnn.SymLSTM.stream`).
         """
-        layers = self.rnn.stream(batch)
+        rnn: nn.Module = self.rnn
+        if not isinstance(rnn, RecurrentLayer):
+            kind = next(kind for kind in CELLS.values() if type(rnn) is kind.PLAIN)
+            rnn = kind.from_plain(rnn, "none")
+        layers = rnn.stream(batch)
         return lambda ids: self.decoder(layers(self.encoder(ids)))
 
     def hardened(self) -> LanguageModel:
@@ -117,14 +128,17 @@ class LanguageModel(nn.Module):
         made.rnn.inference_dtype = self.rnn.inference_dtype
         return made
 
-    def deployed(self, *, autocast: bool = False) -> LanguageModel:
-        """This model for inference: the symmetric weights expanded once instead of every call.
+    def deployed(self, form: str | None = None, *, autocast: bool = False) -> LanguageModel:
+        """This model for inference: a copy, in evaluation mode, which gives the same numbers.
 
-        (Not where they are packed once, or folded, and never expanded.) A copy, in evaluation mode,
-        which gives the same numbers.
-
-        autocast: whether it is to run under that.
+        form: as of :func:`symrnn.deploy`: "plain" has PyTorch's own layers with constant weights,
+            for whatever knows no others. None is what runs fastest here: the symmetric weights are
+            expanded once instead of every call, but not where they are packed once, or folded, and
+            never expanded.
+        autocast: whether it is to run under that; only where form is None.
         """
+        if form is not None or not isinstance(self.rnn, RecurrentLayer):
+            return cast(LanguageModel, deploy(self, form or "plain"))
         made = copy.deepcopy(self).eval()
         if not self._runs_symmetric(autocast):
             made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)

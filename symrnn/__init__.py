@@ -4,6 +4,7 @@
 >>> lstm = SymLSTM(650, 650, num_layers=2, symm="avg")
 """
 
+from symrnn.deploy import deploy
 from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
 from symrnn.storage import PackedError, load_packed, open_packed, save_packed
 from symrnn.surgery import (
@@ -29,6 +30,7 @@ __all__ = [
     "SymRNN",
     "SymRNNCell",
     "count_parameters",
+    "deploy",
     "draw_symmetries",
     "draw_symmetry",
     "get_symmetry",

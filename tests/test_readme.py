@@ -7,6 +7,7 @@ COMMAND here. An HTML comment on the line above a block says what is different i
 
     <!-- test: append --epochs 1 -->    put at the end of each command line of the block
     <!-- test: needs kernels cc -->     run only where the native kernels, and the command cc, are
+    <!-- test: needs onnx -->           likewise a package of Python
     <!-- test: file layer.c -->         written to a file of that name, in any language
     <!-- test: skip (why) -->           the block is not run
 """
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -78,7 +80,7 @@ class Block:
         needed = self.argument.split() if self.rule == "needs" else []
         if "kernels" in needed and not native.available():
             return native.why_not()
-        missing = [c for c in needed if c != "kernels" and shutil.which(c) is None]
+        missing = [c for c in needed if c != "kernels" and not (shutil.which(c) or find_spec(c))]
         return f"there is no {missing[0]}" if missing else ""
 
 

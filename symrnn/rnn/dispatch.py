@@ -18,6 +18,7 @@ from symrnn.rnn import folded, reference, torch_state, torchscript, vendor
 from symrnn.rnn.autocast import as_pytorch
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.stack import Backend
+from symrnn.symmetry import onnx
 
 BACKENDS: dict[str, Backend] = {
     "reference": as_pytorch(reference.BACKEND),
@@ -48,6 +49,7 @@ class Traits(NamedTuple):
     fold_cost: of the folded product, as a fraction of the whole one's; 1 where hidden weights do
         not fold.
     is_cell: whether it runs a single step, for which PyTorch packs no weights.
+    computes_weights: whether some weights are symmetric, and so computed from parameters.
     """
 
     mode: str
@@ -56,6 +58,7 @@ class Traits(NamedTuple):
     symmetric: bool
     fold_cost: float
     is_cell: bool
+    computes_weights: bool = False
 
     @property
     def folds(self) -> bool:
@@ -69,9 +72,11 @@ def resolve(backend: str, traits: Traits, tensors: Sequence[Tensor], steps: int,
     example has, and ONNX knows no operators but PyTorch's: there PyTorch's operator stands in.
     """
     tracing = torch.jit.is_tracing()
-    if tracing and backend != "fused":
-        return "vendor"
     if (tracing or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
+        if traits.computes_weights:
+            onnx.notice()
+        return "vendor"
+    if tracing and backend != "fused":
         return "vendor"
     return choose(traits, tensors, steps, batch) if backend == "auto" else backend
 

@@ -71,6 +71,7 @@ class GatedModule(nn.Module):
         if symm == "none":
             symm_hh = symm_ih = ""
         self._cache = Cache()
+        self._inference_dtype = None
         self.symm = symm
         self.symm_hh = symm_hh
         self.symm_ih = symm_ih
@@ -183,6 +184,7 @@ class GatedModule(nn.Module):
             symmetry is not None and stored_by_halves(symmetry),
             1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
             self.IS_CELL,
+            self.symmetry is not None,
         )
 
     @property

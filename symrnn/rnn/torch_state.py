@@ -5,7 +5,8 @@ Nothing else in :mod:`symrnn.rnn` names a private function of torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,3 +150,54 @@ def cudnn_layout(
             bidirectional,
         )
     return [int(tensor.storage_offset()) for tensor in tensors], buffer.numel()
+
+
+# ---- programs with a free length of time ---------------------------------------------------------
+
+_RECURRENT = (
+    torch.ops.aten.lstm.input,
+    torch.ops.aten.gru.input,
+    torch.ops.aten.rnn_tanh.input,
+    torch.ops.aten.rnn_relu.input,
+)
+
+
+@contextmanager
+def free_time() -> Iterator[None]:
+    """``torch.export`` of PyTorch's recurrent layers, with a dimension of time that is free.
+
+    It finds an operator's shapes by what it decomposes into. A recurrent one becomes a loop over
+    the steps, so that their number is the example's for good; but its shapes depend on no steps,
+    and the program holds the operator itself. Meanwhile here the shapes are what it decomposes
+    into. (PyTorch's ``torch.export._patches`` puts a ``while_loop`` there in the same way, which a
+    program then holds.)
+    """
+    former = [dict(operator.py_kernels) for operator in _RECURRENT]
+    try:
+        for operator in _RECURRENT:
+            operator.py_kernels.update(dict.fromkeys(operator.py_kernels, _shapes))
+            operator._dispatch_cache.clear()
+        yield
+    finally:
+        for operator, kernels in zip(_RECURRENT, former, strict=True):
+            operator.py_kernels.clear()
+            operator.py_kernels.update(kernels)
+            operator._dispatch_cache.clear()
+
+
+def _shapes(
+    input: Tensor,
+    hx: Tensor | list[Tensor],
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Results of a recurrent operator (T, B, I), (L·D, B, P) without their numbers."""
+    state = [hx] if isinstance(hx, Tensor) else hx
+    width = state[0].shape[-1] * (2 if bidirectional else 1)
+    output = input.new_empty((*input.shape[:2], width))
+    return output, *(part.new_empty(part.shape) for part in state)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from symrnn.symmetry import onnx
 from symrnn.symmetry.expanded import read_only
 from symrnn.symmetry.folding import Folding
 from symrnn.symmetry.form import Symmetry
@@ -85,6 +86,7 @@ class SymmetricTensor(nn.Module):
 
     def expand(self, v: Tensor) -> Tensor:
         """The parameters to the weight."""
+        onnx.notice()
         channel = self.channel
         if channel is None:
             assert self.space is not None
@@ -128,6 +130,7 @@ class SymmetricTensor(nn.Module):
         """
         if self.channel is None:
             raise ValueError(f"{self.symm} over space alone does not fold")
+        onnx.notice()
         return self._weights(v, self.channel.matrices)
 
     def _weights(self, v: Tensor, make: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from symrnn.deploy import MAKE_PLAIN
+
 
 class JointBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` with the mean and variance of the joint batch of all processes.
@@ -37,6 +39,13 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+
+def _make_plain(part: JointBatchNorm2d) -> None:
+    part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+
+
+MAKE_PLAIN[JointBatchNorm2d] = _make_plain
 
 
 class _Sum(torch.autograd.Function):

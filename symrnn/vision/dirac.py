@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from symrnn.deploy import MAKE_PLAIN
 from symrnn.symmetry import SymmetricTensor
 
 _STARTS = {"a": 1.0, "b": 0.1}  # as the authors' code has them
@@ -98,6 +99,16 @@ class DiracConv2d(nn.Conv2d):
             "torch.jit.script takes no Dirac convolutions: script "
             "symrnn.vision.fold_for_inference(model), which has plain ones"
         )
+
+
+def _make_plain(part: DiracConv2d) -> None:
+    """Turn a Dirac convolution into a plain one with the weight that it convolves by, in place."""
+    part.weight = nn.Parameter(part.dirac_weight().detach(), part.weight.requires_grad)
+    del part.a, part.b
+    part.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
+MAKE_PLAIN[DiracConv2d] = _make_plain
 
 
 def no_decay(model: nn.Module) -> set[int]:

@@ -13,10 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
-from symrnn.layers import FOLDED
-from symrnn.surgery import unsymmetrize
-from symrnn.vision.dirac import DiracConv2d
-from symrnn.vision.sharing import Strided
+from symrnn.deploy import plain_layers
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -26,8 +23,8 @@ def fold_for_inference(model: nn.Module) -> nn.Module:
     """A copy of the model in evaluation mode, of plain layers, that gives the same outputs.
 
     - Dirac convolutions become plain ones with the weight that they convolved by.
-    - Symmetric weights are expanded and their layers plain ones (:func:`symrnn.unsymmetrize`); soft
-      symmetry is no form but a penalty, and stays as it is: :func:`symrnn.harden` first.
+    - Symmetric weights are expanded and their layers plain ones, as :func:`symrnn.deploy` has them;
+      soft symmetry is no form but a penalty, and stays as it is: :func:`symrnn.harden` first.
     - A batch norm right after a convolution goes into its weight and bias, an ``nn.Identity``
       standing in its place.
 
@@ -70,29 +67,11 @@ def fold_for_inference(model: nn.Module) -> nn.Module:
       (2): ReLU()
     )
     """
-    made = copy.deepcopy(model).eval()
-    unsymmetrize(made)
-    for part in made.modules():
-        _make_plain(part)
-    for part in list(made.modules()):
-        for name, child in part._modules.items():
-            if type(child) is Strided:
-                part._modules[name] = child.own()
+    made = plain_layers(model)
     if any(isinstance(part, _NORMS) for part in made.modules()):
         _own_places(made, set())
         _fold_norms(made)
     return made
-
-
-def _make_plain(part: nn.Module) -> None:
-    """Turn a Dirac convolution or a layer that may fold its input into PyTorch's own, in place."""
-    if type(part) is DiracConv2d:
-        part.weight = nn.Parameter(part.dirac_weight().detach(), part.weight.requires_grad)
-        del part.a, part.b
-        part.__class__ = nn.Conv2d  # type: ignore[assignment]
-    for plain, folding in FOLDED.items():
-        if type(part) is folding:
-            part.__class__ = plain
 
 
 def _own_places(module: nn.Module, seen: set[nn.Module]) -> None:

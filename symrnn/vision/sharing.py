@@ -17,6 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from symrnn.deploy import MAKE_PLAIN
+
 SHARE = ("none", "stage", "sharesnet")
 
 
@@ -39,14 +41,20 @@ class Strided(nn.Module):
             x, conv.weight, conv.bias, self.stride, conv.padding, conv.dilation, conv.groups
         )
 
-    def own(self) -> nn.Conv2d:
-        """A convolution with this stride and a copy of the weight."""
-        made = copy.deepcopy(self.conv)
-        made.stride = self.stride
-        return made
-
     def extra_repr(self) -> str:
         return f"stride={self.stride}"
+
+
+def _make_plain(part: Strided) -> None:
+    """Turn a strided use of a convolution into a convolution of its weight, in place."""
+    conv = part.conv
+    made = copy.deepcopy(conv, {id(tensor): tensor for tensor in conv.parameters()})
+    made.stride = part.stride
+    part.__dict__ = {**vars(made), "training": part.training}
+    part.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
+MAKE_PLAIN[Strided] = _make_plain
 
 
 def check_share(share: str) -> None:

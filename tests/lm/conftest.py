@@ -16,12 +16,18 @@ import torch
 import worlds
 
 import lm.evaluate
+import lm.export
 import lm.generate
 import lm.train
 from data import DataError
 from symrnn.files import run_program
 
-PROGRAMS = {"train": lm.train.main, "evaluate": lm.evaluate.main, "generate": lm.generate.main}
+PROGRAMS = {
+    "train": lm.train.main,
+    "evaluate": lm.evaluate.main,
+    "export": lm.export.main,
+    "generate": lm.generate.main,
+}
 
 TINY = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 2 --threads 1"
 
@@ -96,6 +102,13 @@ def pieces_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The same of a model of sentencepiece's pieces."""
     folder = tmp_path_factory.mktemp("runs") / "pieces"
     return trained(folder, corpus, "--tokenizer", "sentencepiece", "--vocab-size", "28")
+
+
+@pytest.fixture(scope="session")
+def gru_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The same of a GRU of a form that folds, whose decoder and embedding share weights."""
+    folder = tmp_path_factory.mktemp("runs") / "gru"
+    return trained(folder, corpus, "--cell", "gru", "--symm", "block4", "--tied")
 
 
 @pytest.fixture

@@ -62,6 +62,25 @@ def test_the_deployed_model_gives_the_same_numbers(cell: str, symm: str) -> None
     assert deployed.decoder.weight is deployed.encoder.weight
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_model_deployed_as_plain_has_the_layers_of_pytorch(cell: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, symm="block4", tied=True, dropout=0.5).double()
+    ids = torch.randint(11, (7, 3))
+    plain = model.deployed("plain")
+    assert type(plain.rnn) is model.rnn.PLAIN
+    assert plain.decoder.weight is plain.encoder.weight
+    logits, state = model.eval()(ids)
+    torch.testing.assert_close(plain(ids), (logits, state))
+    torch.testing.assert_close(plain(ids, state), model(ids, state))
+    torch.testing.assert_close(torch.jit.script(plain)(ids), (logits, state))
+    # And it does what the model does, deployed again or step by step.
+    torch.testing.assert_close(plain.deployed()(ids), (logits, state))
+    stream = plain.stream(batch=3)
+    torch.testing.assert_close(torch.cat([stream(ids[:3]), stream(ids[3:])]), logits)
+    with pytest.raises(ValueError, match="form should be one of plain, got: 'packed'"):
+        model.deployed("packed")
+
+
 @pytest.mark.skipif(not native.available(), reason=native.why_not())
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_deployed_model_caches_what_is_packed_once(cell: str) -> None:

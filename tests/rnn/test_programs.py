@@ -340,6 +340,7 @@ def test_an_onnx_file_gives_right_answers_at_other_lengths(backend: str) -> None
         torch.testing.assert_close(tuple(found), layer(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:this ONNX file computes:UserWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_programs_on_their_way_to_onnx_hold_operators_of_pytorch(
     backend: str, monkeypatch: pytest.MonkeyPatch
