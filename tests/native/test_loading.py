@@ -370,6 +370,7 @@ def c_type(declaration: str) -> object:
     structures = {
         "symrnn_map": interface.Map,
         "symrnn_term": interface.Term,
+        "symrnn_skew": interface.Skew,
         "symrnn_product": interface.Product,
         "symrnn_layer": interface.Layer,
         "symrnn_gpu": interface.Gpu,
@@ -395,7 +396,7 @@ def test_functions_are_those_of_the_header(header: str, functions: interface.Fun
         assert functions[name] == (c_type(result), [c_type(a) for a in arguments]), name
 
 
-@pytest.mark.parametrize("structure", ["Map", "Term", "Product", "Layer", "Gpu", "Fit"])
+@pytest.mark.parametrize("structure", ["Map", "Skew", "Term", "Product", "Layer", "Gpu", "Fit"])
 def test_structures_are_those_of_the_header(structure: str) -> None:
     text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
     body = re.search(rf"typedef struct symrnn_{structure.lower()} {{(.*?)}}", text, re.DOTALL)
