@@ -29,6 +29,7 @@ from symrnn.training import (
     restore_model,
     set_threads,
 )
+from symrnn.training.command_line import checkpoint_file
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 """--precision: bf16 is autocast over float32 weights; the others are the weights' own type."""
@@ -100,7 +101,7 @@ def load_saved(
     Raises UserError if there is none, if the file is damaged or something else, or if it cannot run
     so.
     """
-    file = _checkpoint_file(path)
+    file = checkpoint_file(path, "lm.train")
     stored = open_packed(file) if is_packed(file) else load_checkpoint(file)
     try:
         config = {**stored.meta["config"], "backend": backend}
@@ -209,26 +210,6 @@ def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
         raise UserError(f"{option}, --backend auto or fused, got: --backend {backend}")
     if not native.available():
         raise UserError(f"{option}: {native.why_not()}")
-
-
-def _checkpoint_file(path: str | Path | None) -> Path:
-    if path is None:
-        found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda f: f.stat().st_mtime)
-        if not found:
-            raise UserError(
-                "no checkpoint given, and there is no trained run in ./runs: "
-                "train one with python -m lm.train, or name a checkpoint"
-            )
-        return found[-1]
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    best, last = path / "best.safetensors", path / "last.safetensors"
-    if not best.exists() and last.exists():
-        raise UserError(
-            f"{path}: there is no best checkpoint before the first validation; {last} can be named"
-        )
-    return best
 
 
 def saved_configuration(saved: Saved) -> dict[str, object]:

@@ -91,8 +91,8 @@ class SymmetricAndSkew(Symmetry):
 
         Of entries of a standard deviation d the R ≪ N largest planes of the skew part have about
         the size d·√(2N), and random directions: so V is drawn, Y as twice the draw of a plain
-        layer's entries. The decomposition itself would take minutes for a large layer. X is drawn
-        too, and scaled to entries of a mean square of 1.
+        layer's entries. The decomposition itself would only give other random directions. X is
+        drawn too, and scaled to entries of a mean square of 1.
         """
         with torch.no_grad():
             self.symmetric.initialize(v[..., : self.symmetric.numel], draw)
@@ -113,7 +113,7 @@ def _orthonormal(x: Tensor) -> Tensor:
     """x (..., N, R) with its columns made orthonormal: the polar factor X (XᵀX)^(-1/2).
 
     By the iteration of Newton and Schulz, which only multiplies: every program knows it, no matrix
-    is too singular for it, and its derivatives are bounded. Singular values below about 1/20 of the
+    is too singular for it, and its derivatives are bounded. Singular values below about 1/10 of the
     norm of X come out smaller than 1, those of zero as zero. In float32 at least, also under
     autocast: eight roundings to 16 bits would leave little of it.
     """

@@ -246,6 +246,33 @@ def print_table(values: Mapping[str, object], width: int = 21) -> None:
 # ---- folders and machine -----------------------------------------------------------------------
 
 
+def checkpoint_file(path: str | Path | None, program: str) -> Path:
+    """The file of a trained model: ``path``, or the best of the run whose folder that is.
+
+    path: None is the best of the newest run in ./runs.
+    program: what trains such, as ``python -m`` takes it.
+
+    Raises UserError where there is none.
+    """
+    if path is None:
+        found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda f: f.stat().st_mtime)
+        if not found:
+            raise UserError(
+                "no checkpoint given, and there is no trained run in ./runs: "
+                f"train one with python -m {program}, or name a checkpoint"
+            )
+        return found[-1]
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best, last = path / "best.safetensors", path / "last.safetensors"
+    if not best.exists() and last.exists():
+        raise UserError(
+            f"{path}: there is no best checkpoint before the first validation; {last} can be named"
+        )
+    return best
+
+
 def folder_to_resume(options: argparse.Namespace) -> Path | None:
     """The run's folder that --resume names, by itself or in --out; None for a new run.
 

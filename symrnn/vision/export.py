@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from symrnn.export import (
     require,
     table,
 )
-from symrnn.files import UserError, run_program
-from symrnn.training.command_line import print_table
+from symrnn.files import run_program
+from symrnn.training.command_line import checkpoint_file, print_table
 from symrnn.vision.inference import fold_for_inference
 from symrnn.vision.saved import load_model
 
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained image network: PyTorch's own layers, constant weights."
     options = export_parser("symrnn.vision.export", description, EXAMPLE).parse_args(arguments)
     require(options.to)
-    file = _best(options.checkpoint)
+    file = checkpoint_file(options.checkpoint, "symrnn.vision.train")
     model = load_model(file)
     path = place_of(options, file)
     program = program_of(model, open_packed(file).meta)
@@ -52,20 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print_table(outcome(export(program, options.to, path)))
     return 0
-
-
-def _best(checkpoint: str | None) -> Path:
-    """The file of the best model of a run, by default of the newest."""
-    if checkpoint is not None:
-        path = Path(checkpoint)
-        return path / "best.safetensors" if path.is_dir() else path
-    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda f: f.stat().st_mtime)
-    if not found:
-        raise UserError(
-            "no run given, and there is no trained one in ./runs: train one with "
-            "python -m symrnn.vision.train, or name its folder"
-        )
-    return found[-1]
 
 
 class _Network(nn.Module):

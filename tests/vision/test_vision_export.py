@@ -136,7 +136,7 @@ def test_bad_arguments_are_errors(
         return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
 
     monkeypatch.chdir(tmp_path)
-    assert refused().startswith("no run given, and there is no trained one in ./runs")
+    assert refused().startswith("no checkpoint given, and there is no trained run in ./runs")
     assert "invalid choice: 'coreml'" in refused(finished, "--to", "coreml")
     assert "the folder none does not exist" in refused(finished, "--out", "none/model.safetensors")
     without("onnx")
