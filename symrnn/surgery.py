@@ -470,6 +470,8 @@ def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> Non
         symm_ih=kind.GATES if any(weight.is_input for weight in weights) else "",
         backend=getattr(module, "backend", "auto"),
     )
+    for name in ("state_dropout", "weight_dropout"):
+        setattr(made, name, getattr(module, name, 0.0))
     _become(module, made)
 
 

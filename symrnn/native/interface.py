@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 5  # SYMRNN_INTERFACE
+INTERFACE = 6  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -107,6 +107,7 @@ class Layer(ctypes.Structure):
         ("ih", POINTER(Product)),
         ("bias", c_void_p),
         ("bias_n", c_void_p),
+        ("state_mask", c_void_p),
     )
 
 

@@ -67,6 +67,15 @@ class RowCursor {
     int64_t t_ = 0, row_, own_ = 0;
 };
 
+// to = from · mask of some tiles of the first `batch` sequences, all blocked alike.
+template <typename T>
+void masked(const T *from, const T *mask, int64_t stride, int64_t batch, int64_t first, int64_t last,
+            T *to) {
+    for (int64_t tile = first; tile < last; ++tile)
+        for (int64_t k = tile * stride; k < tile * stride + batch * SIDE; ++k)
+            to[k] = from[k] * mask[k];
+}
+
 // The inverse of to_blocks.
 template <typename T>
 void from_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,
@@ -137,6 +146,10 @@ class Forward {
         const int64_t size = tiles_of(side_) * steps_.batch * SIDE;
         arena.reserve(h_, size);
         arena.reserve(c_, size);
+        if (layer_.state_mask) {
+            arena.reserve(mask_, size);
+            arena.reserve(masked_, size);
+        }
         hh_.reserve(arena);
         if (layer_.ih) {
             arena.reserve(x_, tiles_of(layer_.ih->columns) * rows_ * SIDE);
@@ -153,6 +166,10 @@ class Forward {
         slices.each([&](int, int64_t first, int64_t last) {
             to_blocks(rows_of<T>(a_.h0, steps_.first, side_), steps_.batch, side_, stride, first,
                       last, h_);
+            if (layer_.state_mask)
+                to_blocks(rows_of<T>(layer_.state_mask, steps_.first, side_), steps_.batch, side_,
+                          stride, first, last, mask_);
+            mask_state(first, last, steps_.batch);
             if (layer_.mode == SYMRNN_LSTM)
                 to_blocks(rows_of<T>(a_.c0, steps_.first, side_), steps_.batch, side_, stride,
                           first, last, c_);
@@ -166,8 +183,9 @@ class Forward {
         for (int64_t n = 0; n < steps_.count; ++n) {
             const int64_t t = steps_.at(n), length = steps_.length(t);
             if (length == 0) continue;  // only when split by sequences
-            if (layer_.ih && steps_.count == 1) Product<T>::run(team, ih_, x_, hh_, h_, length);
-            else hh_.run(team, h_, length);
+            const T *const h = layer_.state_mask ? masked_ : h_;
+            if (layer_.ih && steps_.count == 1) Product<T>::run(team, ih_, x_, hh_, h, length);
+            else hh_.run(team, h, length);
             if (n + 1 < steps_.count) cursor.move_to(steps_.at(n + 1));
             const int64_t next = cursor.row();
             cursor.move_to(t);
@@ -176,6 +194,7 @@ class Forward {
                 hh_.add_skew(share, first, last, 0, length);
                 if (layer_.ih) ih_.add_skew(share, first, last, cursor.own(), length);
                 step(first, last, cursor, length, ahead);
+                mask_state(first, last, length);
             });
         }
         slices.each([&](int, int64_t first, int64_t last) {
@@ -188,6 +207,12 @@ class Forward {
     }
 
   private:
+    // A slice of the operand of the next product.
+    void mask_state(int64_t first, int64_t last, int64_t length) {
+        if (layer_.state_mask)
+            masked(h_, mask_, steps_.batch * SIDE, length, first, last, masked_);
+    }
+
     void block_input(int64_t first, int64_t last) {
         const int64_t inputs = layer_.ih->columns;
         RowCursor cursor(steps_, false);
@@ -233,6 +258,7 @@ class Forward {
     Product<T> hh_;
     Product<T> ih_;  // unused without input weights
     T *h_ = nullptr, *c_ = nullptr, *x_ = nullptr;
+    T *mask_ = nullptr, *masked_ = nullptr;  // with a mask alone: it, and h times it
 };
 
 template <typename T>
@@ -256,6 +282,10 @@ class Backward {
         arena.reserve(d_h_, size);
         arena.reserve(d_c_, size);
         arena.reserve(d_hidden_, layer_.hh->gates * size);
+        if (layer_.state_mask) {
+            arena.reserve(mask_, size);
+            arena.reserve(d_masked_, size);
+        }
         hh_.reserve(arena);
         return arena.allocate();
     }
@@ -268,12 +298,16 @@ class Backward {
                       d_h_);
             to_blocks(rows_of<T>(a_.d_cn, own, side_), steps_.batch, side_, stride, first, last,
                       d_c_);
+            if (layer_.state_mask)
+                to_blocks(rows_of<T>(layer_.state_mask, own, side_), steps_.batch, side_, stride,
+                          first, last, mask_);
         });
         RowCursor cursor(steps_, !steps_.reverse), before(steps_, !steps_.reverse);
         int64_t added = 0;  // sequences whose last product is still to be added to d_h_
         const auto add = [&](int share, int64_t first, int64_t last) {
             if (!added) return;
             hh_.add_skew(share, first, last, 0, added);
+            if (layer_.state_mask) return add_masked(first, last, added);
             kernels<T>().add(d_h_, hh_.partial_sums(0), first, last, added * SIDE);
         };
         for (int64_t n = steps_.count - 1; n >= 0; --n) {
@@ -300,6 +334,17 @@ class Backward {
     }
 
   private:
+    // As kernels' `add`, of the gradient of h times the mask.
+    void add_masked(int64_t first, int64_t last, int64_t added) {
+        const int64_t stride = steps_.batch * SIDE;
+        for (int64_t tile = first; tile < last; ++tile)
+            std::fill_n(d_masked_ + tile * stride, added * SIDE, T(0));
+        kernels<T>().add(d_masked_, hh_.partial_sums(0), first, last, added * SIDE);
+        for (int64_t tile = first; tile < last; ++tile)
+            for (int64_t k = tile * stride; k < tile * stride + added * SIDE; ++k)
+                d_h_[k] += d_masked_[k] * mask_[k];
+    }
+
     void step(int64_t first, int64_t last, int64_t row, int64_t length, int64_t row_before,
               int64_t before) {
         const int64_t width = layer_.hh->gates * side_;
@@ -334,6 +379,7 @@ class Backward {
     const int shares_;
     Product<T> hh_;
     T *d_h_ = nullptr, *d_c_ = nullptr, *d_hidden_ = nullptr;
+    T *mask_ = nullptr, *d_masked_ = nullptr;  // with a mask alone: it, and the gradient of h times it
 };
 
 // Split by units: all threads run all sequences.

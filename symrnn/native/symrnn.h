@@ -48,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 5
+#define SYMRNN_INTERFACE 6
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -182,6 +182,8 @@ typedef struct symrnn_layer {
     const symrnn_product *ih;  /* the input weights, G matrices H × I, of the same dtype; or null */
     const void *bias;          /* (G·H), added to the gates, read only with ih; or null */
     const void *bias_n;        /* (H), a GRU's hidden bias of n; or null */
+    const void *state_mask;    /* (B, H), what h is multiplied by before the hidden weights, the same
+                                  at every step, and for a GRU there alone; or null, for ones */
 } symrnn_layer;
 
 /* The forward pass over T ≥ 1 steps. If B = 0 nothing is read or written. A pointer may be null

@@ -50,6 +50,7 @@ class Traits(NamedTuple):
         not fold.
     is_cell: whether it runs a single step, for which PyTorch packs no weights.
     computes_weights: whether some weights are symmetric, and so computed from parameters.
+    masks_state: whether this call multiplies h by a mask before the hidden weights.
     """
 
     mode: str
@@ -59,6 +60,7 @@ class Traits(NamedTuple):
     fold_cost: float
     is_cell: bool
     computes_weights: bool = False
+    masks_state: bool = False
 
     @property
     def folds(self) -> bool:
@@ -92,6 +94,7 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
     - Everywhere else the vendor's operator is.
     - Under autocast the native kernels are in training (:func:`bfloat16_pays`), where the processor
       has units for bfloat16; else the vendor's operator is.
+    - PyTorch's operators know no mask of the state: the native kernels run it, or the plain loop.
     - torch.func and forward-mode derivatives take the plain loop: its operators have all the rules
       that they want, the vendor's not.
 
@@ -100,6 +103,8 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
     """
     if torch_state.is_transformed() or torch_state.in_forward_mode():
         return "reference"
+    if traits.masks_state:
+        return "fused" if _takes_masks(traits, tensors) else "reference"
     if torch.compiler.is_compiling() or not tensors[0].is_cpu:
         return "vendor"
     if torch.is_autocast_enabled("cpu"):
@@ -162,6 +167,21 @@ def _takes_fused(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: i
         return False
     if any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
         return False
+    native.notice()
+    return native.available()
+
+
+def _takes_masks(traits: Traits, tensors: Sequence[Tensor]) -> bool:
+    """Whether the native kernels run a call that masks the state."""
+    if traits.projects or any(not t.is_cpu for t in tensors):
+        return False
+    weight = tensors[1]
+    same = all(t.dtype == weight.dtype for t in tensors) or torch.is_autocast_enabled("cpu")
+    return same and weight.dtype in (torch.float32, torch.float64) and _has_kernels()
+
+
+@torch.compiler.assume_constant_result
+def _has_kernels() -> bool:
     native.notice()
     return native.available()
 

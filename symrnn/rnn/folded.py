@@ -12,7 +12,7 @@ G gates; r rows and c columns of a small matrix for one gate.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -47,7 +47,8 @@ def _layer(
     assert w.hh.symmetry is not None
     assert w.hh.symmetry.folding is not None
     batch, side = state[0].shape
-    loop = _Loop(mode, w.hh.symmetry.folding, side, batch_sizes, batch, reverse)
+    folding = w.hh.symmetry.folding
+    loop = _Loop(mode, folding, side, batch_sizes, batch, reverse, w.masked)
     matrices = [matrix.flatten(0, 1) for matrix in w.hh.folded()]
     tensors = [x, w.ih.dense(), w.bias_ih, w.bias_hh, *state, *matrices]
     with _autocast_settled(tensors) as settled:
@@ -219,6 +220,7 @@ class _Loop(NamedTuple):
     side: H.
     batch_sizes, batch: the B_t of all steps, or None where all are B; and B.
     reverse: from the last step to the first.
+    masked: (B_t, H) to what of it is multiplied; linear, entry by entry.
     """
 
     mode: str
@@ -227,6 +229,7 @@ class _Loop(NamedTuple):
     batch_sizes: Tensor | None
     batch: int
     reverse: bool
+    masked: Callable[[Tensor], Tensor]
 
     @property
     def kind(self) -> _Kind:
@@ -284,7 +287,8 @@ class _Loop(NamedTuple):
         outputs: dict[int, Tensor] = {}
         for t in self.order(x):
             old = [part[: x[t].size(0)] for part in state]
-            hidden = self.product(self.folding.inputs(old[0], -1), matrices, bias_hh)
+            folded = self.folding.inputs(self.masked(old[0]), -1)
+            hidden = self.product(folded, matrices, bias_hh)
             new = MODES[self.mode].pointwise(x[t], hidden.flatten(1), old)
             outputs[t] = new[0]
             state = with_ended(new, state)
@@ -313,7 +317,7 @@ class _Loop(NamedTuple):
         taken: dict[int, tuple[State, list[Tensor], list[Tensor]]] = {}
         for t in self.order(x):
             old = [part[: x[t].size(0)] for part in state]
-            folded = self.folding.inputs(old[0], -1)
+            folded = self.folding.inputs(self.masked(old[0]), -1)
             new, cached = self.kind.forward(x[t], self.product(folded, matrices, bias_hh), old)
             if saving:
                 taken[t] = old, folded, cached
@@ -401,7 +405,7 @@ def _backward(
         parts = loop.folding.outputs_adjoint(d_hidden[t], -1)
         d_products[t] = [part.flatten(1) for part in parts]
         through = [part @ m for part, m in zip(d_products[t], matrices, strict=True)]
-        d_old[0] += loop.folding.inputs_adjoint(through, loop.side, -1)
+        d_old[0] += loop.masked(loop.folding.inputs_adjoint(through, loop.side, -1))
         d_state = with_ended(d_old, d_state)
     steps = range(len(gates))
     d_matrices = [

@@ -26,7 +26,8 @@ class RecurrentLayer(GatedModule):
 
     plain: that one with the arguments of the call, without storage (device "meta"). It has checked
         the arguments, and raised what it always raised.
-    symm, symm_hh, symm_ih, backend, device, dtype: of :class:`symrnn.SymLSTM`.
+    symm, symm_hh, symm_ih, backend, device, dtype, state_dropout, weight_dropout: of
+        :class:`symrnn.SymLSTM`.
     """
 
     PLAIN: ClassVar[type[nn.RNNBase]]
@@ -50,6 +51,8 @@ class RecurrentLayer(GatedModule):
         backend: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        state_dropout: float,
+        weight_dropout: float,
     ) -> None:
         super().__init__()
         self.mode = plain.mode
@@ -61,6 +64,8 @@ class RecurrentLayer(GatedModule):
         self.dropout = plain.dropout
         self.bidirectional = plain.bidirectional
         self.proj_size = plain.proj_size
+        self.state_dropout = _probability("state_dropout", state_dropout)
+        self.weight_dropout = _probability("weight_dropout", weight_dropout)
         self._register(plain, symm, symm_hh, symm_ih, backend, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -76,7 +81,7 @@ class RecurrentLayer(GatedModule):
         or H.
         """
         entry = self._cache.entry
-        if entry is not None and not torch.compiler.is_compiling():
+        if entry is not None and not self._drops() and not torch.compiler.is_compiling():
             plan = entry[0].plans.get(input.shape) if type(input) is Tensor else None
             result = None if plan is None else plan.call(self._parameters, input, hx)
             if result is None:
@@ -153,11 +158,9 @@ class RecurrentLayer(GatedModule):
             or not inference.is_ready(packed, input, hx, state_shape)
         ):
             return None
-        dropout = self.dropout if self.training else 0.0
-        output, state = packed.run(input, rows, steps, batch, 0, hx, state_shape, dropout)
-        if not dropout:
-            shapes = Shapes(tuple(shape), tuple(output.shape), tuple(state_shape))
-            self._plan_call(shapes, steps, batch)
+        output, state = packed.run(input, rows, steps, batch, 0, hx, state_shape, 0.0)
+        shapes = Shapes(tuple(shape), tuple(output.shape), tuple(state_shape))
+        self._plan_call(shapes, steps, batch)
         return output, self._whole(state)
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
@@ -166,7 +169,13 @@ class RecurrentLayer(GatedModule):
         backend = dispatch.resolve(self.backend, self._traits, tensors, steps, state[0].size(1))
         weights, attributes = self.layer_weights(), self._attributes()
         check_devices(weights)
-        if backend == "fused" and self._can_run_packed(input, state, weights):
+        drops = self.training and (self.state_dropout > 0 or self.weight_dropout > 0)
+        if drops:
+            weights = [
+                w.dropped(state[0][k], self.state_dropout, self.weight_dropout)
+                for k, w in enumerate(weights)
+            ]
+        elif backend == "fused" and self._can_run_packed(input, state, weights):
             fused.check(input, state, weights, attributes)
             return self._run_packed(input, batch_sizes, state, weights, attributes)
         run = dispatch.BACKENDS[backend].run
@@ -195,6 +204,10 @@ class RecurrentLayer(GatedModule):
             state[0].shape,
             attributes.dropout,
         )
+
+    def _drops(self) -> bool:
+        """Whether a call is in training, and some dropout acts in it."""
+        return self.training and bool(self.dropout or self.state_dropout or self.weight_dropout)
 
     def _attributes(self) -> Attributes:
         return Attributes(
@@ -318,6 +331,11 @@ class RecurrentLayer(GatedModule):
         self._cache = Cache()
 
     def __prepare_scriptable__(self) -> nn.Module:
+        if self.training and (self.state_dropout or self.weight_dropout):
+            raise ValueError(
+                "a scripted module has neither state_dropout nor weight_dropout, got: "
+                f"{self.state_dropout} and {self.weight_dropout} in training: call eval() first"
+            )
         return torchscript.scripted_layer(
             self.layer_weights(),
             self._attributes()._replace(dropout=self.dropout),
@@ -325,6 +343,12 @@ class RecurrentLayer(GatedModule):
             self.state_shapes(batch=0),
             self.wrong_dimensions(),
         )
+
+
+def _probability(name: str, p: float) -> float:
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ValueError(f"{name} should be a number in range [0, 1], got: {p!r}")
+    return p
 
 
 def _select(state: State, order: Tensor | None) -> State:

@@ -25,6 +25,13 @@ class SymLSTM(RecurrentLayer):
         weights, without projections: float32 and float64 on CPUs; on NVIDIA GPUs float32, bfloat16
         and float16, where the symmetric weights of all gates fit on the chip, else the vendor's
         operator and one warning), or "auto", the fastest for each call.
+    state_dropout: in training the chance that a unit of h is zero before the hidden weights: one
+        mask for each sequence, layer and direction, the same at every step of a call (Gal and
+        Ghahramani 2016); the other units are divided by 1 - p. PyTorch's operators have no such
+        argument, so that "vendor" runs the plain loop then, as "fused" does on a GPU.
+    weight_dropout: in training the chance that a parameter of the hidden weights is zero for a call
+        (DropConnect, as of Merity et al. 2018); the others are divided by 1 - p. An orbit falls as
+        one, and a symmetric matrix stays so.
 
     The symmetric gates' parameters are of shape (gates, numel), named after the matrix and the
     form: ``weight_hh_l0_avg``. The matrix itself can be read as ``weight_hh_l0``, as on
@@ -65,6 +72,8 @@ class SymLSTM(RecurrentLayer):
         symm_hh: str = "ifgo",
         symm_ih: str = "",
         backend: str = "auto",
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
         plain = nn.LSTM(
             input_size,
@@ -77,7 +86,9 @@ class SymLSTM(RecurrentLayer):
             proj_size,
             device="meta",
         )
-        super().__init__(plain, symm, symm_hh, symm_ih, backend, device, dtype)
+        super().__init__(
+            plain, symm, symm_hh, symm_ih, backend, device, dtype, state_dropout, weight_dropout
+        )
 
     @classmethod
     def from_lstm(
@@ -107,7 +118,8 @@ class SymGRU(RecurrentLayer):
     those of ``nn.GRU``; with ``symm="none"`` so are the state_dict and every number.
 
     symm_hh: the gates, of "rzn" (reset, update, new), whose hidden weights are symmetric.
-    symm, symm_ih, backend, and how the weights are stored: as in :class:`symrnn.SymLSTM`.
+    symm, symm_ih, backend, state_dropout, weight_dropout, and how the weights are stored: as in
+        :class:`symrnn.SymLSTM`.
 
     >>> gru = SymGRU(10, 20, num_layers=2, symm="avg")
     >>> output, h = gru(torch.randn(5, 3, 10))
@@ -134,6 +146,8 @@ class SymGRU(RecurrentLayer):
         symm_hh: str = "rzn",
         symm_ih: str = "",
         backend: str = "auto",
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
         plain = nn.GRU(
             input_size,
@@ -145,7 +159,9 @@ class SymGRU(RecurrentLayer):
             bidirectional,
             device="meta",
         )
-        super().__init__(plain, symm, symm_hh, symm_ih, backend, device, dtype)
+        super().__init__(
+            plain, symm, symm_hh, symm_ih, backend, device, dtype, state_dropout, weight_dropout
+        )
 
     @classmethod
     def from_gru(
@@ -175,7 +191,8 @@ class SymRNN(RecurrentLayer):
     those of ``nn.RNN``; with ``symm="none"`` so are the state_dict and every number.
 
     symm_hh: "h", the only gate there is, for symmetric hidden weights; "" for plain ones.
-    symm, symm_ih, backend, and how the weights are stored: as in :class:`symrnn.SymLSTM`.
+    symm, symm_ih, backend, state_dropout, weight_dropout, and how the weights are stored: as in
+        :class:`symrnn.SymLSTM`.
 
     >>> rnn = SymRNN(10, 20, num_layers=2, nonlinearity="relu", symm="avg")
     >>> output, h = rnn(torch.randn(5, 3, 10))
@@ -204,6 +221,8 @@ class SymRNN(RecurrentLayer):
         symm_hh: str = "h",
         symm_ih: str = "",
         backend: str = "auto",
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
         plain = nn.RNN(
             input_size,
@@ -216,7 +235,9 @@ class SymRNN(RecurrentLayer):
             bidirectional,
             device="meta",
         )
-        super().__init__(plain, symm, symm_hh, symm_ih, backend, device, dtype)
+        super().__init__(
+            plain, symm, symm_hh, symm_ih, backend, device, dtype, state_dropout, weight_dropout
+        )
         self.nonlinearity = nonlinearity
 
     @classmethod

@@ -58,6 +58,8 @@ class GatedModule(nn.Module):
     input_size: int
     hidden_size: int
     proj_size: int = 0
+    state_dropout: float = 0.0
+    weight_dropout: float = 0.0
     symmetry: Symmetry | None
     _inference_dtype: torch.dtype | None = None
 
@@ -185,6 +187,7 @@ class GatedModule(nn.Module):
             1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
             self.IS_CELL,
             self.symmetry is not None,
+            self.training and self.state_dropout > 0,
         )
 
     @property
@@ -413,8 +416,10 @@ class GatedModule(nn.Module):
     def extra_repr(self) -> str:
         plain = self.PLAIN.extra_repr(self)
         low = self.inference_dtype
-        end = "" if low is None else f", inference_dtype={low}"
-        return f"{plain}, {self._symmetry_repr()}{end}"
+        drops = [name for name in ("state_dropout", "weight_dropout") if getattr(self, name)]
+        more = [f"{name}={getattr(self, name)}" for name in drops]
+        more += [] if low is None else [f"inference_dtype={low}"]
+        return ", ".join([plain, self._symmetry_repr(), *more])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

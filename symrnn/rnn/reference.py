@@ -29,7 +29,7 @@ def layer(
     outputs: list[Tensor] = []
     for x_t in reversed(steps) if reverse else steps:
         old = [part[: x_t.size(0)] for part in state]
-        from_hidden = F.linear(old[0], hh, w.bias_hh)
+        from_hidden = F.linear(w.masked(old[0]), hh, w.bias_hh)
         h, *c = MODES[mode].pointwise(x_t, from_hidden, old)
         h = h if w.hr is None else F.linear(h, w.hr)
         outputs.append(h)

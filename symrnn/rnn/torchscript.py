@@ -38,9 +38,13 @@ def compiled(mode: str) -> Any:
         w_hh: Tensor,
         b_hh: Tensor | None,
         w_hr: Tensor | None,
+        state_mask: Tensor | None,
     ) -> list[Tensor]:
         """One step: projected x W_ihᵀ + b_ih (B, G·H) and the state to the new state."""
-        from_hidden = torch.mm(state[0], w_hh.t())
+        h = state[0]
+        if state_mask is not None:
+            h = h * state_mask[: h.size(0)]
+        from_hidden = torch.mm(h, w_hh.t())
         if b_hh is not None:
             from_hidden = from_hidden + b_hh
         new = pointwise(projected, from_hidden, state)
@@ -54,6 +58,7 @@ def compiled(mode: str) -> Any:
         w_hh: Tensor,
         b_hh: Tensor | None,
         w_hr: Tensor | None,
+        state_mask: Tensor | None,
         reverse: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """T projected steps (B_t, G·H) to T outputs (B_t, P), state; as the reference's layer."""
@@ -62,10 +67,10 @@ def compiled(mode: str) -> Any:
             x = steps[len(steps) - 1 - t] if reverse else steps[t]
             running = x.size(0)
             if running == state[0].size(0):
-                state = step(x, state, w_hh, b_hh, w_hr)
+                state = step(x, state, w_hh, b_hh, w_hr, state_mask)
                 outputs.append(state[0])
             else:
-                new = step(x, [part[:running] for part in state], w_hh, b_hh, w_hr)
+                new = step(x, [part[:running] for part in state], w_hh, b_hh, w_hr, state_mask)
                 outputs.append(new[0])
                 state = [torch.cat([new[k], state[k][running:]]) for k in range(len(new))]
         if reverse:
@@ -86,10 +91,11 @@ def layer(
         bias_ih, bias_hh = bias_ih + bias_hh, None
     projected = F.linear(x, w.ih.dense(), bias_ih)
     steps = steps_of(projected, batch_sizes, state[0].size(0))
-    with _autocast_settled(projected, [*state, w.hh.dense(), bias_hh, w.hr]) as settled:
-        *state, w_hh, bias_hh, w_hr = settled
+    others = [w.hh.dense(), bias_hh, w.hr, w.state_mask]
+    with _autocast_settled(projected, [*state, *others]) as settled:
+        *state, w_hh, bias_hh, w_hr, mask = settled
         with _pytorch_gradients():
-            outputs, state = compiled(mode)(steps, state, w_hh, bias_hh, w_hr, reverse)
+            outputs, state = compiled(mode)(steps, state, w_hh, bias_hh, w_hr, mask, reverse)
     return torch.cat(outputs), state
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symrnn.rnn import torch_state
+from symrnn.rnn import reference, torch_state
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import Attributes, Backend, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
@@ -40,6 +40,8 @@ def run(
     attributes: Attributes,
 ) -> tuple[Tensor, State]:
     """A :data:`symrnn.rnn.stack.Run`."""
+    if weights[0].state_mask is not None:  # for which these operators have no argument
+        return reference.BACKEND.run(input, batch_sizes, state, weights, attributes)
     if torch.compiler.is_exporting():
         return _call(input, batch_sizes, state, weights, attributes)
     return _call_untraced(input, batch_sizes, state, weights, attributes)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from symrnn.rnn.gates import GateLayout
 from symrnn.symmetry import Symmetry
@@ -59,6 +60,16 @@ class GateMatrix:
         blocks.update(zip(self.layout.rest, rest.unbind(), strict=True))
         return torch.cat([blocks[gate] for gate in self.layout.gates])
 
+    def dropped(self, p: float) -> GateMatrix:
+        """With each of its parameters zero by a chance of p, the others over 1 - p.
+
+        An orbit has one parameter and falls as one, so that a symmetric matrix stays symmetric.
+        """
+        parameters, rest = (
+            None if part is None else F.dropout(part, p) for part in (self.parameters, self.rest)
+        )
+        return replace(self, parameters=parameters, rest=rest)
+
     def folded(self) -> list[Tensor]:
         """The small matrices (G, r, c) of all gates; differentiable. Only where it folds."""
         assert self.symmetry is not None
@@ -72,6 +83,7 @@ class LayerWeights:
 
     ih: (G·H, I).  hh: (G·H, P).  bias_ih, bias_hh: (G·H,) or None.
     hr: the projection (P, H) or None; where it is None, P = H.
+    state_mask: (B, P), of one call: what h is multiplied by before ``hh``, at every step; or None.
     """
 
     ih: GateMatrix
@@ -79,12 +91,23 @@ class LayerWeights:
     bias_ih: Tensor | None = None
     bias_hh: Tensor | None = None
     hr: Tensor | None = None
+    state_mask: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """What the weights are made of, in PyTorch's order."""
         others = [tensor for tensor in (self.bias_ih, self.bias_hh, self.hr) if tensor is not None]
         return [*self.ih.tensors, *self.hh.tensors, *others]
+
+    def dropped(self, h: Tensor, state_dropout: float, weight_dropout: float) -> LayerWeights:
+        """As one call in training has them: hidden weights dropped, and a mask for h (B, P)."""
+        hh = self.hh.dropped(weight_dropout) if weight_dropout else self.hh
+        mask = F.dropout(torch.ones_like(h), state_dropout) if state_dropout else None
+        return replace(self, hh=hh, state_mask=mask)
+
+    def masked(self, h: Tensor) -> Tensor:
+        """The h (B_t, P) that ``hh`` multiplies, of the first B_t sequences."""
+        return h if self.state_mask is None else h * self.state_mask[: h.size(0)].to(h.dtype)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The same by the names of the module's parameters."""

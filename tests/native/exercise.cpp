@@ -449,7 +449,7 @@ struct Case {
     int threads;
     Run run;
     std::unique_ptr<Product<T>> hh, ih;
-    Array<T> bias, bias_n, x, given, gates, cells, h0, c0, output, hn, cn;
+    Array<T> bias, bias_n, state_mask, x, given, gates, cells, h0, c0, output, hn, cn;
     Array<T> d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0;
     symrnn_layer layer{};
 
@@ -467,6 +467,7 @@ struct Case {
         const int64_t R = run.rows();
         hh = std::make_unique<Product<T>>(random, kind, dtype, static_cast<int>(G), H, H);
         if (mode == SYMRNN_GRU && random.chance()) bias_n = random_array<T>(random, H);
+        if (random.chance()) state_mask = random_array<T>(random, B * H);
         const bool with_inputs = random.chance(), keep = random.chance();
         if (with_inputs) {
             const int64_t sizes[] = {1, 7, 16, 35, H};
@@ -494,6 +495,12 @@ struct Case {
 
         layer.mode = mode, layer.hh = &hh->c, layer.ih = ih ? &ih->c : nullptr;
         layer.bias = bias.get(), layer.bias_n = bias_n.get();
+        layer.state_mask = state_mask.get();
+    }
+
+    // What h is multiplied by before the hidden weights.
+    double mask(int64_t b, int64_t j) const {
+        return state_mask.get() ? state_mask[b * hidden + j] : 1;
     }
 
     bool saved() const { return gates.get() && (cells.get() || gates_of(mode) == 1); }
@@ -532,7 +539,8 @@ void check_forward(const Case<T> &c) {
             for (int64_t g = 0; g < G; ++g)
                 for (int64_t i = 0; i < H; ++i) {
                     double sum = 0, input = 0;
-                    for (int64_t j = 0; j < H; ++j) sum += c.hh->w[static_cast<size_t>(g)](i, j) * state[j];
+                    for (int64_t j = 0; j < H; ++j)
+                        sum += c.hh->w[static_cast<size_t>(g)](i, j) * state[j] * c.mask(b, j);
                     hidden[static_cast<size_t>(g * H + i)] = sum;
                     if (!c.ih) continue;
                     for (int64_t j = 0; j < I; ++j)
@@ -621,7 +629,7 @@ void check_backward(const Case<T> &c) {
                 for (int64_t i = 0; i < H; ++i)
                     for (int64_t j = 0; j < H; ++j)
                         next[static_cast<size_t>(j)] +=
-                            c.hh->w[static_cast<size_t>(g)](i, j) * to_hidden[g * H + i];
+                            c.hh->w[static_cast<size_t>(g)](i, j) * to_hidden[g * H + i] * c.mask(b, j);
             std::copy(next.begin(), next.end(), dh);
         }
     }

@@ -68,7 +68,8 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Fit &fit) {
     const int gates = gates_of(layer->mode);
     if (!gates) return SYMRNN_MODE;
     if (!weight_bytes(hh.dtype)) return SYMRNN_DTYPE;
-    if (hh.terms != 1 || hh.skew || term.symmetric != 1 || term.inputs || term.outputs || layer->ih)
+    if (hh.terms != 1 || hh.skew || term.symmetric != 1 || term.inputs || term.outputs || layer->ih ||
+        layer->state_mask)
         return SYMRNN_FIT;
     if (hh.gates != gates || term.gates != (1 << gates) - 1 || hh.rows < 1 ||
         hh.rows != hh.columns || term.rows != hh.rows || term.columns != hh.rows ||

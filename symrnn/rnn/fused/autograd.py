@@ -18,33 +18,34 @@ from symrnn.rnn.stack import steps_of, with_ended
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Save what the backward pass needs."""
-    input, w_ih, bias_ih, bias_hh, hidden, h0, c0, batch_sizes, *attributes, _ = inputs
+    input, w_ih, bias_ih, bias_hh, hidden, h0, c0, batch_sizes, mask, *attributes, _ = inputs
     h, _, cn, gates, cells, packed = output
     ctx.attributes = attributes
     ctx.mark_non_differentiable(gates, cells, packed, *([] if c0 is not None else [cn]))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
-        input, w_ih, bias_ih, bias_hh, h0, c0, packed, batch_sizes, h, gates, cells, *hidden
+        *(input, w_ih, bias_ih, bias_hh, h0, c0, packed, batch_sizes, mask, h, gates, cells),
+        *hidden,
     )
 
 
 def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple[Any, ...]:
     """The gradients of all arguments of ``layer``, None where none is wanted."""
     tensors = ctx.saved_tensors  # once: a checkpoint gives them no second time
-    inputs, saved, hidden = tensors[:6], tensors[6:11], tensors[11:]
+    inputs, saved, hidden = tensors[:6], tensors[6:12], tensors[12:]
     wanted = ctx.needs_input_grad
     d_cn = d_cn if ctx.attributes[0] == "LSTM" else None  # a tracer gives one even so
     d_results = d_output, d_hn, d_cn
     with torch.autocast(inputs[0].device.type, enabled=False):
         if torch.is_grad_enabled() or torch_state.are_batched(d_results):
             found = _composite_backward(
-                ctx.attributes, saved[1], wanted, inputs, hidden, *d_results
+                ctx.attributes, saved[1:3], wanted, inputs, hidden, *d_results
             )
         else:
             found = _backward(ctx.attributes, wanted, inputs, saved, hidden, *d_results)
     d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = found
     return (
-        *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None),
+        *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None, None),
         *(None for _ in ctx.attributes),
         None,
     )
@@ -59,10 +60,10 @@ def _backward(
     *d_results: Tensor | None,
 ) -> tuple[Any, ...]:
     input, w_ih, _, _, h0, c0 = inputs
-    packed, batch_sizes, output, gates, cells = saved
+    packed, batch_sizes, mask, output, gates, cells = saved
     mode = attributes[0]
     d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
-        packed, output, gates, cells, h0, c0, batch_sizes, *d_results, *attributes
+        packed, output, gates, cells, h0, c0, batch_sizes, mask, *d_results, *attributes
     )
     separate = MODES[mode].separate_bias
     if not separate:
@@ -83,14 +84,14 @@ def _backward(
     if any(wants_hidden):
         d_weights = torch.ops.symrnn.hidden_gradients(
             d_hidden.to(input.dtype) if separate else d_product,
-            *(list(hidden), output, h0, batch_sizes, *attributes),
+            *(list(hidden), output, h0, batch_sizes, mask, *attributes),
         )
     return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
 
 
 def _composite_backward(
     attributes: Sequence[Any],
-    batch_sizes: Tensor | None,
+    constants: Sequence[Tensor | None],
     wanted: Sequence[Any],
     inputs: Sequence[Any],
     hidden: Sequence[Any],
@@ -108,7 +109,7 @@ def _composite_backward(
     wants = [*wanted[:4], *wanted[5:7], *wanted[4]]
     leaves = [t for t, wants_it in zip(arguments, wants, strict=True) if wants_it and t is not None]
     with torch.enable_grad():
-        results = _composite(attributes, batch_sizes, inputs, hidden)
+        results = _composite(attributes, constants, inputs, hidden)
     pairs = [(r, d) for r, d in zip(results, d_results, strict=False) if d is not None]
     gradients = iter(
         torch.autograd.grad(
@@ -125,11 +126,15 @@ def _composite_backward(
 
 def _composite(
     attributes: Sequence[Any],
-    batch_sizes: Tensor | None,
+    constants: Sequence[Tensor | None],
     inputs: Sequence[Any],
     hidden: Sequence[Any],
 ) -> tuple[Tensor, ...]:
-    """The results of ``layer`` in PyTorch's operators: output (R, H), h and of an LSTM c (B, H)."""
+    """The results of ``layer`` in PyTorch's operators: output (R, H), h and of an LSTM c (B, H).
+
+    constants: batch_sizes and state_mask.
+    """
+    batch_sizes, state_mask = constants
     input, w_ih, bias_ih, bias_hh, h0, c0 = inputs
     mode, form, symmetric, reverse = attributes
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
@@ -141,7 +146,8 @@ def _composite(
     outputs = []
     for x in reversed(steps) if reverse else steps:
         old = [part[: x.size(0)] for part in state]
-        product = plan.multiply(old[0], hidden).flatten(1)
+        h = old[0] if state_mask is None else old[0] * state_mask[: x.size(0)]
+        product = plan.multiply(h, hidden).flatten(1)
         new = MODES[mode].pointwise(x, product if bias_hh is None else product + bias_hh, old)
         outputs.append(new[0])
         state = with_ended(new, state)

@@ -41,17 +41,20 @@ LIBRARY = torch.library.Library("symrnn", "DEF")
 
 LIBRARY.define(
     "layer(Tensor input, Tensor w_ih, Tensor? bias_ih, Tensor? bias_hh, Tensor[] hidden, "
-    "Tensor h0, Tensor? c0, Tensor? batch_sizes, str mode, str form, str symmetric, bool reverse, "
-    "ScalarType packed_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor h0, Tensor? c0, Tensor? batch_sizes, Tensor? state_mask, str mode, str form, "
+    "str symmetric, bool reverse, ScalarType packed_dtype) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
     "layer_backward(Tensor packed, Tensor output, Tensor gates, Tensor cells, Tensor h0, "
-    "Tensor? c0, Tensor? batch_sizes, Tensor? d_output, Tensor? d_hn, Tensor? d_cn, str mode, "
-    "str form, str symmetric, bool reverse) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? c0, Tensor? batch_sizes, Tensor? state_mask, Tensor? d_output, Tensor? d_hn, "
+    "Tensor? d_cn, str mode, str form, str symmetric, bool reverse) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 LIBRARY.define(
     "hidden_gradients(Tensor d_hidden, Tensor[] hidden, Tensor output, Tensor h0, "
-    "Tensor? batch_sizes, str mode, str form, str symmetric, bool reverse) -> Tensor[]"
+    "Tensor? batch_sizes, Tensor? state_mask, str mode, str form, str symmetric, bool reverse) "
+    "-> Tensor[]"
 )
 LIBRARY.define("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor")
 
@@ -126,6 +129,7 @@ def _layer(
     h0: Tensor,
     c0: Tensor | None,
     batch_sizes: Tensor | None,
+    state_mask: Tensor | None,
     mode: str,
     form: str,
     symmetric: str,
@@ -138,6 +142,7 @@ def _layer(
     packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
         If int8, w_ih is rounded so too, as a full matrix.
     input and w_ih may be bfloat16 where all else is float32.
+    state_mask: (B, H), what h is multiplied by before the hidden weights; a constant.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
     activated gates (R, G·H), the saved cells (R, H), which are one more number of each unit and
@@ -147,11 +152,15 @@ def _layer(
     rows, batch, side = _sizes_of(input, h0)
     plan = hidden_plan(mode, side, form, symmetric)
     weights = {f"hidden[{k}]": tensor for k, tensor in enumerate(hidden)}
-    kernels.check(input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0, **weights)
+    kernels.check(
+        input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, h0=h0, c0=c0,
+        state_mask=state_mask, **weights,
+    )  # fmt: skip
     check_shape("w_ih", w_ih, plan.gates * side, input.size(1))
     check_shape("bias_ih", bias_ih, plan.gates * side)
     check_shape("bias_hh", bias_hh, plan.gates * side)
     check_shape("c0", c0, batch, side)
+    check_shape("state_mask", state_mask, batch, side)
     _check_c0(mode, c0)
     bias, bias_n = joined_biases(mode, bias_ih, bias_hh)
     packed = kernels.pack(plan, hidden, packed_dtype)
@@ -162,8 +171,8 @@ def _layer(
     linear = cpu.linear_int8 if packed_dtype == torch.int8 else kernels.linear
     gates = linear(input, w_ih, bias)
     # The parts of the structure are held here until the kernels have read them.
-    product = plan.product(packed)
-    structure = layer_structure(mode, product, bias_n=bias_n)
+    product, mask = plan.product(packed), _contiguous(state_mask)
+    structure = layer_structure(mode, product, bias_n=bias_n, state_mask=mask)
     kernels.forward(
         structure, steps, _contiguous(batch_sizes), reverse, gates, cells, h0.contiguous(),
         _contiguous(c0), output, hn, cn,
@@ -186,7 +195,8 @@ def _empty_results(input: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...]:
 
 def _layer_shapes(
     input: Tensor, w_ih: Tensor, bias_ih: Any, bias_hh: Any, hidden: Any, h0: Tensor, c0: Any,
-    batch_sizes: Any, mode: str, form: str, symmetric: str, reverse: bool, packed_dtype: Any,
+    batch_sizes: Any, state_mask: Any, mode: str, form: str, symmetric: str, reverse: bool,
+    packed_dtype: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
     packed = h0.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
@@ -204,6 +214,7 @@ def _layer_backward(
     h0: Tensor,
     c0: Tensor | None,
     batch_sizes: Tensor | None,
+    state_mask: Tensor | None,
     d_output: Tensor | None,
     d_hn: Tensor | None,
     d_cn: Tensor | None,
@@ -223,14 +234,15 @@ def _layer_backward(
     plan = hidden_plan(mode, side, form, symmetric)
     kernels.check(
         packed, output=output, gates=gates, cells=cells, h0=h0, c0=c0, d_output=d_output,
-        d_hn=d_hn, d_cn=d_cn,
+        d_hn=d_hn, d_cn=d_cn, state_mask=state_mask,
     )  # fmt: skip
     check_shape("packed", packed, plan.length(packed.dtype))
     check_shape("output", output, rows, side)
     check_shape("gates", gates, rows, plan.gates * side)
     check_shape("cells", cells, *((rows, side) if MODES[mode].saves_cells else (0,)))
     check_shape("d_output", d_output, rows, side)
-    for name, tensor in (("c0", c0), ("d_hn", d_hn), ("d_cn", d_cn)):
+    of_state = {"c0": c0, "d_hn": d_hn, "d_cn": d_cn, "state_mask": state_mask}
+    for name, tensor in of_state.items():
         check_shape(name, tensor, batch, side)
     _check_c0(mode, c0)
     results = _backward_results(gates, h0, mode)
@@ -238,9 +250,9 @@ def _layer_backward(
         return results
     # What is made contiguous is held here until the kernels have read it.
     given = [_contiguous(t) for t in (gates, cells, h0, c0, output, d_output, d_hn, d_cn)]
-    product = plan.product(packed)
+    product, mask = plan.product(packed), _contiguous(state_mask)
     kernels.backward(
-        layer_structure(mode, product), check_lengths(batch_sizes, rows, batch),
+        layer_structure(mode, product, state_mask=mask), check_lengths(batch_sizes, rows, batch),
         _contiguous(batch_sizes), reverse, given, results,
     )  # fmt: skip
     return results
@@ -258,7 +270,8 @@ def _backward_results(gates: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...
 
 def _layer_backward_shapes(
     packed: Any, output: Any, gates: Tensor, cells: Any, h0: Tensor, c0: Any, batch_sizes: Any,
-    d_output: Any, d_hn: Any, d_cn: Any, mode: str, form: str, symmetric: str, reverse: bool,
+    state_mask: Any, d_output: Any, d_hn: Any, d_cn: Any, mode: str, form: str, symmetric: str,
+    reverse: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     return _backward_results(gates, h0, mode)
 
@@ -269,6 +282,7 @@ def _hidden_gradients(
     output: Tensor,
     h0: Tensor,
     batch_sizes: Tensor | None,
+    state_mask: Tensor | None,
     mode: str,
     form: str,
     symmetric: str,
@@ -276,21 +290,26 @@ def _hidden_gradients(
 ) -> list[Tensor]:
     """The gradients of ``hidden`` of ``layer`` from that of the hidden part of the gates (R, G·H).
 
-    hidden, output (R, H) and h0 (B, H): as ``layer`` took and gave them. Where they are float32,
-    d_hidden may be bfloat16, in which the products are then taken.
+    hidden, output (R, H), h0 and state_mask (B, H): as ``layer`` took and gave them. Where they are
+    float32, d_hidden may be bfloat16, in which the products are then taken.
     """
     kernels = kernels_for(output)
     rows, batch, side = _sizes_of(output, h0)
     plan = hidden_plan(mode, side, form, symmetric)
     low = d_hidden.dtype == torch.bfloat16 and output.dtype == torch.float32
     weights = {f"hidden[{k}]": tensor for k, tensor in enumerate(hidden)}
-    kernels.check(d_hidden=output if low else d_hidden, output=output, h0=h0, **weights)
+    d_like = output if low else d_hidden
+    kernels.check(d_hidden=d_like, output=output, h0=h0, state_mask=state_mask, **weights)
     plan.check(hidden)
     check_shape("output", output, rows, side)
+    check_shape("state_mask", state_mask, batch, side)
     check_shape("d_hidden", d_hidden, rows, plan.gates * side)
     if batch_sizes is not None or batch > 0:
         check_lengths(batch_sizes, rows, batch)
     before = states_before(output, h0, batch_sizes, reverse)
+    if state_mask is not None:
+        lengths = [batch] * (rows // batch) if batch_sizes is None else batch_sizes.tolist()
+        before = before * torch.cat([state_mask[:length] for length in lengths])
     by_gate = d_hidden.unflatten(1, (plan.gates, plan.rows))
 
     def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -301,8 +320,8 @@ def _hidden_gradients(
 
 
 def _hidden_gradients_shapes(
-    d_hidden: Any, hidden: Any, output: Tensor, h0: Tensor, batch_sizes: Any, mode: str, form: str,
-    symmetric: str, reverse: bool,
+    d_hidden: Any, hidden: Any, output: Tensor, h0: Tensor, batch_sizes: Any, state_mask: Any,
+    mode: str, form: str, symmetric: str, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
     return [output.new_empty(shape) for shape in plan.shapes()]

@@ -542,6 +542,7 @@ def layer_structure(
     ih: native.Product | None = None,
     bias: Tensor | None = None,
     bias_n: Tensor | None = None,
+    state_mask: Tensor | None = None,
 ) -> native.Layer:
     """The structure of a layer. Valid as long as what it was made of lives."""
     return native.Layer(
@@ -550,6 +551,7 @@ def layer_structure(
         None if ih is None else ctypes.pointer(ih),
         address(bias),
         address(bias_n),
+        address(state_mask),
     )
 
 

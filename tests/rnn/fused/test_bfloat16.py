@@ -187,13 +187,13 @@ def test_operators() -> None:
     bias, h0 = torch.randn(2, 4 * H), torch.randn(2, 2, H)
     hidden = [torch.randn(4 * H, H) / 6]
     source = ("LSTM", "", "", False)
-    call = (x, w, *bias, hidden, *h0, None, *source, torch.float32)
+    call = (x, w, *bias, hidden, *h0, None, None, *source, torch.float32)
     call = (*call[:4], [hidden[0].view(4, H, H)], *call[5:])
     torch.library.opcheck(torch.ops.symrnn.layer.default, call)
     d_gates, output = torch.randn(66, 4 * H).bfloat16(), torch.randn(66, H)
     torch.library.opcheck(
         torch.ops.symrnn.hidden_gradients.default,
-        (d_gates, [hidden[0].view(4, H, H)], output, h0[0], None, *source),
+        (d_gates, [hidden[0].view(4, H, H)], output, h0[0], None, None, *source),
     )
     torch.library.opcheck(torch.ops.symrnn.matmul.default, (d_gates.mT, given[0].detach(), None))
     with pytest.raises(

@@ -37,6 +37,7 @@ def arguments(
         "h0": torch.randn(B, H, dtype=dtype),
         "c0": c0,
         "batch_sizes": batch_sizes,
+        "state_mask": None,
         "mode": module.mode,
         "form": form,
         "symmetric": symmetric,
@@ -59,21 +60,25 @@ def leaves(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("make", "symm", "sizes", "reverse"),
+    ("make", "symm", "sizes", "reverse", "masked"),
     [
-        (SymLSTM, "avg", None, False),
-        (SymGRU, "tri4", SIZES, True),
-        (SymRNN, "block4", SIZES, False),
-        (SymRNN, "avg:skew2", SIZES, True),
+        (SymLSTM, "avg", None, False, False),
+        (SymGRU, "tri4", SIZES, True, False),
+        (SymRNN, "block4", SIZES, False, False),
+        (SymRNN, "avg:skew2", SIZES, True, False),
+        (SymGRU, "avg", SIZES, True, True),
     ],
-    ids=["LSTM", "GRU", "RNN", "skew"],
+    ids=["LSTM", "GRU", "RNN", "skew", "masked GRU"],
 )
-def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> None:
+def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool, masked: bool) -> None:
     """Schema, aliasing, shape function, gradient, and the same numbers when traced."""
     given = {**arguments(make, symm, torch.float32, sizes), "reverse": reverse}
+    if masked:
+        given["state_mask"] = torch.rand(B, H)
+    mask = given["state_mask"]
     torch.library.opcheck(OPS.layer.default, tuple(leaves(given).values()))
     output, _, cn, gates, cells, packed = OPS.layer(*given.values())
-    taken = (packed, output, gates, cells, given["h0"], given["c0"], sizes)
+    taken = (packed, output, gates, cells, given["h0"], given["c0"], sizes, mask)
     d_cn = torch.randn_like(cn) if given["c0"] is not None else None
     attributes = (given["mode"], given["form"], given["symmetric"], reverse)
     torch.library.opcheck(
@@ -81,7 +86,7 @@ def test_opcheck(make: Any, symm: str, sizes: Tensor | None, reverse: bool) -> N
     )
     torch.library.opcheck(
         OPS.hidden_gradients.default,
-        (torch.randn_like(gates), given["hidden"], output, given["h0"], sizes, *attributes),
+        (torch.randn_like(gates), given["hidden"], output, given["h0"], sizes, mask, *attributes),
     )
     for dtype in (torch.bfloat16, torch.int8):
         low = {**given, "packed_dtype": dtype}
@@ -206,7 +211,7 @@ def test_hidden_weights_of_another_dtype_are_refused() -> None:
 
 def test_gradients_of_hidden_weights_are_made_of_what_fits() -> None:
     output, h0 = torch.randn(6, H), torch.randn(B, H)
-    given = (output, h0, None, "LSTM", "avg", "ifgo", False)
+    given = (output, h0, None, None, "LSTM", "avg", "ifgo", False)
     right, hidden = torch.randn(6, 4 * H), [torch.randn(4, 15)]
     assert OPS.hidden_gradients(right, hidden, *given)[0].shape == (4, 15)
     with pytest.raises(ValueError, match=r"hidden should have shapes \[\(4, 15\)\], got: \["):
@@ -234,7 +239,7 @@ def test_wrong_packed_weights_are_refused(wrong: str) -> None:
     output, _, _, gates, cells, _ = OPS.layer(*given.values())
     with pytest.raises(ValueError, match=words):
         OPS.layer_backward(
-            packed, output, gates, cells, given["h0"], given["c0"], None, output, None, None,
+            packed, output, gates, cells, given["h0"], given["c0"], None, None, output, None, None,
             "LSTM", "avg", "ifgo", False,
         )  # fmt: skip
 
@@ -270,7 +275,7 @@ def test_tensors_of_two_devices_are_refused() -> None:
     matrices = [torch.randn(3, 4, 4)]
     arguments = [torch.randn(6, 4), torch.randn(12, 4), *torch.randn(2, 12), matrices]
     arguments.append(torch.zeros(2, 4))
-    others = (None, None, "GRU", "", "", False, torch.float32)
+    others = (None, None, None, "GRU", "", "", False, torch.float32)
     torch.ops.symrnn.layer(*arguments, *others)
     for k, argument in enumerate(arguments):
         away = (
