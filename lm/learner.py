@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.model import LanguageModel, State
-from lm.perplexity import Score, cross_entropy
+from lm.perplexity import Score
 from symrnn import parameter_groups, soft_symmetry_penalty
 from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
 from symrnn.training.loop import Learner, Progress
@@ -48,7 +48,7 @@ class LanguageLearner(Learner):
         self.hidden: State | None = None
         self.device = next(model.parameters()).device
         self.precision = autocast(config["precision"], self.device)
-        self.forward = world.parallel(model)
+        self.forward = world.parallel(_Losses(model))
         if config["compile"]:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
@@ -62,9 +62,9 @@ class LanguageLearner(Learner):
             seed_step(config["seed"], self.progress.step, world.rank)
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
-            logits, hidden = self.forward(inputs, self.hidden)
+            losses, hidden = self.forward(inputs, targets, self.hidden)
         self.hidden = tuple(part.detach() for part in hidden)
-        loss = cross_entropy(logits, targets).mean()
+        loss = losses.mean()
         value = world.sum([loss.item() / world.size])[0]
         self.progress.nats += value
         if config["loss"] == "sum":  # the mean is over steps and batch; Zaremba's over the batch
@@ -114,3 +114,16 @@ class LanguageLearner(Learner):
             for part in hidden
         ):
             raise ValueError(f"hidden is not {len(self.model.rnn.STATES)} tensors of shape {shape}")
+
+
+class _Losses(nn.Module):
+    """A language model with its loss: one module, for DDP and for the compiler."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """inputs, targets int64 (T, B), state -> losses (T·B,), state."""
+        features, state = self.model.features(inputs, state)
+        return self.model.losses(features, targets), state

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.rnn import RecurrentLayer
@@ -90,11 +91,25 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
+        features, state = self.features(ids, state)
+        return self.decoder(features), state
+
+    def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """ids int64 (T, B), state -> what the decoder takes (T, B, H), state."""
         # Layers whose state is one tensor take and give it as it is.
         single = len(self.states) == 1
         hx = state[0] if state is not None and single else state
         output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
-        return self.decoder(self.drop(output)), (hx,) if single else hx
+        return self.drop(output), (hx,) if single else hx
+
+    def losses(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The negative log-probability of each target, in nats: at least in single precision.
+
+        features (T, B, H), targets int64 (T, B) -> (T·B,).
+        """
+        logits = self.decoder(features)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
     @property
     def states(self) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data import Codec, EncodedText, stream_windows
 from lm.model import LanguageModel, State
@@ -40,41 +39,72 @@ class Score:
         return exponential(self.nats / self.words)
 
 
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text as a model predicted it.
+
+    features: what the decoder took, (T, H).
+    targets: the tokens that were to be predicted, int64 (T,).
+    nats: their negative log-probabilities, (T,), at least in single precision.
+    """
+
+    features: Tensor
+    targets: Tensor
+    nats: Tensor
+
+
+STEPS = 1024
+"""Time steps of the recurrent layers at once: long enough to keep a GPU busy."""
+
+LOGITS = 2**23
+"""How many logits there are at once, 32 MB of them: a large vocabulary is decoded in pieces."""
+
+
 def measure(
     model: LanguageModel,
     text: EncodedText,
     eos_id: int,
     *,
     precision: Callable[[], AbstractContextManager[object]],
-    each: Callable[[Tensor, Tensor], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Score:
     """Score ``model`` on the whole of ``text``, whose first token follows an ``<eos>``.
 
     precision: makes the context that the model runs in (autocast or none).
-    each: called with the targets (T,) and their negative log-probabilities (T,), in nats, in order.
     stop: whether to give up, asked at every window; then Stopped is raised.
     """
+    nats = 0.0
+    for window in predict(model, text, eos_id, precision=precision):
+        nats += window.nats.double().sum().item()
+        if stop():
+            raise Stopped
+    return Score(nats, text.tokens, text.words)
+
+
+@torch.inference_mode()
+def predict(
+    model: LanguageModel,
+    text: EncodedText,
+    eos_id: int,
+    *,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> Iterator[Window]:
+    """The whole of ``text``, in one stream, as ``model`` predicts it in evaluation mode."""
     device = model.encoder.weight.device
     was_training = model.training
     model.eval()
-    # As many steps at once as keep the logits at 32 MB.
-    steps = min(max(2**23 // model.decoder.out_features, 16), 1024)
-    nats = 0.0
+    rows = max(LOGITS // model.encoder.num_embeddings, 16)
     state: State | None = None
-    with torch.inference_mode():
-        for inputs, targets in stream_windows(text.ids, steps, eos_id):
-            if stop():
-                raise Stopped
-            inputs, targets = inputs.to(device), targets.to(device).view(-1)
+    try:
+        for inputs, targets in stream_windows(text.ids, STEPS, eos_id):
+            inputs, targets = inputs.to(device), targets.to(device)
             with precision():
-                logits, state = model(inputs, state)
-            losses = cross_entropy(logits, targets)
-            nats += losses.double().sum().item()
-            if each is not None:
-                each(targets, losses)
-    model.train(was_training)
-    return Score(nats, text.tokens, text.words)
+                features, state = model.features(inputs, state)
+                pieces = zip(features.split(rows), targets.split(rows), strict=True)
+                nats = torch.cat([model.losses(*piece) for piece in pieces])
+            yield Window(features.squeeze(1), targets.squeeze(1), nats)
+    finally:
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -100,15 +130,6 @@ class Unknown:
 
     def __str__(self) -> str:
         return f"{self.count:,} ({self.share:.2%} of tokens)"
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The negative log-probability of each target, in nats: at least in single precision.
-
-    logits (T, B, V), targets int64 (T, B) or (T·B,) -> (T·B,).
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
 
 def exponential(value: float) -> float:

@@ -129,6 +129,22 @@ def peak_memory(device: str | torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_memory(device: str | torch.device) -> int:
+    """How much memory can still be taken on a device, in bytes; on a CPU without swapping."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        found = re.search(
+            r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE
+        )
+        if found:
+            return int(found[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # all there is, at least
+
+
 def environment() -> dict[str, Any]:
     """What a result was made with, as JSON: versions, processor, devices, threads, date (UTC).
 

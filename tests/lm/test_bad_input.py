@@ -111,6 +111,34 @@ def test_evaluate_options(refused: Refused, finished: Path, corpus: Path) -> Non
     assert "cannot be written" in refused("evaluate", finished, "--per-token", missing)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cache 0", "--cache: should be an integer of at least 1, got: '0'"),
+        ("--cache 900000000000", "--cache 900000000000 is larger than memory: its states of 8 num"),
+        ("--cache 5 --cache-theta -1", "--cache-theta: should be a number of at least 0, got: '-1"),
+        ("--cache 5 --cache-lambda 2", "should be a number of at least 0 and at most 1, got: '2'"),
+        ("--cache-lambda 0.5", "--cache-lambda 0.5 is that of --cache: give both"),
+        ("--cache-theta 2", "--cache-theta 2.0 is that of --cache: give both"),
+        ("--dynamic-lr 0.5", "--dynamic-lr 0.5 is that of --dynamic: give both"),
+        ("--dynamic-statistics x", "--dynamic-statistics x is that of --dynamic: give both"),
+        ("--dynamic --dynamic-epsilon 0", "--dynamic-epsilon: should be a number above 0, got: '0"),
+        (
+            "--dynamic --dynamic-segment 5000",
+            "are taken from has 457 tokens: a segment takes 5,001",
+        ),
+        (
+            "--dynamic --weights int8",
+            "--dynamic learns by gradients, which --weights int8 has none",
+        ),
+        ("--dynamic --weights bfloat16", "which --weights bfloat16 has none of"),
+        ("--dynamic --dynamic-statistics gone", "--dynamic-statistics gone: there is no such file"),
+    ],
+)
+def test_models_that_adapt(refused: Refused, finished: Path, arguments: str, message: str) -> None:
+    assert message in refused("evaluate", finished, *arguments.split())
+
+
 def test_prompt(refused: Refused, finished: Path) -> None:
     message = refused("generate", finished, "--prompt", "w1 unheard")
     assert "the word 'unheard' is not in the vocabulary" in message
