@@ -8,7 +8,6 @@ predicted by weights that have not seen it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def gradient_scales(
             f"the text that the statistics are taken from has {text.tokens:,} tokens: a segment "
             f"takes {segment + 1:,}"
         )
-    model = _differentiable(model)
+    model = model.without_dropout()  # in training mode: else cuDNN's layers have no gradient
     parameters = list(model.parameters())
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     batches = TrainBatches(text.ids, min(STREAMS, text.tokens // (segment + 1)), segment)
@@ -103,7 +102,7 @@ def predict_dynamically(
 
     Yields (T,) for each segment of the text, which is one stream.
     """
-    model = _differentiable(model)
+    model = model.without_dropout()  # in training mode: else cuDNN's layers have no gradient
     parameters = list(model.parameters())
     trained = [parameter.detach().clone() for parameter in parameters]
     mean = torch.stack([scale.mean() for scale in scales]).mean()
@@ -119,14 +118,6 @@ def predict_dynamically(
                 parameters, trained, pulls, rates, gradients, strict=True
             ):
                 parameter.lerp_(start, pull).addcmul_(gradient, rate, value=-1.0)
-
-
-def _differentiable(model: LanguageModel) -> LanguageModel:
-    """A copy without dropout, but in training mode: else cuDNN's layers have no gradient."""
-    made = copy.deepcopy(model).train()
-    made.drop.p = 0.0
-    made.rnn.dropout = 0.0
-    return made
 
 
 def _losses(

@@ -64,7 +64,8 @@ class _Parts(nn.Module):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
-        self.encoder, self.rnn, self.decoder = model.encoder, model.rnn, model.decoder
+        self.encoder, self.rnn = model.encoder, model.rnn
+        self.decoder = nn.Sequential(model.projection, model.decoder)
 
 
 class _LSTM(_Parts):

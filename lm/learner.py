@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lm.model import LanguageModel, State
+from lm.optimizers import make_optimizer
 from lm.perplexity import Score
-from symrnn import parameter_groups, soft_symmetry_penalty
+from symrnn import soft_symmetry_penalty
 from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
 from symrnn.training.loop import Learner, Progress
 from symrnn.training.state import check_like
@@ -22,6 +24,8 @@ class LanguageProgress(Progress):
     """Where the training of a language model stands."""
 
     tested: dict[str, Any] | None = None  # the fields of the test text's score, at the end
+    waited: int = 0  # epochs since the best validation
+    stale: int = 0  # the same, or since the rate was divided last
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,9 +45,10 @@ class LanguageLearner(Learner):
     progress: LanguageProgress
 
     def __init__(self, model: LanguageModel, config: dict[str, Any], world: World) -> None:
-        optimizer = torch.optim.SGD(parameter_groups(model, config["lr"]), lr=config["lr"])
+        optimizer = make_optimizer(model, config)
         super().__init__(model, optimizer, LanguageProgress(best=math.inf, lr=config["lr"]))
         self.config = config
+        self.average: AveragedModel | None = None
         self.world = world
         self.hidden: State | None = None
         self.device = next(model.parameters()).device
@@ -61,25 +66,62 @@ class LanguageLearner(Learner):
         if world.size > 1:  # dropout elsewhere than in the other processes
             seed_step(config["seed"], self.progress.step, world.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.precision():
-            losses, hidden = self.forward(inputs, targets, self.hidden)
-        self.hidden = tuple(part.detach() for part in hidden)
-        loss = losses.mean()
-        value = world.sum([loss.item() / world.size])[0]
+        count = config["accumulate"]
+        hidden = self._carried(inputs.size(1))
+        states = [None] * count if hidden is None else _streams(hidden, count)
+        value = 0.0
+        after: list[list[Tensor]] = []
+        for part in zip(inputs.chunk(count, 1), targets.chunk(count, 1), states, strict=True):
+            with self.precision():
+                losses, state = self.forward(*part)
+            loss = losses.mean() / count
+            value += loss.item()
+            if config["loss"] == "sum":  # the mean is over both; Zaremba's is over the batch alone
+                loss = loss * config["steps"]
+            if config["soft_symmetry"] and not after:
+                penalty = soft_symmetry_penalty(self.model.rnn, config["soft_norm"])
+                loss = loss + config["soft_symmetry"] * penalty
+            loss.backward()
+            after.append([tensor.detach() for tensor in state])
+        self.hidden = tuple(torch.cat(parts, 1) for parts in zip(*after, strict=True))
+        value = world.sum([value / world.size])[0]
         self.progress.nats += value
-        if config["loss"] == "sum":  # the mean is over steps and batch; Zaremba's over the batch
-            loss = loss * config["steps"]
-        if config["soft_symmetry"]:
-            penalty = soft_symmetry_penalty(self.model.rnn, config["soft_norm"])
-            loss = loss + config["soft_symmetry"] * penalty
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config["clip"]).item()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return value, norm
 
+    def _carried(self, batch: int) -> State | None:
+        """The state that so many streams go on from: of some of them, by chance, zeros."""
+        chance = self.config["reset_state"]
+        if self.hidden is None or not chance:
+            return self.hidden
+        kept = torch.rand(batch, 1, device=self.device) >= chance
+        return tuple(part * kept for part in self.hidden)
+
+    def judge(self, is_best: bool) -> bool:
+        """After a validation: what the recipe does after a while without a better one.
+
+        Whether the run is to end.
+        """
+        config, progress = self.config, self.progress
+        progress.waited = 0 if is_best else progress.waited + 1
+        progress.stale = 0 if is_best else progress.stale + 1
+        if config["schedule"] == "plateau" and progress.stale >= config["lr_patience"]:
+            progress.lr /= config["lr_divide"]
+            progress.stale = 0
+        averaging, patience = config["averaging"], config["patience"]
+        if averaging is not None and self.average is None and progress.waited >= averaging:
+            self.average = AveragedModel(self.model)
+        return patience is not None and progress.waited >= patience
+
     def final(self) -> LanguageModel:
-        """The model as it is measured and saved: with soft symmetry, made symmetric."""
-        return self.model.hardened() if self.config["soft_symmetry"] else self.model
+        """The model as it is measured and saved: the mean, if one is taken, and made symmetric."""
+        model = self.model
+        if self.average is not None and self.average.n_averaged:
+            model = cast(LanguageModel, self.average.module)
+        return model.hardened() if self.config["soft_symmetry"] else model
 
     def end_epoch(self) -> None:
         super().end_epoch()
@@ -90,7 +132,11 @@ class LanguageLearner(Learner):
         if hidden is not None and self.world.size > 1:  # that of the whole batch, (L, B, H)
             parts = self.world.gather([part.cpu() for part in hidden])
             hidden = tuple(torch.cat(streams, 1) for streams in zip(*parts, strict=True))
-        return {**super().state(), "hidden": hidden, "rng": rng_state()}
+        average = None
+        if self.average is not None:
+            numbers = [p.detach().cpu() for p in self.average.module.parameters()]
+            average = {"count": int(self.average.n_averaged), "parameters": numbers}
+        return {**super().state(), "hidden": hidden, "average": average, "rng": rng_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
@@ -100,6 +146,16 @@ class LanguageLearner(Learner):
             self.hidden = tuple(
                 part[:, streams].contiguous().to(self.device) for part in state["hidden"]
             )
+        average = state.get("average")  # former runs have none
+        if average is not None:
+            check_like(average, {"count": 0, "parameters": []}, "average")
+            self.average = AveragedModel(self.model)
+            own = list(self.average.module.parameters())
+            with torch.no_grad():
+                for k, (p, value) in enumerate(zip(own, average["parameters"], strict=True)):
+                    check_like(value, p.detach().cpu(), f"average/parameters/{k}")
+                    p.copy_(value)
+            self.average.n_averaged.fill_(average["count"])
         set_rng_state(state["rng"])
 
     def _check_hidden(self, hidden: Any) -> None:
@@ -114,6 +170,11 @@ class LanguageLearner(Learner):
             for part in hidden
         ):
             raise ValueError(f"hidden is not {len(self.model.rnn.STATES)} tensors of shape {shape}")
+
+
+def _streams(state: State, count: int) -> list[State]:
+    """A state (L, B, H) in so many parts, of as many streams each."""
+    return list(zip(*(part.chunk(count, 1) for part in state), strict=True))
 
 
 class _Losses(nn.Module):

@@ -28,10 +28,14 @@ class LanguageModel(nn.Module):
     """Predicts the next token; Zaremba's model with symmetric recurrent weights.
 
     Dropout sits after the embedding, between the layers and before the decoder: on the
-    non-recurrent connections alone.
+    non-recurrent connections alone, unless ``state_dropout`` or ``weight_dropout`` is asked for.
 
     vocab_size: V.  embedding_size: E.  hidden_size: H.  num_layers: L.
-    tied: the decoder's weight is the embedding's; wants E = H.
+    input_dropout, output_dropout: after the embedding and before the decoder, where those differ
+        from ``dropout``.
+    state_dropout, weight_dropout: of :class:`symrnn.SymLSTM`.
+    tied: the decoder's weight is the embedding's. Where E is not H, the output is projected to E
+        before it, without a bias.
     cell: of the recurrent layers, one of :data:`CELLS`.
     symm, symm_hh, symm_ih, backend: of those layers; all gates' hidden weights by default.
     """
@@ -44,6 +48,10 @@ class LanguageModel(nn.Module):
         num_layers: int = 2,
         dropout: float = 0.0,
         *,
+        input_dropout: float | None = None,
+        output_dropout: float | None = None,
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         tied: bool = False,
         cell: str = "lstm",
         symm: str = "avg",
@@ -52,14 +60,11 @@ class LanguageModel(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if tied and embedding_size != hidden_size:
-            raise ValueError(
-                f"tied wants embedding_size = hidden_size, got: {embedding_size} and {hidden_size}"
-            )
         if cell not in CELLS:
             raise ValueError(f"cell should be one of {', '.join(CELLS)}, got: {cell!r}")
         self.encoder = nn.Embedding(vocab_size, embedding_size)
-        self.drop = nn.Dropout(dropout)
+        self.input_drop = nn.Dropout(dropout if input_dropout is None else input_dropout)
+        self.output_drop = nn.Dropout(dropout if output_dropout is None else output_dropout)
         layers = CELLS[cell]
         # PyTorch's own in a model that is deployed as plain.
         self.rnn: RecurrentLayer = layers(
@@ -71,13 +76,23 @@ class LanguageModel(nn.Module):
             symm_hh=layers.GATES if symm_hh is None else symm_hh,
             symm_ih=symm_ih,
             backend=backend,
+            state_dropout=state_dropout,
+            weight_dropout=weight_dropout,
         )
-        self.decoder = nn.Linear(hidden_size, vocab_size)
+        projects = tied and embedding_size != hidden_size
+        features = embedding_size if projects else hidden_size
+        self.projection: nn.Module = nn.Identity()
+        if projects:
+            self.projection = nn.Linear(hidden_size, embedding_size, bias=False)
+        self.decoder = nn.Linear(features, vocab_size)
         if tied:
             self.decoder.weight = self.encoder.weight
 
-    def initialize(self, bound: float) -> None:
-        """Every weight starts uniform in ±bound, biases too; ``avg`` forms as the paper does."""
+    def initialize(self, bound: float, forget_bias: float | None = None) -> None:
+        """Every weight starts uniform in ±bound, biases too; ``avg`` forms as the paper does.
+
+        forget_bias: what is added to the biases of an LSTM's forget gates.
+        """
 
         def draw(tensor: Tensor) -> Tensor:
             return tensor.uniform_(-bound, bound)
@@ -85,9 +100,16 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             draw(self.encoder.weight)
             self.rnn.reset_parameters(draw)
+            for weight in self.projection.parameters():
+                draw(weight)
             if self.decoder.weight is not self.encoder.weight:
                 draw(self.decoder.weight)
             draw(self.decoder.bias)
+            if forget_bias is not None:
+                size = self.rnn.hidden_size
+                for layer in range(self.rnn.num_layers):
+                    bias = getattr(self.rnn, f"bias_ih_l{layer}")
+                    bias[size : 2 * size] += forget_bias
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
@@ -95,17 +117,17 @@ class LanguageModel(nn.Module):
         return self.decoder(features), state
 
     def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """ids int64 (T, B), state -> what the decoder takes (T, B, H), state."""
+        """ids int64 (T, B), state -> what the decoder takes (T, B, H or E), state."""
         # Layers whose state is one tensor take and give it as it is.
         single = len(self.states) == 1
         hx = state[0] if state is not None and single else state
-        output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
-        return self.drop(output), (hx,) if single else hx
+        output, hx = self.rnn(self.input_drop(self.encoder(ids)), hx)
+        return self.projection(self.output_drop(output)), (hx,) if single else hx
 
     def losses(self, features: Tensor, targets: Tensor) -> Tensor:
         """The negative log-probability of each target, in nats: at least in single precision.
 
-        features (T, B, H), targets int64 (T, B) -> (T·B,).
+        features (T, B, H or E), targets int64 (T, B) -> (T·B,).
         """
         logits = self.decoder(features)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -129,7 +151,14 @@ class LanguageModel(nn.Module):
             kind = next(kind for kind in CELLS.values() if type(rnn) is kind.PLAIN)
             rnn = kind.from_plain(rnn, "none")
         layers = rnn.stream(batch)
-        return lambda ids: self.decoder(layers(self.encoder(ids)))
+        return lambda ids: self.decoder(self.projection(layers(self.encoder(ids))))
+
+    def without_dropout(self) -> LanguageModel:
+        """A copy that is in training mode, and yet drops nothing."""
+        made = copy.deepcopy(self).train()
+        made.input_drop.p = made.output_drop.p = 0.0
+        made.rnn.dropout = made.rnn.state_dropout = made.rnn.weight_dropout = 0.0
+        return made
 
     def hardened(self) -> LanguageModel:
         """A copy whose hidden weights have symmetric matrices, with the upper triangles of ours.
@@ -180,8 +209,10 @@ class _Parts(nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.drop = model.drop
+        self.input_drop = model.input_drop
+        self.output_drop = model.output_drop
         self.rnn = model.rnn
+        self.projection = model.projection
         self.decoder = model.decoder
         self.train(model.training)
 
@@ -193,8 +224,8 @@ class _Scriptable(_Parts):
         self, ids: Tensor, state: tuple[Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor]]:
         hx = None if state is None else state[0]
-        output, hx = self.rnn(self.drop(self.encoder(ids)), hx)
-        return self.decoder(self.drop(output)), (hx,)
+        output, hx = self.rnn(self.input_drop(self.encoder(ids)), hx)
+        return self.decoder(self.projection(self.output_drop(output))), (hx,)
 
 
 class _ScriptableLSTM(_Parts):
@@ -203,5 +234,5 @@ class _ScriptableLSTM(_Parts):
     def forward(
         self, ids: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, state = self.rnn(self.drop(self.encoder(ids)), state)
-        return self.decoder(self.drop(output)), state
+        output, state = self.rnn(self.input_drop(self.encoder(ids)), state)
+        return self.decoder(self.projection(self.output_drop(output))), state

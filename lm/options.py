@@ -10,7 +10,7 @@ from typing import Any
 
 from data import list_corpora
 from lm.model import CELLS
-from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
+from lm.recipes import ADDED, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS, WEIGHTS
 from symrnn.files import UserError
 from symrnn.rnn import list_backends
@@ -50,7 +50,6 @@ DEFAULTS: dict[str, Any] = {
     "symm_hh": None,
     "symm_ih": "",
     **SOFT_DEFAULTS,
-    "tied": False,
     "backend": "auto",
     "precision": "fp32",
     **RUN_DEFAULTS,
@@ -106,7 +105,11 @@ def make_parser() -> argparse.ArgumentParser:
     letters = ", ".join(f"{name}: {layers.GATES}" for name, layers in CELLS.items())
     add("--symm-hh", metavar="GATES", help=f"gates with symmetric hidden weights ({letters})")
     add("--symm-ih", metavar="GATES", help="gates with symmetric input weights (none)")
-    add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
+    add(
+        "--tied",
+        action=argparse.BooleanOptionalAction,
+        help="decoder and embedding share weights; if E is not H by way of a projection",
+    )
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
     add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
@@ -122,12 +125,57 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--steps", type=number(int, 1), metavar="T", help="unrolled time steps")
     add("--lr", type=number(float, 0, open_low=True), help="learning rate of the first epoch")
-    add("--schedule", choices=SCHEDULES, help="divide the rate by epochs, or on a plateau")
+    add(
+        "--schedule",
+        choices=SCHEDULES,
+        help="divide the rate by epochs, or on a plateau; or let it fall to zero, as a cosine does",
+    )
     add("--lr-divide", type=number(float, 1), help="what the rate is divided by")
     add("--lr-after", type=number(int, 0), metavar="EPOCH", help="epochs at the first rate")
+    add(
+        "--lr-patience",
+        type=number(int, 1),
+        metavar="EPOCHS",
+        help="without a better validation, after which a plateau's rate is divided",
+    )
+    add("--warmup", type=number(int, 0), metavar="STEPS", help="in which the rate grows from zero")
+    add("--optimizer", choices=OPTIMIZERS, help="(sgd)")
+    add("--momentum", type=number(float, 0, 1), help="of sgd")
+    add("--beta1", type=number(float, 0, 1), help="of adam and adamw; 0 makes them like rmsprop")
+    add("--beta2", type=number(float, 0, 1), help="of adam, adamw and rmsprop")
+    add("--epsilon", type=number(float, 0, open_low=True), help="of these")
+    add("--weight-decay", type=number(float, 0), metavar="L", help="L/2·‖w‖² is added to the loss")
     add("--clip", type=number(float, 0, open_low=True), help="largest norm of the gradient")
-    add("--dropout", type=number(float, 0, 1))
+    add(
+        "--dropout",
+        type=number(float, 0, 1),
+        help="after the embedding, between and after layers",
+    )
+    add("--input-dropout", type=number(float, 0, 1), metavar="P", help="after the embedding")
+    add("--output-dropout", type=number(float, 0, 1), metavar="P", help="before the decoder")
+    add("--state-dropout", type=number(float, 0, 1), metavar="P", help="of h, one mask a window")
+    add("--weight-dropout", type=number(float, 0, 1), metavar="P", help="of hidden parameters")
+    add("--reset-state", type=number(float, 0, 1), metavar="P", help="zeros for a stream's state")
     add("--init-range", type=number(float, 0), metavar="R", help="weights start uniform in ±R")
+    add("--forget-bias", type=number(float, 0), metavar="B", help="added to an LSTM's at the start")
+    add(
+        "--averaging",
+        type=number(int, 1),
+        metavar="EPOCHS",
+        help="without a better validation, after which the mean of the weights is taken",
+    )
+    add(
+        "--patience",
+        type=number(int, 1),
+        metavar="EPOCHS",
+        help="without a better validation, after which the run ends",
+    )
+    add(
+        "--accumulate",
+        type=number(int, 1),
+        metavar="N",
+        help="add up the gradients of the batch in N parts, for less memory",
+    )
     add("--loss", choices=LOSSES, help="over the time steps; the batch is averaged")
 
     add = parser.add_argument_group("run").add_argument
@@ -181,10 +229,23 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
                     f"leave out --{name.replace('_', '-')} {given[name]}"
                 )
         config["symm"] = "none"
-    recipe = asdict(recipe_of(config["size"], config["recipe"]))
-    if "hidden_size" in given and "embedding_size" not in given:
+    try:
+        recipe = asdict(recipe_of(config["size"], config["recipe"]))
+    except ValueError as error:
+        raise UserError(f"--size {config['size']}: {error}") from error
+    if config["cell"] != "lstm":
+        recipe["forget_bias"] = None
+        if "forget_bias" in given:
+            raise UserError(f"--forget-bias is for --cell lstm, got: --cell {config['cell']}")
+    narrow = recipe["embedding_size"] != recipe["hidden_size"]
+    if "hidden_size" in given and "embedding_size" not in given and not narrow:
         recipe["embedding_size"] = given["hidden_size"]
     config = {**config, **recipe, **{name: given[name] for name in recipe if name in given}}
+    if config["batch_size"] % config["accumulate"]:
+        raise UserError(
+            f"--accumulate {config['accumulate']} should divide the batch, got: --batch-size "
+            f"{config['batch_size']}"
+        )
     if config["symm_hh"] is None:
         config["symm_hh"] = CELLS[config["cell"]].GATES
     config |= gates_of(config, config["cell"])
@@ -209,7 +270,7 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
     # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
-    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **config}
+    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **ADDED, **config}
     check_configuration(
         config,
         folder,

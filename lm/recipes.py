@@ -1,12 +1,22 @@
 """The training recipes: every number that decides how a language model is trained.
 
-Zaremba, Sutskever and Vinyals, "Recurrent Neural Network Regularization" (2014), in three sizes;
-and the annealed recipe, with which the paper on weight symmetry was trained.
+- "zaremba": Zaremba, Sutskever and Vinyals, "Recurrent Neural Network Regularization" (2014), in
+  three sizes.
+- "annealed": the paper on weight symmetry was trained with it.
+- "compact": the plain LSTMs that were tuned for the Penn Treebank at 10 and 24 million parameters.
+  "small" is of Melis, Dyer and Blunsom, "On the State of the Art of Evaluation in Neural Language
+  Models" (2018), "medium" the LSTM of Melis, Kočiský and Blunsom, "Mogrifier LSTM" (2020); both by
+  the configurations in google-deepmind/lamb (experiment/on-the-state/ptb_10m_lstm_d1, and
+  experiment/mogrifier, …ptb_24m_lstm_d2…/trial_833). Those programs cap the input gate at 1 - f and
+  add the outputs of both layers up, which our layers do not, and draw starting values from
+  truncated normal distributions; ours are uniform, of about the same variance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,10 +30,25 @@ class Recipe:
     init_range: every weight starts uniform in ± this.
     lr: the learning rate of the first epoch.
     schedule: "epochs" divides the rate by ``lr_divide`` each epoch after the first ``lr_after``;
-        "plateau" divides it after each epoch whose validation is no better than the best before.
+        "plateau" divides it after each ``lr_patience`` epochs whose validation is no better than
+        the best before; "cosine" lets it fall to zero at the end, by half a cosine.
     epochs: passes over the training text.
     clip: the largest norm of the whole gradient.
     loss: "sum" over the time steps and mean over the batch, or "mean" over both.
+    tied: whether embedding and decoder share their weight; where their sizes differ the output is
+        projected to the embedding's.
+    input_dropout, output_dropout: after the embedding and before the decoder; None for ``dropout``.
+    state_dropout, weight_dropout: of :class:`symrnn.SymLSTM`, on h and on the hidden weights.
+    forget_bias: what is added to the biases of an LSTM's forget gates at the start.
+    reset_state: probability that a stream's carried state is set to zeros before a step.
+    optimizer: one of :data:`OPTIMIZERS`.
+    momentum: of "sgd".  beta1, beta2, epsilon: of the adaptive ones ("rmsprop" has no beta1).
+    weight_decay: λ; the gradient of λ/2·‖w‖² is added, with "adamw" λ·lr·w subtracted.
+    warmup: steps in which the rate grows to its value, from zero on.
+    patience: epochs without a better validation after which the run ends; None for never.
+    averaging: epochs without a better validation after which the mean of the weights after each
+        step is taken, and from then on validated and saved; None for never.
+    accumulate: into how many parts the batch's streams are divided, whose gradients are added up.
     """
 
     hidden_size: int
@@ -40,6 +65,30 @@ class Recipe:
     epochs: int
     clip: float
     loss: str
+    tied: bool = False
+    input_dropout: float | None = None
+    output_dropout: float | None = None
+    state_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    forget_bias: float | None = None
+    reset_state: float = 0.0
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    lr_patience: int = 1
+    warmup: int = 0
+    patience: int | None = None
+    averaging: int | None = None
+    accumulate: int = 1
+
+
+ADDED: dict[str, Any] = {
+    field.name: field.default for field in fields(Recipe) if field.default is not MISSING
+}
+"""What recipes of former runs did not say, and what they did."""
 
 
 def lr_in(epoch: int, lr: float, lr_divide: float, lr_after: int) -> float:
@@ -48,6 +97,19 @@ def lr_in(epoch: int, lr: float, lr_divide: float, lr_after: int) -> float:
         return lr / lr_divide ** max(epoch - lr_after, 0)
     except OverflowError:  # of the divisor
         return 0.0
+
+
+def lr_at(step: int, lr: float, warmup: int, length: int | None) -> float:
+    """The learning rate of a step, counted from 1, with warm-up.
+
+    lr: what it is without.
+    length: of the whole run, in steps, if the rate falls to zero by its end; else None.
+    """
+    rate = lr * min(1.0, step / warmup) if warmup else lr
+    if length is None:
+        return rate
+    done = min(max(step - 1 - warmup, 0) / max(length - warmup, 1), 1.0)
+    return rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def _zaremba(
@@ -84,9 +146,58 @@ SIZES = {
     "large": _zaremba(1500, 35, 0.65, 0.04, 1.15, 14, 55, 10.0),
 }
 
-RECIPES = ("zaremba", "annealed")
+_MELIS = Recipe(
+    hidden_size=1194,
+    embedding_size=268,
+    num_layers=1,
+    steps=35,
+    batch_size=64,
+    dropout=0.0,
+    init_range=0.05,
+    lr=0.00417865626514,
+    schedule="plateau",
+    lr_divide=10.0,
+    lr_after=0,
+    epochs=200,
+    clip=10.0,
+    loss="sum",
+    tied=True,
+    input_dropout=0.579891622066,
+    output_dropout=0.327008873224,
+    state_dropout=0.215256482363,
+    forget_bias=1.0,
+    reset_state=0.01,
+    optimizer="adam",
+    beta1=0.0,  # which makes it RMSprop, but for the bias of its first averages
+    weight_decay=0.000124350262922,
+    lr_patience=26,
+)
 
-SCHEDULES = ("epochs", "plateau")
+COMPACT = {
+    "small": _MELIS,
+    "medium": replace(
+        _MELIS,
+        hidden_size=950,
+        embedding_size=950,
+        num_layers=2,
+        steps=70,
+        dropout=0.3069926535017156,
+        lr=0.0030369099569192135,
+        lr_divide=1.0,
+        epochs=400,
+        input_dropout=0.6275626425150355,
+        output_dropout=0.6901712653612706,
+        state_dropout=0.3692225400980858,
+        weight_decay=0.00024908138497223704,
+        averaging=50,
+    ),
+}
+
+RECIPES = ("zaremba", "annealed", "compact")
+
+SCHEDULES = ("epochs", "plateau", "cosine")
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "asgd")
 
 LOSSES = ("sum", "mean")
 
@@ -94,8 +205,13 @@ LOSSES = ("sum", "mean")
 def recipe_of(size: str, recipe: str) -> Recipe:
     """The recipe of one of :data:`SIZES` and one of :data:`RECIPES`.
 
-    "annealed" keeps the size's widths, unrolled steps and dropout.
+    "annealed" keeps the size's widths, unrolled steps and dropout. Raises ValueError for "compact"
+    in a size that it does not have.
     """
+    if recipe == "compact":
+        if size not in COMPACT:
+            raise ValueError(f"the recipe compact has the sizes {', '.join(COMPACT)}, got: {size}")
+        return COMPACT[size]
     zaremba = SIZES[size]
     if recipe == "zaremba":
         return zaremba

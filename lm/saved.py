@@ -38,6 +38,10 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 """--weights: as what the recurrent weights are packed for inference."""
 
 
+DROPOUTS = ("input_dropout", "output_dropout", "state_dropout", "weight_dropout")
+"""What a configuration says of dropout besides; those of former models do not."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """A model read from a file, in evaluation mode, with all that belongs to it.
@@ -66,6 +70,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["hidden_size"],
             config["num_layers"],
             config["dropout"],
+            **{name: config[name] for name in DROPOUTS if name in config},
             tied=config["tied"],
             cell=config["cell"],
             symm=config["symm"],

@@ -15,7 +15,7 @@ from lm.learner import LanguageLearner
 from lm.model import LanguageModel
 from lm.options import TRAINED_UNKNOWN, UNTRAINED, make_parser, resolve, resume_config
 from lm.perplexity import Score, Unknown, exponential, measure
-from lm.recipes import lr_in
+from lm.recipes import lr_at, lr_in
 from lm.saved import build_model, check_machine, counts_of, load_saved, save_best
 from lm.spectrum import spectrum_figure
 from symrnn.files import UserError, run_program
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             streams = world.part_of(config["batch_size"])
             seed_everything(config["seed"])
             model = build_model(config, len(corpus.codec))
-            model.initialize(config["init_range"])
+            model.initialize(config["init_range"], config["forget_bias"])
+            check_parts(config, streams)
             model.to(run.device)
         if options.dry_run:
             print_table(config, 16)
@@ -62,13 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             facts=_facts(config, corpus, model),
             meta={"codec": corpus.codec.state()},
         )
+        length = None
+        if config["schedule"] == "cosine":
+            length = config["epochs"] * len(batches)
         for epoch in run.epochs(config["epochs"]):
             if config["schedule"] == "epochs":
                 run.progress.lr = lr_in(
                     epoch, config["lr"], config["lr_divide"], config["lr_after"]
                 )
-            learner.set_lr(run.progress.lr)
             for inputs, targets in run.steps(_windows(batches, run.progress.batch, streams)):
+                rate = lr_at(run.progress.step, run.progress.lr, config["warmup"], length)
+                learner.set_rate(rate)
                 loss, norm = learner.step(inputs.to(run.device), targets.to(run.device))
                 run.require_finite(f"perplexity (loss {loss:g})", exponential(loss))
                 run.require_finite("gradient's norm", norm)
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     values = {
                         "train/loss": loss,
                         "train/perplexity": exponential(loss),
-                        "learning_rate": run.progress.lr,
+                        "learning_rate": rate,
                         "gradient_norm": norm,
                         "tokens_per_second": run.speed(),
                     }
@@ -85,11 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run.stopped:
                 break
             with run.measuring():
-                if not _validate(run, learner, corpus) and config["schedule"] == "plateau":
-                    run.progress.lr /= config["lr_divide"]
-                if epoch == config["epochs"]:
+                if learner.judge(_validate(run, learner, corpus)):
+                    run.finish()
+                if epoch == config["epochs"] or run.progress.ended:
                     learner.progress.tested = world.share(lambda: asdict(_test(run, corpus)))
         return run.end(lambda: _results(run, learner, corpus))
+
+
+def check_parts(config: dict[str, Any], streams: slice) -> None:
+    """Raise UserError unless --accumulate divides the streams of this process."""
+    if (streams.stop - streams.start) % config["accumulate"]:
+        raise UserError(
+            f"--accumulate {config['accumulate']} should divide the streams of each process, got: "
+            f"{streams.stop - streams.start}"
+        )
 
 
 def _windows(batches: TrainBatches, start: int, streams: slice) -> Iterator[tuple[Tensor, Tensor]]:

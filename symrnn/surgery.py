@@ -80,19 +80,27 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     return ParameterCount(training, deployed, recurrent)
 
 
-def parameter_groups(module: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """The parameters in groups for an optimizer, with a smaller rate for raw orbit forms.
+def parameter_groups(
+    module: nn.Module, lr: float, *, adaptive: bool = False
+) -> list[dict[str, Any]]:
+    """The parameters in groups for an optimizer, with the rates that symmetric forms want.
 
     The gradient of a raw number (``tri``, ``block``, ``chunk``) is the sum over its orbit, and a
     step moves every entry of it: gradient descent moves the matrix as many times as far as it does
     in orthonormal coordinates. Those groups get ``lr`` divided by the mean orbit size N²/numel;
     all others ``lr``. Each group names its factor as "lr_scale", for schedules that set "lr".
 
+    adaptive: of optimizers whose steps do not grow with the gradient (Adam, RMSprop). A raw number
+        is then an entry, and wants no factor; in orthonormal coordinates (``avg``, ``avg4``) the
+        step of a parameter is that of its entries times the root of the orbit's size, and ``lr`` is
+        multiplied by the root of the mean one.
+
     >>> groups = parameter_groups(SymLSTM(8, 8, symm="block4"), lr=1.0)
     >>> [group["lr"] for group in groups]
     [1.0, 0.25]
     """
-    scales = {id(v): form.lr_scale for v, form in _symmetric(module)}
+    name = "adaptive_lr_scale" if adaptive else "lr_scale"
+    scales = {id(v): getattr(form, name) for v, form in _symmetric(module)}
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in module.parameters():
         groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)

@@ -23,12 +23,14 @@ class Symmetry(nn.Module):
     numel: the number of parameters.
     deployed: degrees of freedom of the expanded matrix; fewer where a form is over-complete.
     lr_scale: the factor that the learning rate of the parameters wants.
+    adaptive_lr_scale: the same, of optimizers that divide a gradient by its usual size.
     own_transpose: whether every matrix of this form and side is its own transpose, entry by entry.
     folding: how to multiply by less than the whole matrix; None where nothing is saved.
     cost: multiplications of the folded product as a fraction of the N² of the whole one.
     """
 
     lr_scale: float = 1.0
+    adaptive_lr_scale: float = 1.0
     own_transpose: bool = True
 
     def __init__(

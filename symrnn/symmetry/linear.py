@@ -9,6 +9,7 @@ fixed order, which leaves the sum of an orbit of two exact and reproducible (add
 not that of a larger orbit.
 """
 
+import math
 from collections.abc import Callable
 from copy import copy
 from typing import Any
@@ -91,7 +92,10 @@ class OrbitCoordinates(LinearSymmetry):
     ) -> None:
         super().__init__(name, orbits, len(orbits.sizes.array), folding)
         self.orthonormal = orthonormal
-        self.lr_scale = 1.0 if orthonormal else self.numel / self.side**2
+        size = self.side**2 / self.numel  # of an orbit, on average
+        self.lr_scale = 1.0 if orthonormal else 1 / size
+        # A step of a size that the gradient does not decide moves each entry by it over √size.
+        self.adaptive_lr_scale = math.sqrt(size) if orthonormal else 1.0
         self._make_part()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -164,6 +164,12 @@ class SymmetricTensor(nn.Module):
         """The factor that the learning rate of the parameters wants."""
         return math.prod(form.lr_scale for form in (self.channel, self.space) if form is not None)
 
+    @property
+    def adaptive_lr_scale(self) -> float:
+        """The same, of optimizers that divide a gradient by its usual size."""
+        forms = (form for form in (self.channel, self.space) if form is not None)
+        return math.prod(form.adaptive_lr_scale for form in forms)
+
     def _count(self, which: str) -> int:
         count = math.prod(self.shape)
         for form in (self.channel, self.space):

@@ -82,11 +82,14 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
+    ended: bool = False  # whether the run ended before its last epoch, as the recipe wants it
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError for what a checkpoint cannot say of a run."""
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.type == "bool" and type(value) is not bool:
+                raise TypeError(f"{field.name} should be of type bool, got: {value!r}")
             if field.type not in ("int", "float"):
                 continue
             if type(value) is not int and (field.type == "int" or type(value) is not float):
@@ -112,6 +115,10 @@ class Learner:
     def set_lr(self, lr: float) -> None:
         """The learning rate from the next step on; symmetric weights have theirs in proportion."""
         self.progress.lr = lr
+        self.set_rate(lr)
+
+    def set_rate(self, lr: float) -> None:
+        """That of the next step alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
@@ -149,10 +156,17 @@ class Learner:
             for name, value in entries.items():
                 if value is not None:
                     place = f"optimizer/state/{index}/{name}"
-                    check_like(value, parameters[index].detach(), place)
+                    like = parameters[index].detach()
+                    if name in _SCALARS:
+                        like = like.new_zeros((), dtype=torch.float32)
+                    check_like(value, like, place)
         groups = zip(own["param_groups"], saved["param_groups"], strict=True)
         merged = [{**ours, "lr": group["lr"]} for ours, group in groups]
         self.optimizer.load_state_dict({**saved, "param_groups": merged})
+
+
+_SCALARS = ("step", "eta", "mu")
+"""What optimizers of torch.optim keep of each parameter that is one number."""
 
 
 class Run:
@@ -353,7 +367,11 @@ class Run:
 
     @property
     def _finished(self) -> bool:
-        return self.progress.epoch > self.config["epochs"]
+        return self.progress.ended or self.progress.epoch > self.config["epochs"]
+
+    def finish(self) -> None:
+        """End the run after the epoch under way, whatever its last would be."""
+        self.progress.ended = True
 
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left, from 1 to ``count``, with a checkpoint after each.
@@ -363,7 +381,7 @@ class Run:
         progress = self.progress
         with self._interrupt:
             # Asked here too, as an interrupt may come during a validation.
-            while progress.epoch <= count and not self._interrupted():
+            while not progress.ended and progress.epoch <= count and not self._interrupted():
                 yield progress.epoch
                 if self.stopped:  # within a validation
                     return

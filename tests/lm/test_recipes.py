@@ -95,6 +95,24 @@ OVERRIDES = {
     "epochs": "9",
     "clip": "1.5",
     "loss": "mean",
+    "tied": "",
+    "input_dropout": "0.1",
+    "output_dropout": "0.2",
+    "state_dropout": "0.3",
+    "weight_dropout": "0.4",
+    "forget_bias": "1.5",
+    "reset_state": "0.05",
+    "optimizer": "adam",
+    "momentum": "0.7",
+    "beta1": "0.8",
+    "beta2": "0.98",
+    "epsilon": "0.001",
+    "weight_decay": "0.01",
+    "lr_patience": "4",
+    "warmup": "10",
+    "patience": "5",
+    "averaging": "6",
+    "accumulate": "2",
 }
 
 
@@ -103,8 +121,8 @@ def test_each_number_of_the_recipe_can_be_overridden() -> None:
     plain = config("--size", "large")
     for name, text in OVERRIDES.items():
         option = "--layers" if name == "num_layers" else "--" + name.replace("_", "-")
-        made = config("--size", "large", option, text)
-        assert str(made[name]) in (text, f"{text}.0")
+        made = config("--size", "large", option, *([text] if text else []))
+        assert str(made[name]) in (text or "True", f"{text}.0")
         changed = {key for key in made if made[key] != plain[key]}
         # The embedding is as wide as the hidden state, unless it is given.
         assert changed == ({name, "embedding_size"} if name == "hidden_size" else {name})

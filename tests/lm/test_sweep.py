@@ -246,7 +246,7 @@ def test_two_folders_have_two_names(tmp_path: Path, common: list[str], corpus: P
         ("--vary lr 1 no", "argument --lr: should be a number above 0"),
         ("--vary lr", "--vary --lr: wants values"),
         ("--vary rl 1", "unrecognized arguments: --rl=1"),
-        ("--vary tied 1", "argument --tied: ignored explicit argument '1'"),
+        ("--vary tied 1", "argument --tied/--no-tied: ignored explicit argument '1'"),
         ("--vary threads 1 2", "--vary --threads: says where a run happens"),
         ("--vary seed 1 2", "--vary --seed: is not for --vary; a sweep has --seeds"),
         ("--vary out a b", "--vary --out: is not for --vary"),
