@@ -1,7 +1,7 @@
-"""An installed symrnn, checked from outside its source tree: ``python -I scripts/check_installed.py``.
+"""``python -I scripts/check_installed.py``: an installed symrnn, outside its source tree.
 
-That it is whole, that its kernels load, and that they compute what the reference loop does. Exit
-code 1 with a sentence where something is not so. scripts/wheels runs it on what it has built.
+Checks that it is whole, that its kernels load, and that they compute what the reference loop does.
+Exit code 1 with a sentence where something is not so. scripts/wheels runs it on what it has built.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def compare(layer: SymLSTM | SymGRU | SymRNN) -> float:
         with torch.no_grad():
             step, _ = layer(x[:1])
         found.append([output, step, *gradients])
-    return max((a - b).abs().max().item() / a.abs().max().item() for a, b in zip(*found))
+    return max(
+        (a - b).abs().max().item() / a.abs().max().item() for a, b in zip(*found, strict=True)
+    )
 
 
 if __name__ == "__main__":
