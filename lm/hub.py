@@ -26,7 +26,7 @@ examples:
 
 The folder has the model and its vocabulary, packed; its configuration; and a card, README.md, with
 what the run has recorded. LanguageModel.from_pretrained(FOLDER) is the model again, and the
-programs take FOLDER/model.safetensors as they take a run.
+programs take FOLDER as they take a run.
 """
 
 

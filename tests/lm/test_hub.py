@@ -127,13 +127,13 @@ def test_what_a_model_becomes_is_saved_too(
     torch.testing.assert_close(logits(back), logits(model), rtol=0, atol=1e-6)
 
 
-def test_the_programs_take_the_file(
+def test_the_programs_take_the_folder(
     finished: Path, saved_run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for file in (finished / "best.safetensors", saved_run / "model.safetensors"):
-        lm.generate.main([str(file), "--threads", "1", "--tokens", "20"])
-        lm.evaluate.main([str(file), "--threads", "1", "--data", str(corpus / "test.txt")])
+    for folder in (finished, saved_run):
+        lm.generate.main([str(folder), "--threads", "1", "--tokens", "20"])
+        lm.evaluate.main([str(folder), "--threads", "1", "--data", str(corpus / "test.txt")])
         lines = capsys.readouterr().out.splitlines()
         said.append([x for x in lines if not re.match("checkpoint|time|tokens per second", x)])
     assert said[0] == said[1]
