@@ -157,15 +157,15 @@ def write_folder(
         if (folder / CONFIG).exists():
             _config_in(folder, model.hub_kind)  # of something else it is not overwritten
         with replacing(folder / MODEL) as new:
-            write(new)
+            failed = ""
             try:
+                write(new)
+                failed = "the model could not be read again: "
                 packed = open_packed(new)
                 model._of_packed(packed)
             except UserError as error:
-                said = str(error).replace(str(new), "it")
-                raise HubError(
-                    f"{folder}: was not written: the model could not be read again: {said}"
-                ) from error
+                failed += str(error).replace(f"{new}: ", "")
+                raise HubError(f"{folder}: was not written: {failed}") from error
         about = {"library_name": "symrnn", "symrnn_version": __version__, "kind": model.hub_kind}
         about |= {"config": packed.meta["config"]}
         _write_text(folder / CONFIG, to_json(about, CONFIG, indent=2) + "\n")

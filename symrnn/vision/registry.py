@@ -253,7 +253,7 @@ def create_model(
 
     The network has the attributes ``name``, ``num_classes``, ``image_size`` (32 or 224) and
     ``options``, which are JSON: ``create_model(model.name, **model.options)`` makes one of the same
-    shape.
+    shape. Its ``save_pretrained`` and its kin are those of :class:`symrnn.hub.HubMixin`.
 
     Raises ValueError for a name that is none (and suggests the nearest), a depth that the family
     does not have, anything else above that is not allowed, and what cannot be symmetric, naming the

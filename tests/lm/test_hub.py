@@ -313,13 +313,15 @@ def test_a_model_that_could_not_be_read_again_is_not_written(folder: Path) -> No
     before = {path: path.read_bytes() for path in folder.iterdir()}
     model = LanguageModel.from_pretrained(folder)
     model.decoder = torch.nn.Linear(8, 3)  # of another number of tokens than the vocabulary
-    with pytest.raises(HubError, match=r"was not written: the model could not be read again: it:"):
+    with pytest.raises(
+        HubError, match=r"was not written: the model could not be read again: decoder.weight has"
+    ):
         model.save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_full_disk_is_one_sentence(saved_run: Path, small_disk: Path) -> None:
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(HubError, match="folder: was not written: .*the disk is full"):
         LanguageModel(5000, 64, 64).save_pretrained(small_disk / "folder")
     assert not {*names(small_disk / "folder")} & NAMES
 
