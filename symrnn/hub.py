@@ -82,8 +82,12 @@ class HubMixin:
 
         Raises HubError if the folder holds a config.json of something else, if it cannot be
         written, and for a model that could not be read again: one that was changed after it was
-        made, such as folded or deployed ones. What was there before is then untouched.
+        made, such as folded or deployed ones. What was there before is then untouched. TypeError
+        for arguments of ``push_to_hub`` without it.
         """
+        if not push_to_hub and (options or repo_id is not None):
+            given = ", ".join([*options, *(["repo_id"] if repo_id is not None else [])])
+            raise TypeError(f"save_pretrained takes {given} with push_to_hub=True only")
         folder = Path(save_directory)
         write_folder(self, folder, self._write_packed, lambda: self._card(folder.resolve().name))
         if not push_to_hub:

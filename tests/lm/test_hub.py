@@ -320,6 +320,12 @@ def test_a_model_that_could_not_be_read_again_is_not_written(folder: Path) -> No
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_what_is_for_the_hub_is_refused_without_it(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="takes private, repo_id with push_to_hub=True only"):
+        LanguageModel(12, 8, 8).save_pretrained(tmp_path, repo_id="user/name", private=True)
+    assert names(tmp_path) == set()
+
+
 def test_a_full_disk_is_one_sentence(small_disk: Path) -> None:
     with pytest.raises(HubError, match=r"folder: was not written: .*the disk is full"):
         LanguageModel(5000, 64, 64).save_pretrained(small_disk / "folder")
