@@ -53,15 +53,9 @@ def here(paths: list[Path]) -> list[str]:
 
 
 setup(
+    # Named for what setuptools makes of it: a wheel of one platform.
     ext_modules=[
-        # Named for what setuptools makes of it: a wheel of one platform, and an sdist that holds
-        # the sources and headers.
-        Extension(
-            "symrnn.native._kernels",
-            sources=here(building["sources"]()),
-            depends=[*here(building["headers"]()), f"{NATIVE.as_posix()}/python/calls.cpp"],
-            optional=True,
-        )
+        Extension("symrnn.native._kernels", sources=here(building["sources"]()), optional=True)
     ],
     cmdclass={"build_ext": build_kernels, "bdist_wheel": any_python_wheel},
 )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data import Codec
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
+from symrnn.card import Card
+from symrnn.hub import HubMixin
 from symrnn.rnn import RecurrentLayer
+from symrnn.storage import Packed
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "lstm": SymLSTM,
@@ -24,7 +29,7 @@ State = tuple[Tensor, ...]
 """h, and of an LSTM c too, each (L, B, H): a tuple whatever the cell."""
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(HubMixin, nn.Module):
     """Predicts the next token; Zaremba's model with symmetric recurrent weights.
 
     Dropout sits after the embedding, between the layers and before the decoder: on the
@@ -38,7 +43,12 @@ class LanguageModel(nn.Module):
         before it, without a bias.
     cell: of the recurrent layers, one of :data:`CELLS`.
     symm, symm_hh, symm_ih, backend: of those layers; all gates' hidden weights by default.
+
+    Its attribute ``codec`` says what its tokens are: None until it is set, and of a model that was
+    loaded its vocabulary. It is saved with the model (:class:`symrnn.hub.HubMixin`).
     """
+
+    hub_kind = "language model"
 
     def __init__(
         self,
@@ -87,6 +97,7 @@ class LanguageModel(nn.Module):
         self.decoder = nn.Linear(features, vocab_size)
         if tied:
             self.decoder.weight = self.encoder.weight
+        self.codec: Codec | None = None
 
     def initialize(self, bound: float, forget_bias: float | None = None) -> None:
         """Every weight starts uniform in ±bound, biases too; ``avg`` forms as the paper does.
@@ -137,6 +148,24 @@ class LanguageModel(nn.Module):
     def states(self) -> str:
         """The tensors of the state, by letter: "hc" of an LSTM, "h" of others."""
         return SymLSTM.STATES if isinstance(self.rnn, SymLSTM | nn.LSTM) else SymGRU.STATES
+
+    def configuration(self) -> dict[str, object]:
+        """What it is made of, by the names that the configuration of a run has for it."""
+        rnn: nn.Module = self.rnn
+        cell = next(name for name, kind in CELLS.items() if isinstance(rnn, kind | kind.PLAIN))
+        return {
+            "embedding_size": self.encoder.embedding_dim,
+            "hidden_size": self.rnn.hidden_size,
+            "num_layers": self.rnn.num_layers,
+            "dropout": self.drop.p,
+            "tied": self.decoder.weight is self.encoder.weight,
+            "cell": cell,
+            "symm": getattr(rnn, "symm", "none"),
+            "symm_hh": getattr(rnn, "symm_hh", ""),
+            "symm_ih": getattr(rnn, "symm_ih", ""),
+            "backend": "auto",
+            "precision": "fp64" if self.encoder.weight.dtype == torch.float64 else "fp32",
+        }
 
     def __prepare_scriptable__(self) -> nn.Module:
         return (_ScriptableLSTM if len(self.states) == 2 else _Scriptable)(self)
@@ -189,6 +218,24 @@ class LanguageModel(nn.Module):
             made.rnn.inference_dtype = self.rnn.inference_dtype
             made.rnn.eval()
         return made
+
+    # What stores a model imports this module: it is imported when it is asked.
+
+    def _write_packed(self, path: Path) -> None:
+        from lm.saved import save_best
+
+        save_best(path, self, self.configuration(), self.codec)
+
+    @classmethod
+    def _of_packed(cls, packed: Packed) -> LanguageModel:
+        from lm.saved import model_of
+
+        return model_of(packed)
+
+    def _card(self, title: str) -> Card:
+        from lm.card import card_of
+
+        return card_of(self, self.configuration(), title)
 
     def _runs_symmetric(self, autocast: bool) -> bool:
         """Whether the recurrent layers, without gradients, do without expanded weights."""

@@ -7,7 +7,8 @@ for its meta; a checkpoint, from which a run goes on, holds as much and more, an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,23 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
 
 
 def save_best(
-    path: Path, model: LanguageModel, config: Mapping[str, Any], codec: Codec, **meta: Any
+    path: Path, model: LanguageModel, config: Mapping[str, Any], codec: Codec | None, **meta: Any
 ) -> None:
-    """Write ``model``, which ``config`` describes, as a packed model; ``meta`` goes with it."""
-    save_packed(model, path, meta={"config": dict(config), "codec": codec.state(), **meta})
+    """Write ``model``, which ``config`` describes, as a packed model; ``meta`` goes with it.
+
+    codec: its vocabulary; without one the programs refuse the file, and :func:`model_of` does not.
+    """
+    vocabulary = None if codec is None else codec.state()
+    save_packed(model, path, meta={"config": dict(config), "codec": vocabulary, **meta})
+
+
+def model_of(packed: Packed) -> LanguageModel:
+    """The model of a packed file, on the CPU and in evaluation mode, with its vocabulary if it has.
+
+    In float32, or in float64 if it was so. Raises UserError if the file holds something else.
+    """
+    with _described(packed.path):
+        return _fill(packed, {**packed.meta["config"], "backend": "auto"}, without_codec=True)
 
 
 def load_saved(
@@ -108,27 +122,52 @@ def load_saved(
     """
     file = checkpoint_file(path, "lm.train")
     stored = open_packed(file) if is_packed(file) else load_checkpoint(file)
-    try:
+    with _described(file):
         config = {**stored.meta["config"], "backend": backend}
         config["precision"] = precision or config["precision"]
         if weights is not None:
             config["weights"] = weights
         _check_types(config, stored.meta)
         check_machine(config, device)
-        codec = codec_from_state(stored.meta["codec"])
-        _check_sizes(config, len(codec), stored)
-        model = build_model(config, len(codec))
+        model = _fill(stored, config)
+    if config.get("weights", "float32") != "float32":
+        model.rnn.inference_dtype = getattr(torch, config["weights"])
+    assert model.codec is not None
+    return Saved(file, device, model.to(device), model.codec, config, stored.meta)
+
+
+@contextmanager
+def _described(file: Path) -> Iterator[None]:
+    """Says of a file that it holds no language model, where its meta is not that of one."""
+    try:
+        yield
     except KeyError as error:
         raise CheckpointError(f"{file}: not a language model: its meta lacks {error}") from error
     except (TypeError, DataError) as error:
         raise CheckpointError(f"{file}: not a language model: {error}") from error
+
+
+def _fill(
+    stored: Packed | Checkpoint, config: dict[str, Any], *, without_codec: bool = False
+) -> LanguageModel:
+    """The model of a file, its configuration checked before it is built.
+
+    without_codec: whether the file may say that there is no vocabulary.
+
+    Raises KeyError, TypeError and DataError for what a language model's file does not say.
+    """
+    _check_types(config, stored.meta)
+    state = stored.meta["codec"]
+    codec = None if state is None and without_codec else codec_from_state(state)
+    size = len(stored.tensors["encoder.weight"]) if codec is None else len(codec)
+    _check_sizes(config, size, stored)
+    model = build_model(config, size)
+    model.codec = codec
     if isinstance(stored, Packed):
         stored.load_into(model)
     else:
         restore_model(model, stored)
-    if config.get("weights", "float32") != "float32":
-        model.rnn.inference_dtype = getattr(torch, config["weights"])
-    return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
+    return model.eval()
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -71,7 +71,7 @@ def test_library_needs_neither_programs_nor_extras(repository: Path) -> None:
     """The library knows nothing of lm and data, and imports where the `train` extra is missing."""
     loaded = loaded_by("import symrnn", repository) - loaded_by("import torch", repository)
     extras = {"tensorboard", "tqdm", "matplotlib", "pooch", "PIL", "sentencepiece", "torchtext"}
-    assert loaded & {"lm", "data", *extras} == set()
+    assert loaded & {"lm", "data", "huggingface_hub", *extras} == set()
 
 
 def test_corpora_know_no_models(repository: Path) -> None:
@@ -131,6 +131,33 @@ def test_a_wheel_holds_the_library_alone(wheel: Path) -> None:
     assert {"symrnn/py.typed", "symrnn/native/symrnn.h"} <= set(names)
 
 
+@pytest.fixture(scope="module")
+def native_files(repository: Path) -> set[str]:
+    """What git has of symrnn/native."""
+    command = ["git", "ls-files", "symrnn/native"]
+    try:
+        listed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this tree is no clone, or there is no git")
+    names = set(listed.stdout.splitlines())
+    return {name for name in names if (repository / name).exists()}
+
+
+def test_a_wheel_holds_what_is_compiled_where_it_is_used(
+    wheel: Path, native_files: set[str]
+) -> None:
+    """All headers, and the sources of what depends on a GPU's driver or on the version of torch."""
+    folders = ("symrnn/native/cuda/", "symrnn/native/torch/")
+    wanted = {
+        name
+        for name in native_files
+        if name.startswith(folders) or re.fullmatch(r"symrnn/native/\w+(\.inc)?\.(h|py)", name)
+    }
+    assert "symrnn/native/cuda/pack.cu" in wanted
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name in native_files}
+    assert held == wanted
+
+
 def test_without_kernels_a_wheel_is_for_any_platform(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     described = zipfile.ZipFile(wheel).read(f"symrnn-{symrnn.__version__}.dist-info/WHEEL")
@@ -152,7 +179,9 @@ def test_with_kernels_a_wheel_is_for_this_platform(tree: Path, tmp_path: Path) -
     assert made <= set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_an_sdist_holds_what_the_wheel_is_built_of(tree: Path, wheel: Path, tmp_path: Path) -> None:
+def test_an_sdist_holds_what_the_wheel_is_built_of(
+    tree: Path, wheel: Path, native_files: set[str], tmp_path: Path
+) -> None:
     sdist = build(tree, tmp_path / "sdist", "sdist")
     shutil.unpack_archive(sdist, tmp_path)
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
@@ -160,6 +189,9 @@ def test_an_sdist_holds_what_the_wheel_is_built_of(tree: Path, wheel: Path, tmp_
         *("LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
         *("pyproject.toml", "setup.cfg", "setup.py", "symrnn", "symrnn.egg-info"),
     }
+    native = {path.relative_to(unpacked) for path in (unpacked / "symrnn/native").rglob("*")}
+    assert native_files <= {path.as_posix() for path in native}
+    assert not any(path.suffix == ".so" for path in native)
     again = build(unpacked, tmp_path / "wheel", "wheel")
     assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 

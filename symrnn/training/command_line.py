@@ -249,7 +249,8 @@ def print_table(values: Mapping[str, object], width: int = 21) -> None:
 def checkpoint_file(path: str | Path | None, program: str) -> Path:
     """The file of a trained model: ``path``, or the best of the run whose folder that is.
 
-    path: None is the best of the newest run in ./runs.
+    path: a folder may also be one of the hub (:mod:`symrnn.hub`); None is the best of the newest
+        run in ./runs.
     program: what trains such, as ``python -m`` takes it.
 
     Raises UserError where there is none.
@@ -265,12 +266,12 @@ def checkpoint_file(path: str | Path | None, program: str) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    best, last = path / "best.safetensors", path / "last.safetensors"
+    best, last, alone = (path / f"{name}.safetensors" for name in ("best", "last", "model"))
     if not best.exists() and last.exists():
         raise UserError(
             f"{path}: there is no best checkpoint before the first validation; {last} can be named"
         )
-    return best
+    return alone if alone.exists() and not best.exists() else best
 
 
 def folder_to_resume(options: argparse.Namespace) -> Path | None:

@@ -5,6 +5,9 @@
 """
 
 from symrnn.vision.inference import fold_for_inference
+from symrnn.vision.models.network import Network
 from symrnn.vision.registry import create_model, default_where, list_models
 
-__all__ = ["create_model", "default_where", "fold_for_inference", "list_models"]
+from_pretrained = Network.from_pretrained  # of whichever class is in the folder
+
+__all__ = ["create_model", "default_where", "fold_for_inference", "from_pretrained", "list_models"]

@@ -19,6 +19,7 @@ from symrnn.vision import placement
 from symrnn.vision.initialization import initialize
 from symrnn.vision.models.diracnet import diracnet, diracnet_imagenet
 from symrnn.vision.models.mobilenet import mobilenet, mobilenet_imagenet
+from symrnn.vision.models.network import Network
 from symrnn.vision.models.nin import nin
 from symrnn.vision.models.resnet import resnet
 from symrnn.vision.models.resnext import resnext, resnext_cifar, resnext_imagenet
@@ -44,7 +45,7 @@ class Family:
 
     title: str
     pattern: str
-    build: Callable[..., nn.Module]
+    build: Callable[..., Network]
     image_size: int
     examples: str
     residual: bool = False
@@ -206,7 +207,7 @@ def create_model(
     axes: str = "channel",
     where: Where | None = None,
     **options: Any,
-) -> nn.Module:
+) -> Network:
     """A network with fresh weights, from pictures (B, 3, h, w) to logits (B, num_classes).
 
     name: one of :func:`list_models`, or any that follows these patterns; D is a depth, K a factor
@@ -252,7 +253,7 @@ def create_model(
 
     The network has the attributes ``name``, ``num_classes``, ``image_size`` (32 or 224) and
     ``options``, which are JSON: ``create_model(model.name, **model.options)`` makes one of the same
-    shape.
+    shape. Its ``save_pretrained`` and its kin are those of :class:`symrnn.hub.HubMixin`.
 
     Raises ValueError for a name that is none (and suggests the nearest), a depth that the family
     does not have, anything else above that is not allowed, and what cannot be symmetric, naming the
@@ -276,11 +277,10 @@ def create_model(
         if where is not None and not _is_json(where):
             where = [change.name for change in report]
     initialize(model, family.fan)
-    described: Any = model
-    described.name = name
-    described.num_classes = classes
-    described.image_size = family.image_size
-    described.options = {
+    model.name = name
+    model.num_classes = classes
+    model.image_size = family.image_size
+    model.options = {
         "symm": symm,
         "share": share,
         "num_classes": classes,
@@ -334,7 +334,7 @@ def _nearest(name: str) -> str | None:
 
 def _build(
     name: str, family: Family, arguments: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
+) -> Network:
     for option, value in options.items():
         if option not in family.options:
             allowed = ", ".join(family.options) or "none"

@@ -18,14 +18,14 @@ from torch import nn
 from symrnn import count_parameters, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.storage import Packed, PackedError
-from symrnn.vision import create_model
-from symrnn.vision.registry import depth_of
+from symrnn.vision.models.network import Network
+from symrnn.vision.registry import create_model, depth_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 """--precision: the halves are autocast over float32 weights; fp16 with a scaled loss."""
 
 
-def build_model(config: Mapping[str, Any]) -> nn.Module:
+def build_model(config: Mapping[str, Any]) -> Network:
     """The model that a training configuration describes, on the CPU, with new starting values.
 
     Raises UserError for an unknown name, options that it has not, and weights that cannot be
@@ -48,24 +48,29 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def load_model(path: str | os.PathLike[str]) -> nn.Module:
+def load_model(path: str | os.PathLike[str]) -> Network:
     """The trained model of a file ``best.safetensors``, or of the run's folder that holds one.
 
-    On the CPU, in evaluation mode. Its pictures (B, 3, h, w) are to be normalised as those of its
-    training set. ``symrnn.open_packed(path).meta`` has its configuration, "epoch", "accuracy"
-    (percent of the validation set) and "classes".
+    On the CPU, in evaluation mode. Its pictures (B, 3, h, w) are to be normalised by its ``mean``
+    and ``std``; its ``classes`` have names. ``symrnn.open_packed(path).meta`` has its
+    configuration, "epoch" and "accuracy" (percent of the validation set).
 
     Raises UserError if there is none, or if the file is damaged or something else.
 
     >>> model = fold_for_inference(load_model("runs/shapes"))
     """
     file = Path(path)
-    file = file / "best.safetensors" if file.is_dir() else file
-    packed = open_packed(file)
+    return model_of(open_packed(file / "best.safetensors" if file.is_dir() else file))
+
+
+def model_of(packed: Packed) -> Network:
+    """The model of a packed file, as :func:`load_model` has it; UserError if it holds another."""
+    file = packed.path
     try:
         config = packed.meta["config"]
         _check_sizes(config, packed)
         model = build_model(config)
+        _describe(model, packed.meta)
     except PackedError:  # it names the file
         raise
     except (KeyError, TypeError) as error:
@@ -74,6 +79,20 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         raise UserError(f"{file}: not a model of symrnn.vision.train: {error}") from error
     packed.load_into(model)
     return model.eval()
+
+
+def _describe(model: Network, meta: Mapping[str, Any]) -> None:
+    """Give the model what a file says of its pictures and classes; TypeError if that is none."""
+    sizes = {"classes": (model.num_classes, str), "mean": (3, float), "std": (3, float)}
+    for name, (count, kind) in sizes.items():
+        value = meta.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, list) or [type(item) for item in value] != [kind] * count:
+            raise TypeError(
+                f"its {name} should be {count} of type {kind.__name__}, got: {value!r:.80}"
+            )
+        setattr(model, name, value)
 
 
 def _check_sizes(config: Mapping[str, Any], packed: Packed) -> None:

@@ -18,6 +18,7 @@ import worlds
 import lm.evaluate
 import lm.export
 import lm.generate
+import lm.hub
 import lm.train
 from data import DataError
 from symrnn.files import run_program
@@ -27,6 +28,7 @@ PROGRAMS = {
     "evaluate": lm.evaluate.main,
     "export": lm.export.main,
     "generate": lm.generate.main,
+    "hub": lm.hub.main,
 }
 
 TINY = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 2 --threads 1"

@@ -12,6 +12,7 @@ from torch import nn
 
 from symrnn.vision.dirac import DiracConv2d
 from symrnn.vision.models.layers import channels, check_depth, conv
+from symrnn.vision.models.network import Network
 
 
 class DiracBlock(nn.Sequential):
@@ -27,7 +28,7 @@ class DiracBlock(nn.Sequential):
         )
 
 
-class DiracNet(nn.Sequential):
+class DiracNet(Network, nn.Sequential):
     """A stem, stages of blocks with max-pooling by 2 between them, and a linear classifier.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).

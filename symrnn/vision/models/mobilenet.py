@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from symrnn.vision.models.layers import channels, conv
+from symrnn.vision.models.network import Network
 
 # Of each block, the channels it ends with and the stride of its depthwise convolution: Table 1.
 BLOCKS = (
@@ -33,7 +34,7 @@ class Separable(nn.Sequential):
         self.relu2 = nn.ReLU()
 
 
-class MobileNet(nn.Module):
+class MobileNet(Network):
     """A 3×3 stem, thirteen separable convolutions, the mean over space, a classifier.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).

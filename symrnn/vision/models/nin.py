@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from symrnn.vision.models.network import Chain
 
-def nin(norm: bool, num_classes: int, *, dropout: float = 0.0) -> nn.Sequential:
+
+def nin(norm: bool, num_classes: int, *, dropout: float = 0.0) -> Chain:
     """nin, and with ``norm`` nin-bn: three times a large convolution and two 1×1.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes). It ends in the mean over space and a linear
@@ -15,7 +17,7 @@ def nin(norm: bool, num_classes: int, *, dropout: float = 0.0) -> nn.Sequential:
     norm: batch norm after every convolution.
     dropout: after the first two stages, 0 ≤ dropout < 1; 0.5 in the paper.
     """
-    made = nn.Sequential()
+    made = Chain()
 
     def layer(inputs: int, outputs: int, size: int) -> None:
         made.append(nn.Conv2d(inputs, outputs, size, padding=size // 2))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symrnn.vision.models.layers import channels, conv
+from symrnn.vision.models.network import Network
 
 DEPTHS: dict[int, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
@@ -72,7 +73,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A stem, stages of blocks each at half the resolution of the last, a mean, a classifier.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).

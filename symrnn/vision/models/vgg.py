@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from symrnn.vision.models.layers import conv
+from symrnn.vision.models.network import Chain
 
 DEPTHS: dict[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2),
@@ -15,12 +16,12 @@ DEPTHS: dict[int, tuple[int, ...]] = {
 """How many convolutions each stage has: the paper's A, B, D and E."""
 
 
-def features(depth: int) -> nn.Sequential:
+def features(depth: int) -> Chain:
     """The convolutions, each with batch norm and ReLU, and 2×2 max-pooling between the stages.
 
     (B, 3, h, w) -> (B, 512, h/16, w/16).
     """
-    layers = nn.Sequential()
+    layers = Chain()
     inputs = 3
     for stage, (count, outputs) in enumerate(
         zip(DEPTHS[depth], (64, 128, 256, 512, 512), strict=True)
@@ -33,7 +34,7 @@ def features(depth: int) -> nn.Sequential:
     return layers
 
 
-def vgg(depth: int, num_classes: int) -> nn.Sequential:
+def vgg(depth: int, num_classes: int) -> Chain:
     """vgg-11, -13, -16 or -19 for CIFAR: a single linear layer on the mean over space.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).
@@ -43,7 +44,7 @@ def vgg(depth: int, num_classes: int) -> nn.Sequential:
     return made
 
 
-def vgg_imagenet(depth: int, num_classes: int, *, dropout: float = 0.5) -> nn.Sequential:
+def vgg_imagenet(depth: int, num_classes: int, *, dropout: float = 0.5) -> Chain:
     """vgg-D-imagenet: the paper's three fully connected layers, on 7×7 positions.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).

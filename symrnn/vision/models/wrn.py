@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symrnn.vision.models.layers import channels, check_depth, conv
+from symrnn.vision.models.network import Network
 
 
 class Basic(nn.Module):
@@ -84,7 +85,7 @@ class Bottleneck(nn.Module):
         return x + self.conv3(y)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Network):
     """A 3×3 stem, three stages of n blocks, batch norm, ReLU, the mean over space, a classifier.
 
     Pictures (B, 3, h, w) -> logits (B, num_classes).
