@@ -10,6 +10,7 @@ import torch
 
 from data import Codec
 from lm.model import LanguageModel
+from lm.saved import DROPOUTS
 from symrnn import __version__, count_parameters
 from symrnn.card import Card, Result
 
@@ -108,6 +109,11 @@ def _training(config: Mapping[str, Any], epoch: int | None) -> dict[str, str]:
     if config.get("soft_symmetry"):
         said["soft symmetry"] = f"penalty {config['soft_symmetry']:g}, hardened"
     said["dropout"] = f"{config['dropout']:g}"
+    for name in DROPOUTS:
+        if config.get(name):
+            said[name.replace("_", " ")] = f"{config[name]:g}"
+    if config.get("optimizer", "sgd") != "sgd":
+        said["optimizer"] = config["optimizer"]
     best = "" if epoch is None else f"; the best on the validation text after {epoch}"
     said["epochs"] = f"{config['epochs']}{best}"
     said["batch"] = f"{config['batch_size']} streams of {config['steps']} steps"

@@ -181,13 +181,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _OUTCOME: dict[str, tuple[type, ...]] = {"epoch": (int,), "valid_perplexity": (int, float)}
 """What else the meta of a best model says."""
 
+_LATER: dict[str, tuple[type, ...]] = dict.fromkeys(DROPOUTS, (int, float, type(None)))
+"""What else a configuration says."""
+
 
 def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raise TypeError for a part of what is stored that is not of its type."""
     stored = {name: config[name] for name in _KINDS}
     stored |= {name: meta[name] for name in _OUTCOME if name in meta}
+    stored |= {name: config[name] for name in _LATER if name in config}
     for name, value in stored.items():
-        kinds = (_KINDS | _OUTCOME)[name]
+        kinds = (_KINDS | _OUTCOME | _LATER)[name]
         if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"its {name} should be of type {wanted}, got: {value!r}")
