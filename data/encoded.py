@@ -272,7 +272,7 @@ def encode_first(
 ) -> tuple[WordCodec, EncodedText]:
     """The vocabulary of a text and the text encoded with it, in one pass over the text.
 
-    tokenizer: "word", or a function from a line to its tokens.
+    tokenizer: "word", "char", or a function from a line to its tokens.
     vocab_size: None for all tokens in order of first appearance. Otherwise the vocabulary has at
         most so many: `<eos>`, `<unk>` (added if the text lacks it) and the most frequent others,
         of equally frequent ones the first to appear; the rest of the text becomes `<unk>`.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data import list_corpora
+from data import TOKENIZERS, list_corpora
 from lm.model import CELLS
 from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS, WEIGHTS
@@ -85,11 +85,17 @@ def make_parser() -> argparse.ArgumentParser:
         type=known_or_path(names),
         help=f"{', '.join(names)}, or a folder with train.txt, valid.txt, test.txt ({names[0]})",
     )
-    add("--tokenizer", choices=["word", "sentencepiece"], help="(word)")
+    add(
+        "--tokenizer",
+        type=known_or_path(TOKENIZERS),
+        help="word (between white space), char, sentencepiece (trained on the train text), or a "
+        "file: a sentencepiece model, or FILE.json of Hugging Face's tokenizers (word)",
+    )
     add(
         "--vocab-size",
         type=number(int, 1),
-        help="words: keep the most frequent, the rest becomes <unk> (all); sentencepiece: pieces",
+        help="words, characters: keep the most frequent, the rest becomes <unk> (all); "
+        "sentencepiece: pieces",
     )
     add(
         "--min-count",

@@ -119,10 +119,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     unknown = Unknown.of(corpus.valid, corpus.codec)
     run.log(
         {
-            "valid/loss": nats,
-            "valid/perplexity": score.perplexity,
-            "valid/word_perplexity": score.word_perplexity,
-            "valid/unknown_share": unknown.share,
+            **_scalars("valid", score, corpus),
             "train/epoch_perplexity": train,
             "epoch": progress.epoch,
         }
@@ -130,7 +127,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     run.figure("recurrent eigenvalues", lambda: spectrum_figure(model.rnn))
     print(
         f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
-        f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
+        f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_unit(score, corpus)}  "
         f"{'unknown words ' + str(unknown) + '  ' if unknown.count else ''}"
         f"{run.epoch_seconds():6.1f} s",
         flush=True,
@@ -144,18 +141,24 @@ def _save_best(path: Path, run: Run, model: LanguageModel, corpus: Corpus, score
     save_best(path, model, config, corpus.codec, epoch=epoch, valid_perplexity=perplexity)
 
 
+def _scalars(split: str, score: Score, corpus: Corpus) -> dict[str, float]:
+    """What is logged of a score."""
+    values = {
+        "loss": score.nats / score.tokens,
+        "perplexity": score.perplexity,
+        "word_perplexity": score.word_perplexity,
+        "unknown_share": Unknown.of(corpus.split(split), corpus.codec).share,
+    }
+    if corpus.codec.unit == "character":
+        values["bits_per_character"] = score.bits
+    return {f"{split}/{name}": value for name, value in values.items()}
+
+
 def _test(run: Run, corpus: Corpus) -> Score:
     """Measure the test text with the best model, and log it."""
     best = load_saved(run.best, run.device, backend=run.config["backend"])
     score = _measure(run, best.model, corpus, "test")
-    run.log(
-        {
-            "test/loss": score.nats / score.tokens,
-            "test/perplexity": score.perplexity,
-            "test/word_perplexity": score.word_perplexity,
-            "test/unknown_share": Unknown.of(corpus.test, corpus.codec).share,
-        }
-    )
+    run.log(_scalars("test", score, corpus))
     valid = exponential(run.progress.best)
     run.outcome({"valid_perplexity": valid, "test_perplexity": score.perplexity})
     return score
@@ -173,10 +176,11 @@ def _results(run: Run, learner: LanguageLearner, corpus: Corpus) -> dict[str, st
     valid = exponential(progress.best)
     tested = progress.tested  # of a finished run
     test = Score(**tested) if tested else _measure(run, best.model, corpus, "test")
+    unit, bound = _per_unit(test, corpus), _bound(corpus, "test")
     return {
         "best model": f"epoch {best.meta.get('epoch')}, {run.best}",
         "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
-        "test perplexity": f"{test.perplexity:.2f}{_per_word(test)}{_bound(corpus, 'test')}",
+        "test perplexity": f"{test.perplexity:.2f}{unit}{bound}",
         "unknown words": ", ".join(
             f"{split} {Unknown.of(corpus.split(split), corpus.codec)}"
             for split in ("valid", "test")
@@ -194,7 +198,10 @@ def _bound(corpus: Corpus, split: str) -> str:
     return f"   (best possible {corpus.entropy.perplexity[split]:.2f}{unit})"
 
 
-def _per_word(score: Score) -> str:
+def _per_unit(score: Score, corpus: Corpus) -> str:
+    """What else a score is compared by, where tokens are not words."""
+    if corpus.codec.unit == "character":
+        return f" ({score.bits:.4f} bits a character)"
     return f" ({score.word_perplexity:.2f} a word)" if score.words != score.tokens else ""
 
 
@@ -238,7 +245,7 @@ def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
     if corpus.codec.unk_id is None or config[TRAINED_UNKNOWN]:
         return
     remedy = "; --min-count 2 makes the rare words of the train text <unk>"
-    if corpus.codec.kind == "sentencepiece":  # always has one, for characters hardly ever met
+    if corpus.codec.unit == "piece":  # has one for characters hardly ever met
         remedy = ""
         if not any(Unknown.of(text, corpus.codec).count for text in (corpus.valid, corpus.test)):
             return
