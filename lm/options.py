@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from data import TOKENIZERS, list_corpora
 from lm.model import CELLS
-from lm.recipes import LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
+from lm.recipes import ENDLESS, LOSSES, RECIPES, SCHEDULES, SIZES, recipe_of
 from lm.saved import PRECISIONS, WEIGHTS
 from symrnn.files import UserError
 from symrnn.rnn import list_backends
@@ -34,7 +35,7 @@ examples:
   python -m lm.train --data ptb --symm avg --size small
   python -m lm.train --data my/folder --min-count 2
   python -m lm.train --data my/folder --tokenizer sentencepiece --vocab-size 8000
-  python -m lm.train --resume runs/ptb-small-avg-seed1
+  python -m lm.train --resume runs/ptb-small-avg-seed1 --epochs 20
   torchrun --nproc-per-node 2 -m lm.train --data ptb --size large
 """
 
@@ -51,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "symm_ih": "",
     **SOFT_DEFAULTS,
     "tied": False,
+    "init_from": None,
     "backend": "auto",
     "precision": "fp32",
     **RUN_DEFAULTS,
@@ -116,6 +118,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
     add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
+    add(
+        "--init-from",
+        type=os.path.realpath,
+        metavar="FILE",
+        help="start from the weights of another model, a file or a run's folder, of the same sizes "
+        "and vocabulary; its matrices become the nearest ones of this model's form",
+    )
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
     add("--recipe", choices=RECIPES, help="(zaremba)")
@@ -215,7 +224,8 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
     # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
-    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **config}
+    newer = {name: DEFAULTS[name] for name in ("min_count", "init_from", "keep")}
+    config = {**newer, TRAINED_UNKNOWN: 0, **config}
     check_configuration(
         config,
         folder,
@@ -225,6 +235,5 @@ def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -
         defaults=DEFAULTS,
         marks=MARKS,
     )
-    return continued(
-        config, {**given, **gates_of(given, given.get("cell", config["cell"]))}, folder
-    )
+    given = {**given, **gates_of(given, given.get("cell", config["cell"]))}
+    return continued(config, given, folder, extendable=config["schedule"] in ENDLESS)

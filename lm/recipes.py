@@ -88,6 +88,9 @@ RECIPES = ("zaremba", "annealed")
 
 SCHEDULES = ("epochs", "plateau")
 
+ENDLESS = ("epochs", "plateau")
+"""The schedules whose rates do not depend on the number of epochs: such runs can be extended."""
+
 LOSSES = ("sum", "mean")
 
 

@@ -112,7 +112,8 @@ def load_saved(
         check_machine(config, device)
         codec = codec_from_state(stored.meta["codec"])
         _check_sizes(config, len(codec), stored)
-        model = build_model(config, len(codec))
+        with torch.random.fork_rng(devices=[]):  # a run that reads a model goes on as if it had not
+            model = build_model(config, len(codec))
     except KeyError as error:
         raise CheckpointError(f"{file}: not a language model: its meta lacks {error}") from error
     except (TypeError, DataError) as error:
@@ -214,7 +215,7 @@ def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
 
 def saved_configuration(saved: Saved) -> dict[str, object]:
     """What --dry-run of evaluate and generate says."""
-    of_training = ("threads", "save_every", "log_every")
+    of_training = ("threads", "save_every", "log_every", "keep", "init_from")
     config = {name: value for name, value in saved.config.items() if name not in of_training}
     counts = counts_of(saved.model, saved.codec)
     return {"checkpoint": saved.path, **config, "device": str(saved.device), **counts}

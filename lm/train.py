@@ -18,6 +18,7 @@ from lm.perplexity import Score, Unknown, exponential, measure
 from lm.recipes import lr_in
 from lm.saved import build_model, check_machine, counts_of, load_saved, save_best
 from lm.spectrum import spectrum_figure
+from lm.start import start_from
 from symrnn.files import UserError, run_program
 from symrnn.training import World, autocast, seed_everything
 from symrnn.training.command_line import print_table
@@ -43,10 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed_everything(config["seed"])
             model = build_model(config, len(corpus.codec))
             model.initialize(config["init_range"])
+            start = {}
+            if config["init_from"] is not None and world.first and not run.begun:
+                start = {"starts from": start_from(model, config["init_from"], corpus.codec)}
             model.to(run.device)
         if options.dry_run:
             print_table(config, 16)
-            print_table(counts_of(model, corpus.codec))
+            print_table({**counts_of(model, corpus.codec), **start})
             return 0
 
         # ---- run -------------------------------------------------------------------------------
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=config["steps"] * config["batch_size"],
             unit="tok",
             lowest_is_best=True,
-            facts=_facts(config, corpus, model),
+            facts=_facts(config, corpus, model) | start,
             meta={"codec": corpus.codec.state()},
         )
         for epoch in run.epochs(config["epochs"]):
