@@ -108,6 +108,14 @@ class EncodedText:
         chunks = (self.ids[start : start + step] for start in range(0, self.tokens, step))
         return sum(int(np.count_nonzero(chunk == id)) for chunk in chunks)
 
+    def counts(self) -> NDArray[np.int64]:
+        """How many of the ids are each one, (vocabulary_size,)."""
+        size, step = self.vocabulary_size, _CHUNK
+        counts: NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        for start in range(0, self.tokens, step):
+            counts += np.bincount(self.ids[start : start + step], minlength=size)
+        return counts
+
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], codec: Codec | None = None, *, verify: bool = False

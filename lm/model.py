@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lm.adaptive import AdaptiveDecoder
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.rnn import RecurrentLayer
 
@@ -32,6 +33,8 @@ class LanguageModel(nn.Module):
 
     vocab_size: V.  embedding_size: E.  hidden_size: H.  num_layers: L.
     tied: the decoder's weight is the embedding's; wants E = H.
+    adaptive: the cutoffs of an adaptive softmax (:mod:`lm.adaptive`), for large vocabularies, in
+        place of a decoder that is one matrix; its logits are log-probabilities.
     cell: of the recurrent layers, one of :data:`CELLS`.
     symm, symm_hh, symm_ih, backend: of those layers; all gates' hidden weights by default.
     """
@@ -45,6 +48,7 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
         *,
         tied: bool = False,
+        adaptive: Sequence[int] | None = None,
         cell: str = "lstm",
         symm: str = "avg",
         symm_hh: str | None = None,
@@ -56,6 +60,8 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"tied wants embedding_size = hidden_size, got: {embedding_size} and {hidden_size}"
             )
+        if tied and adaptive is not None:
+            raise ValueError("tied wants a decoder that is one matrix, not an adaptive softmax")
         if cell not in CELLS:
             raise ValueError(f"cell should be one of {', '.join(CELLS)}, got: {cell!r}")
         self.encoder = nn.Embedding(vocab_size, embedding_size)
@@ -72,6 +78,10 @@ class LanguageModel(nn.Module):
             symm_ih=symm_ih,
             backend=backend,
         )
+        self.decoder: nn.Linear | AdaptiveDecoder
+        if adaptive is not None:
+            self.decoder = AdaptiveDecoder(hidden_size, vocab_size, adaptive)
+            return
         self.decoder = nn.Linear(hidden_size, vocab_size)
         if tied:
             self.decoder.weight = self.encoder.weight
@@ -85,9 +95,14 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             draw(self.encoder.weight)
             self.rnn.reset_parameters(draw)
-            if self.decoder.weight is not self.encoder.weight:
-                draw(self.decoder.weight)
-            draw(self.decoder.bias)
+            for parameter in self.decoder.parameters():
+                if parameter is not self.encoder.weight:
+                    draw(parameter)
+
+    @property
+    def tied(self) -> bool:
+        """Whether decoder and embedding share their weight."""
+        return isinstance(self.decoder, nn.Linear) and self.decoder.weight is self.encoder.weight
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
@@ -107,6 +122,8 @@ class LanguageModel(nn.Module):
 
         features (T, B, H), targets int64 (T, B) -> (T·B,).
         """
+        if isinstance(self.decoder, AdaptiveDecoder):
+            return self.decoder.losses(features, targets)
         logits = self.decoder(features)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

@@ -52,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "symm_ih": "",
     **SOFT_DEFAULTS,
     "tied": False,
+    "adaptive_softmax": None,
     "init_from": None,
     "backend": "auto",
     "precision": "fp32",
@@ -115,6 +116,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--symm-hh", metavar="GATES", help=f"gates with symmetric hidden weights ({letters})")
     add("--symm-ih", metavar="GATES", help="gates with symmetric input weights (none)")
     add("--tied", action="store_true", default=None, help="decoder and embedding share weights")
+    add(
+        "--adaptive-softmax",
+        type=number(int, 1),
+        nargs="+",
+        metavar="CUTOFF",
+        help="for large vocabularies: so many of the most frequent tokens are decoded at once, the "
+        "others by clusters that end at the further cutoffs, as 20000 60000 (one matrix for all)",
+    )
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
     add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
@@ -224,7 +233,9 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
     # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
-    newer = {name: DEFAULTS[name] for name in ("min_count", "init_from", "keep")}
+    newer = {
+        name: DEFAULTS[name] for name in ("min_count", "adaptive_softmax", "init_from", "keep")
+    }
     config = {**newer, TRAINED_UNKNOWN: 0, **config}
     check_configuration(
         config,

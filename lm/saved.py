@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from data import Codec, DataError, codec_from_state
+from lm.adaptive import AdaptiveDecoder
 from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
@@ -67,6 +68,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["num_layers"],
             config["dropout"],
             tied=config["tied"],
+            adaptive=config.get("adaptive_softmax"),
             cell=config["cell"],
             symm=config["symm"],
             symm_hh=config["symm_hh"],
@@ -122,6 +124,11 @@ def load_saved(
         stored.load_into(model)
     else:
         restore_model(model, stored)
+    if isinstance(model.decoder, AdaptiveDecoder):
+        try:
+            model.decoder.check()
+        except ValueError as error:
+            raise CheckpointError(f"{file}: not a language model: {error}") from error
     if config.get("weights", "float32") != "float32":
         model.rnn.inference_dtype = getattr(torch, config["weights"])
     return Saved(file, device, model.to(device).eval(), codec, config, stored.meta)
@@ -148,6 +155,11 @@ def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"its {name} should be of type {wanted}, got: {value!r}")
+    cutoffs = config.get("adaptive_softmax")  # which former models do not have
+    if cutoffs is not None and (
+        type(cutoffs) is not list or any(type(cutoff) is not int for cutoff in cutoffs)
+    ):
+        raise TypeError(f"its adaptive_softmax should be integers, got: {cutoffs!r}")
     if config["precision"] not in PRECISIONS:
         raise TypeError(
             f"its precision should be one of {', '.join(PRECISIONS)}, got: {config['precision']!r}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Codec
+from lm.adaptive import AdaptiveDecoder
 from lm.model import LanguageModel
 from lm.saved import load_saved
 from symrnn.files import UserError
@@ -39,11 +40,8 @@ def start_from(model: LanguageModel, path: str | Path, codec: Codec) -> str:
     rnn.load_state_dict(nearest.state_dict())
     with torch.no_grad():
         like.copy_(saved.model.encoder.weight)
-    if model.decoder.weight is not like:
-        model.decoder.load_state_dict(saved.model.decoder.state_dict())
-    else:
-        with torch.no_grad():
-            model.decoder.bias.copy_(saved.model.decoder.bias)
+    # With tied weights that is the embedding again.
+    model.decoder.load_state_dict(saved.model.decoder.state_dict())
     former, new = _flat(plain), _flat(nearest.to_plain())
     share = ((new - former).norm() / former.norm()).item()
     return f"{saved.path}, recurrent weights moved by {share:.2%} of their norm"
@@ -57,18 +55,23 @@ def _check(model: LanguageModel, other: LanguageModel, path: str | Path) -> None
         "number of layers": lambda m: m.rnn.num_layers,
         "hidden size": lambda m: m.rnn.hidden_size,
         "embedding size": lambda m: m.encoder.embedding_dim,
+        "adaptive softmax": _cutoffs,
     }.items():
         found, wanted = of(other), of(model)
         if found != wanted:
             raise UserError(
                 f"--init-from {path}: its model has another {what}: {found}, not {wanted}"
             )
-    if model.decoder.weight is model.encoder.weight and (
-        other.decoder.weight is not other.encoder.weight
-    ):
+    if model.tied and not other.tied:
         raise UserError(
             f"--init-from {path}: its decoder and embedding share no weights, as --tied asks for"
         )
+
+
+def _cutoffs(model: LanguageModel) -> str:
+    if not isinstance(model.decoder, AdaptiveDecoder):
+        return "none"
+    return " ".join(map(str, model.decoder.softmax.cutoffs[:-1]))
 
 
 def _flat(plain: nn.Module) -> Tensor:

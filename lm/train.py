@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from data import Corpus, DataError, TrainBatches, open_corpus
+from lm.adaptive import AdaptiveDecoder
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
 from lm.options import TRAINED_UNKNOWN, UNTRAINED, make_parser, resolve, resume_config
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed_everything(config["seed"])
             model = build_model(config, len(corpus.codec))
             model.initialize(config["init_range"])
+            if isinstance(model.decoder, AdaptiveDecoder):
+                model.decoder.order_by(corpus.train.counts())
             start = {}
             if config["init_from"] is not None and world.first and not run.begun:
                 start = {"starts from": start_from(model, config["init_from"], corpus.codec)}
@@ -264,11 +267,13 @@ def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict
         symmetric = {"hidden": model.rnn.symm_hh, "input": model.rnn.symm_ih}
         gates = [f"{weights} {names}" for weights, names in symmetric.items() if names]
         form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
+    cutoffs = config["adaptive_softmax"]
+    decoder = f", adaptive softmax {' '.join(map(str, cutoffs))}" if cutoffs else ""
     counts = counts_of(model, corpus.codec)
     return {
         "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
         "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
-        f"embedding {config['embedding_size']}, {form}",
+        f"embedding {config['embedding_size']}, {form}{decoder}",
         "parameters": f"{counts['parameters, training']}, of these recurrent "
         f"{counts['parameters, recurrent']}",
     }

@@ -127,6 +127,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_there_again(
         ("--layers 1", "its model has another number of layers: 2, not 1"),
         ("--cell gru", "its model has another kind of layers: SymLSTM, not SymGRU"),
         ("--tied", "its decoder and embedding share no weights, as --tied asks for"),
+        ("--adaptive-softmax 7", "its model has another adaptive softmax: none, not 7"),
         ("--vocab-size 9", "its model has another vocabulary size: 21, not 9"),
         (
             "--data {other}",
