@@ -9,16 +9,19 @@
 
 Programs: `python -m data.download`, `python -m data.encode`, `python -m data.grammar`.
 
-This package needs numpy; torch for batches only; sentencepiece for that tokenizer only; symrnn and
-pooch for downloads only. It runs on torch 2.3 beside torchtext, and takes what torchtext gives
-(`encode_corpus`).
+This package needs numpy; torch for batches only; sentencepiece and tokenizers for their files only;
+symrnn and pooch for downloads only. It runs on torch 2.3 beside torchtext, and takes what torchtext
+gives (`encode_corpus`).
 """
 
 from data.batching import TrainBatches, stream_windows
 from data.codec import (
+    TOKENIZERS,
     CallableCodec,
+    CharCodec,
     Codec,
     SentencePieceCodec,
+    TokenizersCodec,
     WordCodec,
     codec_from_state,
     make_codec,
@@ -29,12 +32,15 @@ from data.errors import DataError
 from data.vocabulary import Vocabulary
 
 __all__ = [
+    "TOKENIZERS",
     "CallableCodec",
+    "CharCodec",
     "Codec",
     "Corpus",
     "DataError",
     "EncodedText",
     "SentencePieceCodec",
+    "TokenizersCodec",
     "TrainBatches",
     "Vocabulary",
     "WordCodec",

@@ -2,8 +2,10 @@
 
 A codec is one of
 - WordCodec: the words between white space (`kind` "word"), as in the PTB and WikiText literature;
+- CharCodec: the characters ("char"), white space included, as in the text8 literature;
 - CallableCodec: the tokens that any function from str to list of str gives ("callable");
-- SentencePieceCodec: the subword pieces of a sentencepiece model ("sentencepiece").
+- SentencePieceCodec: the subword pieces of a sentencepiece model ("sentencepiece");
+- TokenizersCodec: what a file of Hugging Face's tokenizers package says ("tokenizers").
 
 Every line ends in one `<eos>`, an empty line is that `<eos>` alone. The word `<eos>` itself must
 not stand in a text, since it could not be told from a line end: DataError. `<unk>` in a text is
@@ -31,10 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError, require_integer
-from data.text import Block, is_unicode, strip_line_end
+from data.text import Block, is_unicode, open_binary, strip_line_end
 from data.vocabulary import EOS, UNK, Vocabulary
 
 Tokenizer = Callable[[str], Sequence[str]]
+
+TOKENIZERS = ("word", "char", "sentencepiece")
+"""The tokenizers that have a name; others are a function, or a file."""
 
 
 class Codec(abc.ABC):
@@ -43,12 +48,14 @@ class Codec(abc.ABC):
     kind: the name of the sort of codec, as it stands in `state()`.
     eos_id: the id of `<eos>`, the end of a line.
     unk_id: the id of what is unknown, or None.
+    unit: what a token is: "word", "character" or "piece", of which a word has any number.
     whole_lines: whether `encode_block` needs blocks of whole lines.
     """
 
     kind: str
     eos_id: int
     unk_id: int | None
+    unit: str = "word"
     whole_lines: bool = True
 
     @abc.abstractmethod
@@ -168,11 +175,52 @@ class WordCodec(Codec):
                 line = number
                 break
         raise DataError(
-            f"{block.source}, line {line}: the word {word!r} is not in the vocabulary of "
-            f"{len(self)} words, and that has no {self.vocabulary.unk!r} to stand for it. Train "
-            "with --min-count 2 (min_count=2): the rare words of the train text become '<unk>', "
-            "and a model learns what to expect of unknown ones"
+            f"{block.source}, line {line}: the {self.unit} {word!r} is not in the vocabulary of "
+            f"{len(self)} {self.unit}s, and that has no {self.vocabulary.unk!r} to stand for it. "
+            f"Train with --min-count 2 (min_count=2): the rare {self.unit}s of the train text "
+            "become '<unk>', and a model learns what to expect of unknown ones"
         )
+
+
+class CharCodec(WordCodec):
+    """Characters, each an id of a vocabulary; white space stays as it is.
+
+    `<eos>` stands for a line end alone, and `<unk>` for a character outside the vocabulary alone:
+    where these words stand in a text, they are five characters.
+    """
+
+    kind = "char"
+    unit = "character"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        long = next((t for t in vocabulary.tokens if len(t) != 1 and t not in (EOS, UNK)), None)
+        if long is not None:
+            raise DataError(f"a vocabulary of characters has the token {long!r}")
+        unknown = -1 if self.unk_id is None else self.unk_id
+        self._ids: NDArray[np.int32] = np.full(sys.maxunicode + 1, unknown, dtype=np.int32)
+        for id, token in enumerate(vocabulary.tokens):
+            if len(token) == 1:
+                self._ids[ord(token)] = id
+        self._ids[ord("\n")] = self.eos_id
+
+    def tokens_of(self, block: Block) -> list[str]:
+        return [EOS if character == "\n" else character for character in block.text]
+
+    def words_of(self, block: Block, tokens: list[str]) -> int:
+        return len(block.text.split()) + block.text.count("\n")
+
+    def encode_block(self, block: Block) -> tuple[NDArray[np.uint32], int]:
+        ids = self._ids[np.frombuffer(block.text.encode("utf-32-le"), dtype="<u4")]
+        if self.unk_id is None and (missing := np.flatnonzero(ids < 0)).size:
+            self._refuse_unknown(block, block.text[int(missing[0])])
+        return ids.astype(np.uint32), self.words_of(block, [])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join("\n" if id == self.eos_id else self.token(id) for id in ids)
+
+    def split_line(self, line: str) -> Sequence[str]:
+        return list(line)
 
 
 class CallableCodec(WordCodec):
@@ -243,11 +291,12 @@ class SentencePieceCodec(Codec):
     text they are exchanged for U+FDD0 and U+FDD1, which Unicode sets aside for no character, and
     back when ids are decoded. A text that has those two is refused.
 
-    model: the serialised model. It must have `<unk>` and `<eos>` as its unknown and end pieces,
-        as `SentencePieceCodec.train` makes it.
+    model: the serialised model, of `SentencePieceCodec.train` or any other. It must have an end
+        piece, whatever that is called.
     """
 
     kind = "sentencepiece"
+    unit = "piece"
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -255,7 +304,8 @@ class SentencePieceCodec(Codec):
         try:
             self._processor.LoadFromSerializedProto(model)
             size = len(self)
-            pieces = [self._processor.IdToPiece(id) for id in range(size)]
+            for id in range(size):
+                self._processor.IdToPiece(id)
             self._processor.DecodeIds(list(range(size)))
         except (RuntimeError, OSError) as error:
             raise DataError(f"not a sentencepiece model: {error}") from error
@@ -265,9 +315,9 @@ class SentencePieceCodec(Codec):
             ) from error
         self.eos_id = self._processor.eos_id()
         self.unk_id = self._processor.unk_id()
-        for what, id, wanted in (("end", self.eos_id, EOS), ("unknown", self.unk_id, UNK)):
-            if not 0 <= id < size or pieces[id] != wanted:
-                raise DataError(f"the sentencepiece model has no {what} piece {wanted!r}")
+        for what, id in (("end", self.eos_id), ("unknown", self.unk_id)):
+            if not 0 <= id < size:
+                raise DataError(f"the sentencepiece model has no {what} piece")
 
     @classmethod
     def train(cls, blocks: Iterable[Block], vocab_size: int) -> SentencePieceCodec:
@@ -347,26 +397,127 @@ class SentencePieceCodec(Codec):
         return {"kind": self.kind, "model": base64.b64encode(self.model).decode("ascii")}
 
 
+_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "[SEP]")
+"""What the token is called, in the files of tokenizers, that a text or a sentence ends in."""
+
+
+class TokenizersCodec(Codec):
+    """What a file of Hugging Face's tokenizers package (tokenizer.json) makes of each line.
+
+    Lines go to it as they are, so white space is its matter. No special tokens are added, but for
+    the one that ends each line: the first that it has of `<eos>`, `</s>`, `<|endoftext|>`,
+    `<|end_of_text|>`, `[EOS]` and `[SEP]`. A text that has it as a word is refused.
+
+    model: the contents of the file.
+    """
+
+    kind = "tokenizers"
+    unit = "piece"
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        tokenizers = _tokenizers()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model)
+            about = json.loads(model)["model"]
+        except Exception as error:  # it has no kind of its own
+            raise DataError(f"not a file of Hugging Face tokenizers: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._size = max(ids.values(), default=-1) + 1
+        end = next((token for token in _ENDS if token in ids), None)
+        if end is None:
+            raise DataError(
+                f"the file of Hugging Face tokenizers has none of {', '.join(_ENDS)}, which a "
+                "line's end could be marked with"
+            )
+        self.end: str = end
+        self.eos_id = ids[end]
+        self.unk_id = ids.get(about.get("unk_token"), about.get("unk_id"))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode_block(self, block: Block) -> tuple[NDArray[np.uint32], int]:
+        if self.end in block.text:
+            line = block.line + block.text[: block.text.index(self.end)].count("\n")
+            raise DataError(
+                f"{block.source}, line {line}: the text has {self.end!r}, which is reserved for "
+                "line ends and added at each of them: take it out of the text"
+            )
+        lines = block.lines()
+        encodings = self._tokenizer.encode_batch(lines, add_special_tokens=False)
+        ids = [id for encoding in encodings for id in (*encoding.ids, self.eos_id)]
+        return np.array(ids, dtype=np.uint32), len(block.text.split()) + len(lines)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        lines: list[list[int]] = [[]]
+        for id in ids:
+            self._check_id(id)
+            if id == self.eos_id:
+                lines.append([])
+            else:
+                lines[-1].append(int(id))
+        decode = self._tokenizer.decode
+        return "\n".join(decode(line, skip_special_tokens=False) for line in lines)
+
+    def token(self, id: int) -> str:
+        return self._tokenizer.id_to_token(self._check_id(id)) or f"<{id}>"
+
+    def state(self) -> dict[str, Any]:
+        return {"kind": self.kind, "model": self.model}
+
+
+def read_codec(path: str | os.PathLike[str]) -> Codec:
+    """The codec of a tokenizer's file: FILE.json is Hugging Face's, any other sentencepiece's.
+
+    Raises DataError for what is neither, and where the package that reads it is missing.
+    """
+    name = os.fspath(path)
+    try:
+        with open_binary(name) as file:
+            contents = file.read()
+    except DataError as error:
+        raise DataError(
+            f"tokenizer must be {', '.join(TOKENIZERS)}, or the file of a sentencepiece model or "
+            f"of Hugging Face tokenizers: {error}"
+        ) from error
+    try:
+        if name.endswith(".json"):
+            return TokenizersCodec(contents.decode())
+        return SentencePieceCodec(contents)
+    except UnicodeDecodeError as error:
+        raise DataError(f"tokenizer {name!r}: not UTF-8 ({error.reason})") from error
+    except DataError as error:
+        raise DataError(f"tokenizer {name!r}: {error}") from error
+
+
 def make_codec(tokenizer: Tokenizer | str, vocab: Any) -> WordCodec:
     """A codec from a tokenizer function and a vocabulary of any shape `Vocabulary.of` takes.
 
     tokenizer: a function from str to list of str, or "word" (also "whitespace", or `str.split`
-        itself) for the words between white space, whose codec can be stored whole.
+        itself) for the words between white space, or "char"; the codecs of these can be stored
+        whole.
     """
     vocabulary = Vocabulary.of(vocab)
+    if tokenizer == "char" and vocabulary.unk == UNK:
+        return CharCodec(vocabulary)
     if is_whitespace(tokenizer) and vocabulary.unk == UNK:
         return WordCodec(vocabulary)
     if is_whitespace(tokenizer):
         return CallableCodec(vocabulary, str.split, "whitespace")
     if isinstance(tokenizer, str):
-        raise DataError(f"tokenizer must be a function, 'word' or 'whitespace', got {tokenizer!r}")
+        raise DataError(f"tokenizer must be a function, 'word' or 'char', got {tokenizer!r}")
     return CallableCodec(vocabulary, tokenizer)
 
 
 _STATE_TYPES: dict[str, dict[str, type]] = {
     "word": {"tokens": list},
+    "char": {"tokens": list},
     "callable": {"tokens": list, "unk": str, "tokenizer": str},
     "sentencepiece": {"model": str},
+    "tokenizers": {"model": str},
 }
 """What the state of each kind of codec holds."""
 
@@ -395,8 +546,10 @@ def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Co
         return CallableCodec(vocabulary, function, state["tokenizer"])  # type: ignore[arg-type]
     if tokenizer is not None:
         raise DataError(f"tokenizer is for a codec of kind 'callable' only, this is {kind!r}")
-    if kind == "word":
-        return WordCodec(Vocabulary(state["tokens"]))
+    if kind in ("word", "char"):
+        return (WordCodec if kind == "word" else CharCodec)(Vocabulary(state["tokens"]))
+    if kind == "tokenizers":
+        return TokenizersCodec(state["model"])
     if kind == "sentencepiece":
         try:
             model = base64.b64decode(state["model"], validate=True)
@@ -404,7 +557,7 @@ def codec_from_state(state: Any, tokenizer: Tokenizer | str | None = None) -> Co
             raise DataError(f"the sentencepiece model is damaged: {error}") from error
         return SentencePieceCodec(model)
     raise DataError(
-        f"the state of a codec must have kind 'word', 'callable' or 'sentencepiece', got "
+        f"the state of a codec must have kind {', '.join(map(repr, _STATE_TYPES))}, got "
         f"{reprlib.repr(kind)}"
     )
 
@@ -566,3 +719,14 @@ def _sentencepiece() -> Any:
             "pip install 'symrnn[sentencepiece]'"
         ) from error
     return sentencepiece
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise DataError(
+            "a tokenizer's .json file needs the tokenizers package of Hugging Face: "
+            "pip install 'symrnn[tokenizers]'"
+        ) from error
+    return tokenizers

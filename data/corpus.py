@@ -21,12 +21,14 @@ from data.cache import cache_folder, new_folder
 from data.catalogue import CATALOGUE, SPLITS
 from data.codec import (
     STAND_INS,
+    TOKENIZERS,
     Codec,
     SentencePieceCodec,
     Tokenizer,
     codec_from_state,
     is_whitespace,
     make_codec,
+    read_codec,
 )
 from data.encoded import VERSION, EncodedText, encode_blocks, encode_first
 from data.errors import DataError, require_integer
@@ -36,8 +38,11 @@ from data.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from data.grammar import Sample
 
-FILE_NAMES = ("{split}.txt", "ptb.{split}.txt", "wiki.{split}.tokens")
-"""What the text of a split may be called in a folder."""
+FILE_NAMES = ("{split}.txt", "ptb.{split}.txt", "wiki.{split}.tokens", "wiki.{split}.raw")
+"""What the text of a split may be called in a folder; with .gz after it, it is compressed."""
+
+_SPELLINGS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+"""What a split is called in these names."""
 
 _CODEC_FILE = "codec.json"
 _FORMAT = "symrnn-corpus"
@@ -127,14 +132,16 @@ def open_corpus(
     source: a name of `list_corpora()`; or a folder with the texts of train, valid and test (named
         as in FILE_NAMES), or one that `encode_corpus` or `python -m data.encode` wrote. A name goes
         before a folder of that name: write ./ptb for the folder.
-    tokenizer: "word" (words between white space) or "sentencepiece" (trained on the train text).
+    tokenizer: "word" (words between white space), "char" (characters), "sentencepiece" (trained on
+        the train text); or the file of a tokenizer there already is (`read_codec`).
         A folder already encoded brings its own; if that was made with a function, the function can
         be given here, so that the codec can encode further text.
-    vocab_size: for words, at most so many ids: the most frequent words, `<eos>` and `<unk>`, which
-        the others become; None keeps all. For sentencepiece, the number of pieces: required.
-    min_count: for words, those that stand fewer times in the train text become `<unk>`, in all
-        three texts; that is how a model learns what to expect of words it has never seen. None
-        keeps all. With vocab_size, both hold.
+    vocab_size: for words and characters, at most so many ids: the most frequent, `<eos>` and
+        `<unk>`, which the others become; None keeps all. For sentencepiece, the number of pieces:
+        required.
+    min_count: for words and characters, those that stand fewer times in the train text become
+        `<unk>`, in all three texts; that is how a model learns what to expect of words it has never
+        seen. None keeps all. With vocab_size, both hold.
     vocab_file: for words, a file with the vocabulary, one token per line, in place of that of the
         train text.
     cache_dir: the cache of downloads and encoded texts (`cache_folder`). Encoded texts are found
@@ -289,8 +296,12 @@ class _Settings:
         vocab_file: str | os.PathLike[str] | None = None,
         vocab: Any = None,
     ) -> None:
-        if isinstance(tokenizer, str) and tokenizer not in ("word", "sentencepiece"):
-            raise DataError(f"tokenizer must be 'word' or 'sentencepiece', got {tokenizer!r}")
+        self.codec: Codec | None = None
+        if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
+            for name in ("vocab_size", "min_count", "vocab_file", "vocab"):
+                if locals()[name] is not None:
+                    raise DataError(f"the tokenizer in {tokenizer!r} is whole: leave out {name}")
+            self.codec = read_codec(tokenizer)
         if not isinstance(tokenizer, str) and not callable(tokenizer):
             raise DataError(f"tokenizer must be a name or a function, got {tokenizer!r}")
         self.sentencepiece = tokenizer == "sentencepiece"
@@ -302,6 +313,8 @@ class _Settings:
             if value is not None and (vocab_file is not None or vocab is not None):
                 which = "vocab_file" if vocab_file is not None else "vocab"
                 raise DataError(f"{name} and {which} exclude each other: give one of them")
+        if tokenizer == "char" and (vocab_file is not None or vocab is not None):
+            raise DataError("a vocabulary is for words; that of characters is of the train text")
         if self.sentencepiece and (vocab_file is not None or vocab is not None):
             raise DataError("a vocabulary is for words; sentencepiece takes vocab_size")
         if self.sentencepiece and min_count is not None:
@@ -326,13 +339,13 @@ class _Settings:
         what = {
             "layout": VERSION,
             "contents": contents,
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.codec.fingerprint() if self.codec else self.tokenizer,
             "vocab_size": self.vocab_size,
             "vocabulary": list(self.vocabulary.tokens) if self.vocabulary else None,
         }
         if self.min_count is not None:
             what["min_count"] = self.min_count
-        if self.sentencepiece:
+        if self.sentencepiece or isinstance(self.codec, SentencePieceCodec):
             what["stand_ins"] = STAND_INS  # formerly a text lost them
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode("ascii")).hexdigest()[:32]
 
@@ -396,11 +409,12 @@ def _plan_builtin(settings: _Settings) -> _Plan:
             nats[split], tokens[split] = float(sample.nats.sum()), int(sample.tokens.sum())
         used = settings
         entropy: Entropy | None = Entropy(grammar.entropy_rate, nats, tokens)
-        if (settings.vocabulary, settings.vocab_size, settings.min_count) == (None, None, None):
+        whole = (settings.vocabulary, settings.vocab_size, settings.min_count) == (None,) * 3
+        if settings.tokenizer == "word" and whole:
             # All words of the grammar, so that none is unknown that the train text happens to lack.
             used = _Settings(vocab=grammar.tokens())
-        elif not settings.sentencepiece:
-            entropy = None  # some words may have become <unk>
+        elif not settings.sentencepiece and not (settings.tokenizer == "char" and whole):
+            entropy = None  # something may have become <unk>
         _encode_splits(out, "builtin", texts, used, entropy=entropy)
 
     return _Plan("builtin", ["builtin", GRAMMAR_VERSION, BUILTIN_TOKENS, BUILTIN_SEEDS], build)
@@ -439,11 +453,13 @@ def _encode_splits(
             )
         assert settings.vocab_size is not None
         codec = SentencePieceCodec.train(blocks("train", True), settings.vocab_size)
+    elif settings.codec is not None:
+        codec = settings.codec
     elif settings.vocabulary is not None:
         codec = make_codec(settings.tokenizer, settings.vocabulary)
     else:
         codec, _ = encode_first(
-            blocks("train", not is_whitespace(settings.tokenizer)),
+            blocks("train", callable(settings.tokenizer) and not is_whitespace(settings.tokenizer)),
             settings.tokenizer,
             settings.vocab_size,
             out / "train.ids",
@@ -477,6 +493,8 @@ def _open_given(folder: Path, settings: _Settings) -> Corpus:
                 f"{str(folder)!r} is already encoded: {argument} {value!r} does not apply"
             )
     corpus = _open_encoded(folder, tokenizer=settings.tokenizer)
+    if settings.codec is not None and settings.codec.fingerprint() == corpus.codec.fingerprint():
+        return corpus
     if settings.tokenizer not in ("word", corpus.codec.kind) and corpus.codec.kind != "callable":
         raise DataError(
             f"{str(folder)!r} is already encoded, with tokenizer {corpus.codec.kind!r}: "
@@ -589,11 +607,13 @@ def _texts_of_folder(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
         )
     texts = {}
     for split in splits:
-        names = [pattern.format(split=split) for pattern in FILE_NAMES]
-        found = [name for name in names if os.path.isfile(folder / name)]
+        names = [pattern.format(split=name) for name in _SPELLINGS[split] for pattern in FILE_NAMES]
+        taken = [name + end for name in names for end in ("", ".gz")]
+        found = [name for name in taken if os.path.isfile(folder / name)]
         if not found:
             raise DataError(
                 f"corpus folder {str(folder)!r} lacks the {split} text: want {' or '.join(names)}"
+                ", with or without .gz after it"
             )
         if len(found) > 1:
             raise DataError(

@@ -27,19 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"one of {', '.join(list_corpora())}, or a folder with train.txt, valid.txt, test.txt",
     )
     parser.add_argument(
-        "--tokenizer", default="word", help="word (between white space; default) or sentencepiece"
+        "--tokenizer",
+        default="word",
+        help="word (between white space; default), char, sentencepiece (trained on the train "
+        "text), or the file of a tokenizer: a sentencepiece model, or FILE.json of Hugging Face's",
     )
     parser.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
-        help="words: keep the most frequent, N ids in all; sentencepiece: N pieces (required)",
+        help="words, characters: keep the most frequent, N ids in all; sentencepiece: N pieces "
+        "(required)",
     )
     parser.add_argument(
         "--min-count",
         type=int,
         metavar="N",
-        help="words: those that stand fewer times in the train text become <unk>",
+        help="words, characters: those that stand fewer times in the train text become <unk>",
     )
     parser.add_argument(
         "--vocab-file", metavar="FILE", help="words: take this vocabulary, one token per line"

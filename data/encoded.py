@@ -108,6 +108,14 @@ class EncodedText:
         chunks = (self.ids[start : start + step] for start in range(0, self.tokens, step))
         return sum(int(np.count_nonzero(chunk == id)) for chunk in chunks)
 
+    def counts(self) -> NDArray[np.int64]:
+        """How many of the ids are each one, (vocabulary_size,)."""
+        size, step = self.vocabulary_size, _CHUNK
+        counts: NDArray[np.int64] = np.zeros(size, dtype=np.int64)
+        for start in range(0, self.tokens, step):
+            counts += np.bincount(self.ids[start : start + step], minlength=size)
+        return counts
+
     @classmethod
     def open(
         cls, path: str | os.PathLike[str], codec: Codec | None = None, *, verify: bool = False
@@ -272,7 +280,7 @@ def encode_first(
 ) -> tuple[WordCodec, EncodedText]:
     """The vocabulary of a text and the text encoded with it, in one pass over the text.
 
-    tokenizer: "word", or a function from a line to its tokens.
+    tokenizer: "word", "char", or a function from a line to its tokens.
     vocab_size: None for all tokens in order of first appearance. Otherwise the vocabulary has at
         most so many: `<eos>`, `<unk>` (added if the text lacks it) and the most frequent others,
         of equally frequent ones the first to appear; the rest of the text becomes `<unk>`.

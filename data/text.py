@@ -17,11 +17,13 @@ binary file), a missing file, a file without any text.
 from __future__ import annotations
 
 import codecs
+import gzip
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from data.errors import DataError
 
@@ -70,29 +72,42 @@ def read_blocks(
 ) -> Iterator[Block]:
     """The text of a file, block by block.
 
-    path: of a file or a pipe; or a binary stream, which is read to its end and closed.
+    path: of a file or a pipe, compressed if its name ends in .gz; or a binary stream, which is read
+        to its end and closed.
     whole_lines: every block ends at a line end. Otherwise a block may end after any word, so
         that a single line of any length can be read.
     progress: show a bar on a terminal.
     """
+    compressed = False
     if isinstance(path, (str, os.PathLike)):
         name, stream = repr(os.fspath(path)), open_binary(path)
+        compressed = os.fspath(path).endswith(".gz")
     else:
         name, stream = str(getattr(path, "name", "the text")), path
     with (
-        stream as file,
-        progress_bar(_size(file), f"reading {name}", progress) as bar,
+        stream as raw,
+        cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw as file,
+        progress_bar(_size(raw), f"reading {name}", progress) as bar,
     ):
-        rest = file.read(len(codecs.BOM_UTF8))
+        done = 0
+
+        def read(count: int) -> bytes:
+            nonlocal done
+            try:
+                data = file.read(count)
+            except (OSError, EOFError, zlib.error) as error:  # the latter two of a damaged .gz
+                why = getattr(error, "strerror", None) or str(error)
+                raise DataError(f"{name} cannot be read: {why}") from error
+            before, done = done, raw.tell() if compressed else done + len(data)
+            bar.update(done - before)
+            return data
+
+        rest = read(len(codecs.BOM_UTF8))
         start = len(rest) if rest == codecs.BOM_UTF8 else 0
         offset, line, rest = start, 1, rest[start:]
         ended = True
         while True:
-            try:
-                chunk = file.read(BLOCK_BYTES)
-            except OSError as error:
-                raise DataError(f"{name} cannot be read: {error.strerror}") from error
-            bar.update(len(chunk))
+            chunk = read(BLOCK_BYTES)
             data = rest + chunk
             cut = len(data) if not chunk else _last_end(data, whole_lines)
             if cut == 0 and len(data) > LONGEST_BYTES:

@@ -79,9 +79,8 @@ def gradient_scales(
     state: State | None = None
     for inputs, targets in batches:
         losses, state = _losses(model, inputs, targets, state, precision)
-        for square, gradient in zip(
-            squares, torch.autograd.grad(losses.mean(), parameters), strict=True
-        ):
+        gradients = torch.autograd.grad(losses.mean(), parameters)
+        for square, gradient in zip(squares, gradients, strict=True):
             square.addcmul_(gradient, gradient)
         update(inputs.numel())
     return [square.div_(len(batches)).sqrt_() for square in squares]

@@ -277,6 +277,9 @@ def perplexities(score: Score, codec: Codec, of: str = "perplexity") -> dict[str
         f"{of} per token": f"{score.perplexity:.4f}",
         f"{of} per word": f"{score.word_perplexity:.4f}",
     }
+    if codec.unit == "character":
+        name = "bits per character" if of == "perplexity" else f"{of}, bits per char."
+        lines[name] = f"{score.bits:.4f}"
     return lines
 
 

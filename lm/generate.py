@@ -157,27 +157,40 @@ class TextStream:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.recent: list[int] = []  # of this line
+        self.parts: list[int] = []  # of a character, which takes several ids
         self.waiting = ""  # the last word, which may go on in the next piece
 
     def push(self, id: int) -> str:
         """The text that is certain once ``id`` has come."""
         if id == self.codec.eos_id:
-            self.recent = []
+            self._take(self.parts)
+            self.recent, self.parts = [], []
             text, self.waiting = self.waiting + "\n", ""
             return text
-        before = self.codec.decode(self.recent)
-        self.recent = [*self.recent, id]
-        self.waiting += self.codec.decode(self.recent)[len(before) :]
-        self.recent = self.recent[-self.WINDOW :]
-        if self.codec.kind != "sentencepiece":  # each token is a word
+        self.parts.append(id)
+        whole = not self.codec.decode([*self.recent, *self.parts]).endswith("\ufffd")
+        if not whole and len(self.parts) < 4:  # a character has four bytes at most
+            return ""
+        self._take(self.parts)
+        self.parts = []
+        if self.codec.unit != "piece":  # each token is a word, or a character
             text, self.waiting = self.waiting, ""
             return text
         cut = max(self.waiting.rfind(" "), 0)
         text, self.waiting = self.waiting[:cut], self.waiting[cut:]
         return text
 
+    def _take(self, ids: list[int]) -> None:
+        """Put what the ids add to the line to what waits."""
+        before = self.codec.decode(self.recent)
+        self.recent = [*self.recent, *ids]
+        self.waiting += self.codec.decode(self.recent)[len(before) :]
+        self.recent = self.recent[-self.WINDOW :]
+
     def end(self) -> str:
         """What was held back, and the end of a line that is under way."""
+        self._take(self.parts)
+        self.parts = []
         text = self.waiting
         return text + "\n" if self.recent or text else text
 

@@ -140,6 +140,8 @@ class LanguageLearner(Learner):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
+        if not self.progress.ended and self.progress.epoch <= self.config["epochs"]:
+            self.progress.tested = None  # of a run that was finished and is extended now
         if state["hidden"] is not None:
             self._check_hidden(state["hidden"])
             streams = self.world.part_of(self.config["batch_size"])

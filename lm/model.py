@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import Codec
+from lm.adaptive import AdaptiveDecoder
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.card import Card
 from symrnn.hub import HubMixin
@@ -41,6 +42,8 @@ class LanguageModel(HubMixin, nn.Module):
     state_dropout, weight_dropout: of :class:`symrnn.SymLSTM`.
     tied: the decoder's weight is the embedding's. Where E is not H, the output is projected to E
         before it, without a bias.
+    adaptive: the cutoffs of an adaptive softmax (:mod:`lm.adaptive`), for large vocabularies, in
+        place of a decoder that is one matrix; its logits are log-probabilities.
     cell: of the recurrent layers, one of :data:`CELLS`.
     symm, symm_hh, symm_ih, backend: of those layers; all gates' hidden weights by default.
 
@@ -63,6 +66,7 @@ class LanguageModel(HubMixin, nn.Module):
         state_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         tied: bool = False,
+        adaptive: Sequence[int] | None = None,
         cell: str = "lstm",
         symm: str = "avg",
         symm_hh: str | None = None,
@@ -70,6 +74,8 @@ class LanguageModel(HubMixin, nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if tied and adaptive is not None:
+            raise ValueError("tied wants a decoder that is one matrix, not an adaptive softmax")
         if cell not in CELLS:
             raise ValueError(f"cell should be one of {', '.join(CELLS)}, got: {cell!r}")
         self.encoder = nn.Embedding(vocab_size, embedding_size)
@@ -89,15 +95,19 @@ class LanguageModel(HubMixin, nn.Module):
             state_dropout=state_dropout,
             weight_dropout=weight_dropout,
         )
+        self.codec: Codec | None = None
         projects = tied and embedding_size != hidden_size
         features = embedding_size if projects else hidden_size
         self.projection: nn.Module = nn.Identity()
         if projects:
             self.projection = nn.Linear(hidden_size, embedding_size, bias=False)
+        self.decoder: nn.Linear | AdaptiveDecoder
+        if adaptive is not None:
+            self.decoder = AdaptiveDecoder(hidden_size, vocab_size, adaptive)
+            return
         self.decoder = nn.Linear(features, vocab_size)
         if tied:
             self.decoder.weight = self.encoder.weight
-        self.codec: Codec | None = None
 
     def initialize(self, bound: float, forget_bias: float | None = None) -> None:
         """Every weight starts uniform in ±bound, biases too; ``avg`` forms as the paper does.
@@ -111,16 +121,19 @@ class LanguageModel(HubMixin, nn.Module):
         with torch.no_grad():
             draw(self.encoder.weight)
             self.rnn.reset_parameters(draw)
-            for weight in self.projection.parameters():
-                draw(weight)
-            if self.decoder.weight is not self.encoder.weight:
-                draw(self.decoder.weight)
-            draw(self.decoder.bias)
+            for parameter in (*self.projection.parameters(), *self.decoder.parameters()):
+                if parameter is not self.encoder.weight:
+                    draw(parameter)
             if forget_bias is not None:
                 size = self.rnn.hidden_size
                 for layer in range(self.rnn.num_layers):
                     bias = getattr(self.rnn, f"bias_ih_l{layer}")
                     bias[size : 2 * size] += forget_bias
+
+    @property
+    def tied(self) -> bool:
+        """Whether decoder and embedding share their weight."""
+        return isinstance(self.decoder, nn.Linear) and self.decoder.weight is self.encoder.weight
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> logits (T, B, V), state."""
@@ -140,6 +153,8 @@ class LanguageModel(HubMixin, nn.Module):
 
         features (T, B, H or E), targets int64 (T, B) -> (T·B,).
         """
+        if isinstance(self.decoder, AdaptiveDecoder):
+            return self.decoder.losses(features, targets)
         logits = self.decoder(features)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -162,7 +177,8 @@ class LanguageModel(HubMixin, nn.Module):
             "output_dropout": self.output_drop.p,
             "state_dropout": getattr(rnn, "state_dropout", 0.0),
             "weight_dropout": getattr(rnn, "weight_dropout", 0.0),
-            "tied": self.decoder.weight is self.encoder.weight,
+            "tied": self.tied,
+            "adaptive_softmax": getattr(self.decoder, "cutoffs", None),
             "cell": cell,
             "symm": getattr(rnn, "symm", "none"),
             "symm_hh": getattr(rnn, "symm_hh", ""),

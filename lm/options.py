@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data import list_corpora
+from data import TOKENIZERS, list_corpora
 from lm.model import CELLS
-from lm.recipes import ADDED, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES, SIZES, recipe_of
+from lm.recipes import (
+    ADDED,
+    ENDLESS,
+    LOSSES,
+    OPTIMIZERS,
+    RECIPES,
+    SCHEDULES,
+    SIZES,
+    recipe_of,
+)
 from lm.saved import PRECISIONS, WEIGHTS
 from symrnn.files import UserError
 from symrnn.rnn import list_backends
@@ -34,7 +44,7 @@ examples:
   python -m lm.train --data ptb --symm avg --size small
   python -m lm.train --data my/folder --min-count 2
   python -m lm.train --data my/folder --tokenizer sentencepiece --vocab-size 8000
-  python -m lm.train --resume runs/ptb-small-avg-seed1
+  python -m lm.train --resume runs/ptb-small-avg-seed1 --epochs 20
   torchrun --nproc-per-node 2 -m lm.train --data ptb --size large
 """
 
@@ -50,6 +60,8 @@ DEFAULTS: dict[str, Any] = {
     "symm_hh": None,
     "symm_ih": "",
     **SOFT_DEFAULTS,
+    "adaptive_softmax": None,
+    "init_from": None,
     "backend": "auto",
     "precision": "fp32",
     **RUN_DEFAULTS,
@@ -84,11 +96,17 @@ def make_parser() -> argparse.ArgumentParser:
         type=known_or_path(names),
         help=f"{', '.join(names)}, or a folder with train.txt, valid.txt, test.txt ({names[0]})",
     )
-    add("--tokenizer", choices=["word", "sentencepiece"], help="(word)")
+    add(
+        "--tokenizer",
+        type=known_or_path(TOKENIZERS),
+        help="word (between white space), char, sentencepiece (trained on the train text), or a "
+        "file: a sentencepiece model, or FILE.json of Hugging Face's tokenizers (word)",
+    )
     add(
         "--vocab-size",
         type=number(int, 1),
-        help="words: keep the most frequent, the rest becomes <unk> (all); sentencepiece: pieces",
+        help="words, characters: keep the most frequent, the rest becomes <unk> (all); "
+        "sentencepiece: pieces",
     )
     add(
         "--min-count",
@@ -110,9 +128,24 @@ def make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="decoder and embedding share weights; if E is not H by way of a projection",
     )
+    add(
+        "--adaptive-softmax",
+        type=number(int, 1),
+        nargs="+",
+        metavar="CUTOFF",
+        help="for large vocabularies: so many of the most frequent tokens are decoded at once, the "
+        "others by clusters that end at the further cutoffs, as 20000 60000 (one matrix for all)",
+    )
     add("--hidden-size", type=number(int, 1), metavar="H")
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
     add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
+    add(
+        "--init-from",
+        type=os.path.realpath,
+        metavar="FILE",
+        help="start from the weights of another model, a file or a run's folder, of the same sizes "
+        "and vocabulary; its matrices become the nearest ones of this model's form",
+    )
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
     add("--recipe", choices=RECIPES, help="(zaremba)")
@@ -270,7 +303,10 @@ def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
     # What former runs do not have; how often <unk> was trained is counted anew with the corpus.
-    config = {"min_count": DEFAULTS["min_count"], TRAINED_UNKNOWN: 0, **ADDED, **config}
+    newer = {
+        name: DEFAULTS[name] for name in ("min_count", "adaptive_softmax", "init_from", "keep")
+    }
+    config = {**newer, TRAINED_UNKNOWN: 0, **ADDED, **config}
     check_configuration(
         config,
         folder,
@@ -280,6 +316,5 @@ def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -
         defaults=DEFAULTS,
         marks=MARKS,
     )
-    return continued(
-        config, {**given, **gates_of(given, given.get("cell", config["cell"]))}, folder
-    )
+    given = {**given, **gates_of(given, given.get("cell", config["cell"]))}
+    return continued(config, given, folder, extendable=config["schedule"] in ENDLESS)

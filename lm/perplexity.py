@@ -34,6 +34,11 @@ class Score:
         return exponential(self.nats / self.tokens)
 
     @property
+    def bits(self) -> float:
+        """Per token, in bits: what is published of characters."""
+        return self.nats / self.tokens / math.log(2)
+
+    @property
     def word_perplexity(self) -> float:
         """Per word: comparable between tokenizers. Equal to ``perplexity`` for word tokens."""
         return exponential(self.nats / self.words)

@@ -199,6 +199,9 @@ SCHEDULES = ("epochs", "plateau", "cosine")
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "asgd")
 
+ENDLESS = ("epochs", "plateau")
+"""The schedules whose rates do not depend on the number of epochs: such runs can be extended."""
+
 LOSSES = ("sum", "mean")
 
 

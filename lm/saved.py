@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data import Codec, DataError, codec_from_state
+from lm.adaptive import AdaptiveDecoder
 from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
@@ -73,6 +74,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["dropout"],
             **{name: config[name] for name in DROPOUTS if name in config},
             tied=config["tied"],
+            adaptive=config.get("adaptive_softmax"),
             cell=config["cell"],
             symm=config["symm"],
             symm_hh=config["symm_hh"],
@@ -161,12 +163,18 @@ def _fill(
     codec = None if state is None and without_codec else codec_from_state(state)
     size = len(stored.tensors["encoder.weight"]) if codec is None else len(codec)
     _check_sizes(config, size, stored)
-    model = build_model(config, size)
+    with torch.random.fork_rng(devices=[]):  # a run that reads a model goes on as if it had not
+        model = build_model(config, size)
     model.codec = codec
     if isinstance(stored, Packed):
         stored.load_into(model)
     else:
         restore_model(model, stored)
+    if isinstance(model.decoder, AdaptiveDecoder):
+        try:
+            model.decoder.check()
+        except ValueError as error:
+            raise TypeError(str(error)) from error
     return model.eval()
 
 
@@ -195,6 +203,11 @@ def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"its {name} should be of type {wanted}, got: {value!r}")
+    cutoffs = config.get("adaptive_softmax")  # which former models do not have
+    if cutoffs is not None and (
+        type(cutoffs) is not list or any(type(cutoff) is not int for cutoff in cutoffs)
+    ):
+        raise TypeError(f"its adaptive_softmax should be integers, got: {cutoffs!r}")
     if config["precision"] not in PRECISIONS:
         raise TypeError(
             f"its precision should be one of {', '.join(PRECISIONS)}, got: {config['precision']!r}"
@@ -262,7 +275,7 @@ def check_machine(config: Mapping[str, Any], device: torch.device) -> None:
 
 def saved_configuration(saved: Saved) -> dict[str, object]:
     """What --dry-run of evaluate and generate says."""
-    of_training = ("threads", "save_every", "log_every")
+    of_training = ("threads", "save_every", "log_every", "keep", "init_from")
     config = {name: value for name, value in saved.config.items() if name not in of_training}
     counts = counts_of(saved.model, saved.codec)
     return {"checkpoint": saved.path, **config, "device": str(saved.device), **counts}

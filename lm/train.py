@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from data import Corpus, DataError, TrainBatches, open_corpus
+from lm.adaptive import AdaptiveDecoder
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
 from lm.options import TRAINED_UNKNOWN, UNTRAINED, make_parser, resolve, resume_config
@@ -18,6 +19,7 @@ from lm.perplexity import Score, Unknown, exponential, measure
 from lm.recipes import lr_at, lr_in
 from lm.saved import build_model, check_machine, counts_of, load_saved, save_best
 from lm.spectrum import spectrum_figure
+from lm.start import start_from
 from symrnn.files import UserError, run_program
 from symrnn.training import World, autocast, seed_everything
 from symrnn.training.command_line import print_table
@@ -44,10 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = build_model(config, len(corpus.codec))
             model.initialize(config["init_range"], config["forget_bias"])
             check_parts(config, streams)
+            if isinstance(model.decoder, AdaptiveDecoder):
+                model.decoder.order_by(corpus.train.counts())
+            start = {}
+            if config["init_from"] is not None and world.first and not run.begun:
+                start = {"starts from": start_from(model, config["init_from"], corpus.codec)}
             model.to(run.device)
         if options.dry_run:
             print_table(config, 16)
-            print_table(counts_of(model, corpus.codec))
+            print_table({**counts_of(model, corpus.codec), **start})
             return 0
 
         # ---- run -------------------------------------------------------------------------------
@@ -60,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=config["steps"] * config["batch_size"],
             unit="tok",
             lowest_is_best=True,
-            facts=_facts(config, corpus, model),
+            facts=_facts(config, corpus, model) | start,
             meta={"codec": corpus.codec.state()},
         )
         length = None
@@ -133,10 +140,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     unknown = Unknown.of(corpus.valid, corpus.codec)
     run.log(
         {
-            "valid/loss": nats,
-            "valid/perplexity": score.perplexity,
-            "valid/word_perplexity": score.word_perplexity,
-            "valid/unknown_share": unknown.share,
+            **_scalars("valid", score, corpus),
             "train/epoch_perplexity": train,
             "epoch": progress.epoch,
         }
@@ -144,7 +148,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     run.figure("recurrent eigenvalues", lambda: spectrum_figure(model.rnn))
     print(
         f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
-        f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_word(score)}  "
+        f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_unit(score, corpus)}  "
         f"{'unknown words ' + str(unknown) + '  ' if unknown.count else ''}"
         f"{run.epoch_seconds():6.1f} s",
         flush=True,
@@ -158,18 +162,24 @@ def _save_best(path: Path, run: Run, model: LanguageModel, corpus: Corpus, score
     save_best(path, model, config, corpus.codec, epoch=epoch, valid_perplexity=perplexity)
 
 
+def _scalars(split: str, score: Score, corpus: Corpus) -> dict[str, float]:
+    """What is logged of a score."""
+    values = {
+        "loss": score.nats / score.tokens,
+        "perplexity": score.perplexity,
+        "word_perplexity": score.word_perplexity,
+        "unknown_share": Unknown.of(corpus.split(split), corpus.codec).share,
+    }
+    if corpus.codec.unit == "character":
+        values["bits_per_character"] = score.bits
+    return {f"{split}/{name}": value for name, value in values.items()}
+
+
 def _test(run: Run, corpus: Corpus) -> Score:
     """Measure the test text with the best model, and log it."""
     best = load_saved(run.best, run.device, backend=run.config["backend"])
     score = _measure(run, best.model, corpus, "test")
-    run.log(
-        {
-            "test/loss": score.nats / score.tokens,
-            "test/perplexity": score.perplexity,
-            "test/word_perplexity": score.word_perplexity,
-            "test/unknown_share": Unknown.of(corpus.test, corpus.codec).share,
-        }
-    )
+    run.log(_scalars("test", score, corpus))
     valid = exponential(run.progress.best)
     run.outcome({"valid_perplexity": valid, "test_perplexity": score.perplexity})
     return score
@@ -187,10 +197,11 @@ def _results(run: Run, learner: LanguageLearner, corpus: Corpus) -> dict[str, st
     valid = exponential(progress.best)
     tested = progress.tested  # of a finished run
     test = Score(**tested) if tested else _measure(run, best.model, corpus, "test")
+    unit, bound = _per_unit(test, corpus), _bound(corpus, "test")
     return {
         "best model": f"epoch {best.meta.get('epoch')}, {run.best}",
         "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
-        "test perplexity": f"{test.perplexity:.2f}{_per_word(test)}{_bound(corpus, 'test')}",
+        "test perplexity": f"{test.perplexity:.2f}{unit}{bound}",
         "unknown words": ", ".join(
             f"{split} {Unknown.of(corpus.split(split), corpus.codec)}"
             for split in ("valid", "test")
@@ -208,7 +219,10 @@ def _bound(corpus: Corpus, split: str) -> str:
     return f"   (best possible {corpus.entropy.perplexity[split]:.2f}{unit})"
 
 
-def _per_word(score: Score) -> str:
+def _per_unit(score: Score, corpus: Corpus) -> str:
+    """What else a score is compared by, where tokens are not words."""
+    if corpus.codec.unit == "character":
+        return f" ({score.bits:.4f} bits a character)"
     return f" ({score.word_perplexity:.2f} a word)" if score.words != score.tokens else ""
 
 
@@ -252,7 +266,7 @@ def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
     if corpus.codec.unk_id is None or config[TRAINED_UNKNOWN]:
         return
     remedy = "; --min-count 2 makes the rare words of the train text <unk>"
-    if corpus.codec.kind == "sentencepiece":  # always has one, for characters hardly ever met
+    if corpus.codec.unit == "piece":  # has one for characters hardly ever met
         remedy = ""
         if not any(Unknown.of(text, corpus.codec).count for text in (corpus.valid, corpus.test)):
             return
@@ -267,11 +281,13 @@ def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict
         symmetric = {"hidden": model.rnn.symm_hh, "input": model.rnn.symm_ih}
         gates = [f"{weights} {names}" for weights, names in symmetric.items() if names]
         form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
+    cutoffs = config["adaptive_softmax"]
+    decoder = f", adaptive softmax {' '.join(map(str, cutoffs))}" if cutoffs else ""
     counts = counts_of(model, corpus.codec)
     return {
         "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
         "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
-        f"embedding {config['embedding_size']}, {form}",
+        f"embedding {config['embedding_size']}, {form}{decoder}",
         "parameters": f"{counts['parameters, training']}, of these recurrent "
         f"{counts['parameters, recurrent']}",
     }

@@ -29,10 +29,11 @@ RUN_DEFAULTS: dict[str, Any] = {
     "threads": None,
     "save_every": 500,
     "log_every": 50,
+    "keep": 0,
 }
 """What an option of a run that isn't given stands for."""
 
-MACHINE = ("data", "workers", "device", "threads", "save_every", "log_every")
+MACHINE = ("data", "workers", "device", "threads", "save_every", "log_every", "keep")
 """Options that say where a run happens, not what it is: a resumed run may change them."""
 
 # ---- types of arguments ------------------------------------------------------------------------
@@ -125,6 +126,12 @@ def add_run_options(add: Callable[..., Any]) -> None:
     add("--compile", action="store_true", default=None, help="run the model by torch.compile")
     add("--save-every", type=number(int, 1), metavar="STEPS", help="between checkpoints (500)")
     add("--log-every", type=number(int, 1), metavar="STEPS", help="between logged points (50)")
+    add(
+        "--keep",
+        type=number(int, 0),
+        metavar="N",
+        help="the checkpoints of the last N epochs, beside the best model and the newest (0)",
+    )
     add("--dry-run", action="store_true", help="print configuration and counts, train nothing")
 
 
@@ -218,19 +225,32 @@ def option_name(name: str) -> str:
     return "--" + name.removeprefix("num_").replace("_", "-")
 
 
-def continued(config: dict[str, Any], given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def continued(
+    config: dict[str, Any], given: Mapping[str, Any], folder: Path, *, extendable: bool = False
+) -> dict[str, Any]:
     """The configuration of the run in ``folder``, with the options of MACHINE that are given.
+
+    extendable: whether more epochs may be given too, as nothing before them depends on the end.
 
     Raises UserError for any other option that is given and contradicts the run.
     """
+    changeable: tuple[str, ...] = MACHINE
+    if extendable and "epochs" in given:
+        if given["epochs"] < config["epochs"]:
+            raise UserError(
+                f"--epochs {given['epochs']} contradicts the run in {folder}, which has "
+                f"{config['epochs']}: it can be made longer, not shorter"
+            )
+        changeable = (*MACHINE, "epochs")
     for name, value in given.items():
-        if name not in MACHINE and config.get(name) != value:
+        if name not in changeable and config.get(name) != value:
+            why = ", on which its schedule depends" if name == "epochs" else ""
             raise UserError(
                 f"{option_name(name)} {_shown(value)} contradicts the run in {folder}, which has "
-                f"{_shown(config.get(name))}: leave the option out to continue that run, or start "
-                "another with --out"
+                f"{_shown(config.get(name))}{why}: leave the option out to continue that run, or "
+                "start another with --out"
             )
-    return {**config, **{name: given[name] for name in MACHINE if name in given}}
+    return {**config, **{name: given[name] for name in changeable if name in given}}
 
 
 def _shown(value: Any) -> str:

@@ -184,6 +184,7 @@ class Run:
 
     device: of this process; known from :meth:`configure` on.
     resumed: the folder of the run that is continued; None for a new run.
+    begun: whether that has a checkpoint to go on from.
     stopped: whether an interrupt ended the run within an epoch.
     """
 
@@ -194,6 +195,7 @@ class Run:
         self.program = program
         self.world = world
         self.resumed: Path | None = None
+        self.begun = False
         self.stopped = False
         self._out: Path | None = None
         self._folder: RunFolder | None = None
@@ -244,7 +246,8 @@ class Run:
                 config = resume(self._folder.config, given(options), self.resumed)
                 if self._folder.last.exists():
                     self._checkpoint = _last_checkpoint(self._folder, config)
-        self.resumed, config = world.share(lambda: (self.resumed, config))
+        state = (self.resumed, self._checkpoint is not None, config)
+        self.resumed, self.begun, config = world.share(lambda: state)
         with world.agreeing():
             self.device = world.device(config["device"])
             set_threads(config["threads"])
@@ -291,6 +294,11 @@ class Run:
         if self._folder is not None:
             print(f"the run is kept in {self._folder.path}", flush=True)
         begun, progress = self._restore(), self.progress
+        if self._folder is not None and self._folder.config["epochs"] != config["epochs"]:
+            print(f"extended from {self._folder.config['epochs']} epochs", flush=True)
+            self._folder.extend(config["epochs"])
+        if begun and progress.batch == 0:
+            self._keep_epoch()  # the run may have been killed before it did so
         if self._finished:
             print(f"it is finished: {progress.epoch - 1} epochs, {progress.step} steps", flush=True)
         elif begun:
@@ -390,6 +398,7 @@ class Run:
                 self.learner.end_epoch()
                 progress.began = self._seconds()
                 self._save()
+                self._keep_epoch()
 
     def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches that are left of this epoch, with a checkpoint after every --save-every.
@@ -523,6 +532,11 @@ class Run:
             {"config": self.config, **self._meta, "state": packed},
         )
 
+    def _keep_epoch(self) -> None:
+        """Keep the checkpoint after the last epoch as one of those of --keep."""
+        if self._folder is not None:
+            self._folder.keep_epoch(self.progress.epoch - 1, self.config.get("keep", 0))
+
     def _seconds(self) -> float:
         """The seconds spent on the run so far, over all resumes."""
         now = time.monotonic()
@@ -581,7 +595,8 @@ def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder.last}: not a checkpoint that a run goes on from")
     for name in (config.keys() & saved.keys()) - {*MACHINE}:  # other versions may have fewer
-        if config[name] != saved[name]:
+        extended = name == "epochs" and saved[name] < config[name]
+        if config[name] != saved[name] and not extended:
             raise CheckpointError(
                 f"{folder.last}: not the checkpoint of this run: {name} is {saved[name]!r} in it, "
                 f"{config[name]!r} in config.json"

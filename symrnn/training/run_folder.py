@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 import sys
 import weakref
@@ -36,6 +37,7 @@ class RunFolder:
         config.json         how the run was configured
         last.safetensors    the newest checkpoint, from which it resumes
         best.safetensors    the checkpoint of the best validation
+        epoch-3.safetensors the checkpoint after that epoch, if some are kept
         metrics.jsonl       every scalar, a JSON object a line
         tensorboard/        the same, and more, for TensorBoard
         .lock               the number of the process that holds, or last held, the folder
@@ -129,6 +131,37 @@ class RunFolder:
     def best(self) -> Path:
         """Where the checkpoint of the best validation stands."""
         return self.path / "best.safetensors"
+
+    def keep_epoch(self, epoch: int, count: int) -> None:
+        """Keep the newest checkpoint, written after that epoch; drop all but the last ``count``.
+
+        Raises UserError if it cannot be kept (full disk).
+        """
+        new = self.path / f"epoch-{epoch}.safetensors"
+        try:
+            if count and not new.exists():
+                try:
+                    os.link(self.last, new)  # `last` is replaced later, never written into
+                except OSError:  # a file system without links
+                    with replacing(new) as aside:
+                        shutil.copyfile(self.last, aside)
+            for number in range(1, epoch - count + 1):
+                (self.path / f"epoch-{number}.safetensors").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{new}: was not written: {describe_os_error(error)}") from error
+
+    def extend(self, epochs: int) -> None:
+        """Write into the configuration that the run has so many epochs.
+
+        Raises UserError if it cannot be written; the former configuration is untouched then.
+        """
+        self.config = {**self.config, "epochs": epochs}
+        path = self.path / _CONFIG
+        try:
+            with replacing(path) as new:
+                new.write_bytes((to_json(self.config, "config", indent=2) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"{path}: was not written: {describe_os_error(error)}") from error
 
     @property
     def metrics(self) -> Path:

@@ -190,6 +190,7 @@ def _recipe_of(data: str) -> str:
 
 def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration of a run to be continued; UserError if ``given`` contradicts it."""
+    config = {"keep": DEFAULTS["keep"], **config}  # what former runs do not have
     check_configuration(
         config,
         folder,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from data import (
     codec_from_state,
     make_codec,
 )
+from data.codec import read_codec
 from data.text import Block, blocks_of_lines
 
 PIECES = 26
@@ -106,6 +108,118 @@ class TestCallable:
         assert isinstance(make_codec(str.split, WORDS), WordCodec)
         assert make_codec("whitespace", WORDS).kind == "word"
         assert make_codec(lower, WORDS).kind == "callable"
+
+
+class TestChar:
+    codec = make_codec("char", ["t", "h", "e", " ", "<eos>", "é"])
+
+    def test_a_line_is_its_characters_and_eos(self):
+        assert self.codec.encode_line("the  é") == [0, 1, 2, 3, 3, 5, 4]
+        assert self.codec.encode_line("") == [4]
+        assert (self.codec.kind, self.codec.unit) == ("char", "character")
+
+    @given(st.text("the é\n"))
+    def test_every_text_comes_back_as_it_was(self, text):
+        ids, words = self.codec.encode_block(Block(text + "\n", 1, "text"))
+        assert self.codec.decode(ids) == text + "\n"
+        assert words == len(text.split()) + text.count("\n") + 1
+        assert len(ids) == len(text) + 1
+
+    def test_an_unknown_character_is_refused_by_name_or_becomes_unk(self):
+        with pytest.raises(DataError, match="text, line 2: the character 'z' is not in the voc"):
+            self.codec.encode_block(Block("the\ntz\n", 1, "text"))
+        codec = make_codec("char", ["<unk>", "t", "<eos>"])
+        assert codec.encode_line("tz<unk>") == [1, 0, 0, 0, 0, 0, 0, 2]
+
+    def test_a_vocabulary_of_words_is_refused(self):
+        with pytest.raises(DataError, match="a vocabulary of characters has the token 'the'"):
+            make_codec("char", ["<eos>", "the"])
+
+
+class TestAnySentencePieceModel:
+    """One of the package's own making, whose end is called `</s>`."""
+
+    def train(self, path, **options):
+        lines = iter(["the cat sees the dog", "a dog sees cats"] * 30)
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=lines, model_prefix=str(path), vocab_size=15, minloglevel=3, **options
+        )
+        return path.with_suffix(".model")
+
+    def test_is_taken_as_it_is(self, tmp_path):
+        file = self.train(tmp_path / "other", model_type="bpe")
+        codec, processor = read_codec(file), sentencepiece.SentencePieceProcessor(str(file))
+        assert codec.encode_line("the  dogs") == [*processor.EncodeAsIds("the dogs"), 2]
+        assert codec.token(codec.eos_id) == "</s>"
+        assert codec.decode(codec.encode_line("the cat sees")) == "the cat sees\n"
+
+    def test_without_an_end_it_is_refused(self, tmp_path):
+        file = self.train(tmp_path / "other", eos_id=-1)
+        with pytest.raises(DataError, match=r"other.model': the sentencepiece model has no end pi"):
+            read_codec(file)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the tokenizers package")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["the cat sees the dog"] * 20, trainer)
+    made.enable_truncation(3)
+    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+class TestTokenizers:
+    def test_a_line_is_what_the_file_makes_of_it_and_the_end(self, file):
+        import tokenizers
+
+        codec, plain = read_codec(file), tokenizers.Tokenizer.from_file(str(file))
+        plain.no_truncation()
+        line = "the  cat saw naïve dogs"
+        ids, words = codec.encode_block(Block(f"{line}\n\n", 1, "text"))
+        assert ids.tolist() == [*plain.encode(line).ids, 0, 0]
+        assert (words, codec.token(0), codec.unk_id) == (7, "<|endoftext|>", None)
+        assert codec.decode(ids) == f"{line}\n\n"
+        assert len(codec) == plain.get_vocab_size()
+
+    def test_it_is_stored_whole(self, file):
+        codec = read_codec(file)
+        back = codec_from_state(json.loads(json.dumps(codec.state())))
+        assert back.encode_line("the cat") == codec.encode_line("the cat")
+        assert back.fingerprint() == codec.fingerprint()
+
+    def test_its_end_in_a_text_is_refused(self, file):
+        with pytest.raises(DataError, match=r"x, line 2: the text has '<\|endoftext\|>'"):
+            read_codec(file).encode_block(Block("a\nb <|endoftext|>\n", 1, "x"))
+
+    def test_without_an_end_it_is_refused(self, file, tmp_path):
+        other = tmp_path / "t.json"
+        other.write_text(file.read_text().replace("<|endoftext|>", "<|start|>"))
+        with pytest.raises(DataError, match=r"has none of <eos>, </s>, <\|endoftext\|>, "):
+            read_codec(other)
+
+    def test_what_is_no_such_file_is_refused(self, file, tmp_path):
+        other = tmp_path / "t.json"
+        for content in ("{}", "[", '{"model": 3}', "é"):
+            other.write_text(content, encoding="latin-1")
+            with pytest.raises(DataError, match=r"tokenizer '.*t.json': not "):
+                read_codec(other)
+
+
+def test_without_its_package_a_tokenizers_file_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(DataError, match=r"pip install 'symrnn\[tokenizers\]'"):
+        read_codec(tmp_path / "t.json")
 
 
 class TestSentencePiece:
@@ -212,11 +326,9 @@ class TestSentencePiece:
         [
             (b"\n\x01a", b"\n\x01\xff", r"has a piece that is not UTF-8: b'\\xff'"),
             (b"<unk>", b"<u\xffk>", "is not UTF-8"),
-            (b"<unk>", b"<uuk>", "has no unknown piece '<unk>'"),
-            (b"<eos>", b"<sos>", "has no end piece '<eos>'"),
         ],
     )
-    def test_a_model_with_other_pieces_than_ours_is_refused(self, pieces, piece, other, message):
+    def test_a_damaged_model_is_refused(self, pieces, piece, other, message):
         assert piece in pieces.model
         with pytest.raises(DataError, match=message):
             SentencePieceCodec(pieces.model.replace(piece, other))
@@ -249,7 +361,8 @@ def test_a_surrogate_is_no_text(pieces):
 
 
 def test_a_codec_comes_back_from_its_state(pieces):
-    for codec in (WordCodec(Vocabulary(WORDS)), pieces):
+    chars = make_codec("char", ["<eos>", *"the ca"])
+    for codec in (WordCodec(Vocabulary(WORDS)), chars, pieces):
         back = codec_from_state(json.loads(json.dumps(codec.state())))
         assert back.kind == codec.kind
         assert back.fingerprint() == codec.fingerprint()
@@ -274,7 +387,10 @@ for _ in range(50_000):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (None, "must have kind 'word', 'callable' or 'sentencepiece', got None"),
+        (
+            None,
+            "must have kind 'word', 'char', 'callable', 'sentencepiece', 'tokenizers', got None",
+        ),
         ({}, "got None"),
         ({"kind": "morse"}, "got 'morse'"),
         ({"kind": deep}, r"got \[\[\["),

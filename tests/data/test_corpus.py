@@ -1,5 +1,6 @@
 """Opening corpora: by name, from a folder of texts, from an encoded folder."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,9 +12,19 @@ import numpy as np
 import pytest
 
 import data.download
-from data import DataError, codec_from_state, encode_corpus, list_corpora, open_corpus, open_split
+import data.text
+from data import (
+    DataError,
+    SentencePieceCodec,
+    codec_from_state,
+    encode_corpus,
+    list_corpora,
+    open_corpus,
+    open_split,
+)
 from data.cache import new_folder
 from data.catalogue import CATALOGUE
+from data.text import blocks_of_lines
 
 TEXTS = {"train": "the cat sees\nthe dog\n", "valid": "the dog sees\n", "test": "the cat\n"}
 
@@ -42,12 +53,62 @@ def test_a_folder_of_texts(folder, cache):
     assert corpus.entropy is None
 
 
-@pytest.mark.parametrize("pattern", ["ptb.{}.txt", "wiki.{}.tokens"])
+@pytest.mark.parametrize("pattern", ["ptb.{}.txt", "wiki.{}.tokens", "wiki.{}.raw"])
 def test_the_names_ptb_and_wikitext_come_with(folder, cache, pattern):
     expected = open_corpus(folder, cache_dir=cache).fingerprint
     for split in TEXTS:
         (folder / f"{split}.txt").rename(folder / pattern.format(split))
     assert open_corpus(folder, cache_dir=cache).fingerprint == expected
+
+
+def test_the_valid_text_may_be_called_val(folder, cache):
+    expected = open_corpus(folder, cache_dir=cache).fingerprint
+    (folder / "valid.txt").rename(folder / "val.txt")
+    assert open_corpus(folder, cache_dir=cache).fingerprint == expected
+    (folder / "wiki.valid.raw").write_text("the dog\n")
+    with pytest.raises(DataError, match=r"more than one valid text: wiki.valid.raw, val.txt"):
+        open_corpus(folder, cache_dir=cache)
+
+
+def test_compressed_texts_are_read_as_what_they_hold(folder, cache):
+    expected = open_corpus(folder, cache_dir=cache)
+    for split, content in TEXTS.items():
+        (folder / f"{split}.txt").unlink()
+        (folder / f"{split}.txt.gz").write_bytes(gzip.compress(content.encode()))
+    found = open_corpus(folder, cache_dir=cache)
+    assert found.fingerprint == expected.fingerprint
+    assert found.train.path != expected.train.path
+    text, _ = open_split(folder, "test", expected.codec)
+    assert text.ids_sha256 == expected.test.ids_sha256
+
+
+def test_characters_whatever_the_blocks_they_come_in(folder, cache, monkeypatch):
+    monkeypatch.setattr(data.text, "BLOCK_BYTES", 8)
+    (folder / "train.txt").write_text("the  cat\tsees \n\nthe dog\r\n", newline="")
+    corpus = open_corpus(folder, tokenizer="char", cache_dir=cache)
+    assert corpus.codec.decode(corpus.train.ids) == "the  cat\tsees \n\nthe dog\n"
+    assert corpus.codec.vocabulary.tokens == (*"the ca\ts", "<eos>", *"dog")
+    assert (corpus.train.words, corpus.train.lines, corpus.train.tokens) == (8, 3, 24)
+    assert corpus.codec.decode(corpus.valid.ids) == TEXTS["valid"]
+    small = open_corpus(folder, tokenizer="char", min_count=2, cache_dir=cache)
+    assert small.codec.decode(small.valid.ids) == "the <unk><unk><unk> sees\n"
+
+
+def test_the_file_of_a_tokenizer(folder, cache, tmp_path):
+    """It makes the same ids wherever it lies, from which nothing is trained."""
+    codec = SentencePieceCodec.train(blocks_of_lines(TEXTS["train"].splitlines() * 9, "x"), 13)
+    files = [tmp_path / name for name in ("one.model", "other.model")]
+    for file in files:
+        file.write_bytes(codec.model)
+    first, second = (open_corpus(folder, tokenizer=str(f), cache_dir=cache) for f in files)
+    assert first.codec.fingerprint() == codec.fingerprint()
+    assert first.train.path == second.train.path
+    assert first.valid.ids[:].tolist() == codec.encode_line("the dog sees")
+    for settings in ({"vocab_size": 9}, {"min_count": 2}, {"vocab_file": "v"}):
+        with pytest.raises(
+            DataError, match=f"one.model' is whole: leave out {next(iter(settings))}"
+        ):
+            open_corpus(folder, tokenizer=str(files[0]), cache_dir=cache, **settings)
 
 
 def test_what_is_encoded_once_is_found_again_by_its_contents(folder, cache):
@@ -94,7 +155,10 @@ def test_sentencepiece(folder, cache):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": "bpe"}, "tokenizer must be 'word' or 'sentencepiece', got 'bpe'"),
+        (
+            {"tokenizer": "bpe"},
+            "tokenizer must be word, char, sentencepiece, or the file of a sent",
+        ),
         ({"tokenizer": "sentencepiece"}, "needs vocab_size"),
         ({"tokenizer": "sentencepiece", "vocab_size": 8000}, "vocab_size must be at most"),
         ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
@@ -107,6 +171,7 @@ def test_sentencepiece(folder, cache):
         ),
         ({"tokenizer": "sentencepiece", "vocab_file": "v"}, "vocabulary is for words"),
         ({"vocab_file": "no such file"}, "'no such file' cannot be read"),
+        ({"tokenizer": "char", "vocab_file": "v"}, "a vocabulary is for words; that of char"),
         ({"tokenizer": str.lower}, "encode with data.encode_corpus first"),
     ],
 )
@@ -375,6 +440,16 @@ class TestBuiltin:
         corpus = open_corpus("builtin", cache_dir=shared_cache)
         assert corpus.fingerprint == FINGERPRINT
         assert open_corpus("builtin", cache_dir=shared_cache).entropy == corpus.entropy
+
+    def test_with_characters_the_bound_per_word_stays(self, shared_cache):
+        words, chars = (
+            open_corpus("builtin", tokenizer=t, cache_dir=shared_cache) for t in ("word", "char")
+        )
+        assert chars.entropy == words.entropy
+        assert chars.test.words == words.test.words < chars.test.tokens
+        assert open_split("builtin", "test", chars.codec)[0].ids_sha256 == chars.test.ids_sha256
+        few = open_corpus("builtin", tokenizer="char", vocab_size=9, cache_dir=shared_cache)
+        assert few.entropy is None
 
     def test_with_pieces_the_bound_per_word_stays_with_unk_it_goes(self, shared_cache):
         pieces = open_corpus(

@@ -132,6 +132,7 @@ def test_ids_are_counted_over_chunks(tmp_path, monkeypatch):
     made = encode_blocks(blocks_of_lines(["a a", "a"] * 5, "x"), codec, tmp_path / "x.ids")
     monkeypatch.setattr(encoded, "_CHUNK", 4)
     assert [made.count(id) for id in range(3)] == [10, 15, 0]
+    assert made.counts().tolist() == [10, 15]
 
 
 def test_a_tokenizer_function_makes_the_vocabulary_too(out):

@@ -1,5 +1,7 @@
 """How a text file is cut into lines and words, whatever is in it."""
 
+import gzip
+
 import pytest
 
 from data import DataError, Vocabulary, WordCodec, text
@@ -128,3 +130,28 @@ def test_lines_in_memory_may_carry_their_line_ends():
 def test_other_things_in_memory_are_refused(lines, message):
     with pytest.raises(DataError, match=message):
         list(blocks_of_lines(lines, "train"))
+
+
+def test_a_name_that_ends_in_gz_is_decompressed(tmp_path):
+    path = tmp_path / "text.gz"
+    content = "\ufeffone two\nthree\n" * 9000
+    path.write_bytes(gzip.compress(content.encode()))
+    blocks = list(read_blocks(path))
+    assert len(blocks) > 1
+    assert "".join(block.text for block in blocks) == content[1:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: b"one two\n", "text.gz' cannot be read: Not a gzipped file"),
+        (lambda content: content[:-9], "text.gz' cannot be read: Compressed file ended before"),
+        (lambda content: content[:-8] + bytes(8), "text.gz' cannot be read: CRC check failed"),
+        (lambda content: content[:12] + b"\xff" * 9 + content[21:], "text.gz' cannot be read: "),
+    ],
+)
+def test_a_damaged_gz_is_refused(tmp_path, damage, message):
+    path = tmp_path / "text.gz"
+    path.write_bytes(damage(gzip.compress(b"one two three four five\n")))
+    with pytest.raises(DataError, match=message):
+        list(read_blocks(path))

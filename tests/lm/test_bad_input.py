@@ -242,6 +242,18 @@ def test_output_that_the_terminal_cannot_hold_is_escaped(
         ("--symm-ih i --embedding-size 5", "symm_ih='i' wants square input weights"),
         ("--tokenizer sentencepiece", "needs vocab_size"),
         ("--tokenizer sentencepiece --vocab-size 28 --min-count 2", "min_count is for words, got"),
+        ("--tokenizer gone.model", "or the file of a sentencepiece model or of Hugging Face token"),
+        ("--tokenizer gone.json --vocab-size 9", "gone.json' is whole: leave out vocab_size"),
+        (f"--tokenizer {__file__}", "test_bad_input.py': not a sentencepiece model"),
+        ("--adaptive-softmax 21", "less than the 21 types of the vocabulary, got: 21"),
+        ("--adaptive-softmax 9 9", "less than the 21 types of the vocabulary, got: 9 9"),
+        (
+            "--adaptive-softmax 0",
+            "--adaptive-softmax: should be an integer of at least 1, got: '0'",
+        ),
+        ("--adaptive-softmax 5 9", "of 2 cutoffs wants a hidden size of at least 16, got: 8"),
+        ("--adaptive-softmax 5 --tied", "tied wants a decoder that is one matrix, not an adaptive"),
+        ("--keep -1", "--keep: should be an integer of at least 0, got: '-1'"),
         ("--min-count 0", "--min-count: should be an integer of at least 1, got: '0'"),
         ("--tokenizer sentencepiece --vocab-size 500", "vocab_size must be at most"),
         ("--batch-size 5000", "the text is too short"),
@@ -374,7 +386,11 @@ def test_no_run_yet(
         ("--hidden-size 16", "--hidden-size 16 contradicts the run in {run}, which has 8"),
         ("--layers 1", "--layers 1 contradicts the run in {run}, which has 2"),
         ("--vocab-size 10", "--vocab-size 10 contradicts the run in {run}, which has None"),
-        ("--epochs 1", "--epochs 1 contradicts the run in {run}, which has 2"),
+        (
+            "--epochs 1",
+            "--epochs 1 contradicts the run in {run}, which has 2: it can be made longer",
+        ),
+        ("--init-from x", "/x contradicts the run in {run}, which has None"),
         ("--data {other}", "the vocabulary of {other} is not the one that the run in {run} was"),
         ("--data {moved}", "the corpus of {moved} is not the one that the run in {run} was"),
         ("--data {gone}", "where the corpus is now, --data says"),
@@ -443,11 +459,11 @@ def test_a_configuration_of_another_version(refused: Refused, run_copy: Path) ->
 
 def test_a_configuration_that_is_not_the_checkpoints(refused: Refused, run_copy: Path) -> None:
     file = run_copy / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "epochs": 3}))
-    message = (
-        "last.safetensors: not the checkpoint of this run: epochs is 2 in it, 3 in config.json"
-    )
-    assert message in refused("train", "--resume", run_copy)
+    config = json.loads(file.read_text())
+    for name, value in {"epochs": 1, "steps": 6}.items():
+        file.write_text(json.dumps({**config, name: value}))
+        message = f"not the checkpoint of this run: {name} is {config[name]} in it, {value} in conf"
+        assert f"last.safetensors: {message}" in refused("train", "--resume", run_copy)
 
 
 def test_any_change_of_a_configuration(run_copy: Path) -> None:

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from resumed import KilledError, assert_same_run, changed, dying_after, lines_of, wait_for_new
 
+import lm.evaluate
 import lm.train
 from data import EncodedText
 from lm.model import LanguageModel
 from lm.perplexity import Score
-from symrnn.training import Tracker, load_checkpoint, loop
+from symrnn import open_packed
+from symrnn.training import RunFolder, Tracker, load_checkpoint, loop
+from symrnn.training.loop import saved_progress
 
 FULL = "--dropout 0.5 --save-every 3 --log-every 2 --epochs 3 --recipe annealed"
 
@@ -222,3 +226,112 @@ def test_the_corpus_may_move(straight: Path, corpus: Path, tmp_path: Path) -> No
 def test_the_same_options_may_be_given_again(straight: Path, corpus: Path, tmp_path: Path) -> None:
     run = shutil.copytree(straight, tmp_path / "run")
     assert lm.train.main([*arguments(corpus, run), "--resume"]) == 0
+
+
+# ---- a longer run --------------------------------------------------------------------------------
+
+
+def without_early_tests(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run, but for those of the test text before the last."""
+    lines = lines_of(folder)
+    return [line for line in lines[:-1] if "test/loss" not in line] + lines[-1:]
+
+
+@pytest.mark.parametrize("recipe", ["annealed", "zaremba"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_is_extended_is_the_longer_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stopped: bool
+) -> None:
+    """A finished one, or one in its second epoch: to the bit, but for the former test."""
+    options = ["--recipe", recipe, "--lr-after", "1"]
+    assert lm.train.main([*arguments(corpus, tmp_path / "long"), *options]) == 0
+    short = [*arguments(corpus, tmp_path / "run"), *options, "--epochs", "2"]
+    if stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_checkpoint", dying_after(10, loop.save_checkpoint))
+            with pytest.raises(KilledError):
+                lm.train.main(short)
+    else:
+        assert lm.train.main(short) == 0
+    assert lm.train.main(["--resume", str(tmp_path / "run"), "--epochs", "3"]) == 0
+    for file in ("last.safetensors", "best.safetensors"):
+        read = load_checkpoint if file == "last.safetensors" else open_packed
+        long, run = (read(tmp_path / name / file) for name in ("long", "run"))
+        for name, tensor in long.tensors.items():
+            assert torch.equal(tensor, run.tensors[name]), name
+    assert without_early_tests(tmp_path / "run") == lines_of(tmp_path / "long")
+
+
+def test_an_extended_run_goes_on_without_being_told_again(
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also one that is killed before its first checkpoint of the longer run."""
+    run = shutil.copytree(straight, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", dying_after(1, loop.save_checkpoint))
+        with pytest.raises(KilledError):
+            lm.train.main(["--resume", str(run), "--epochs", "4"])
+    assert lm.train.main(["--resume", str(run)]) == 0
+    output = capsys.readouterr().out
+    assert output.count("extended from 3 epochs\n") == 1
+    assert "epoch  4/4" in output
+    tests = [line["step"] for line in lines_of(run) if "test/loss" in line]
+    assert len(tests) == 2
+
+
+def test_a_dry_run_extends_nothing(straight: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    before = (run / "config.json").read_bytes()
+    assert lm.train.main(["--resume", str(run), "--epochs", "9", "--dry-run"]) == 0
+    assert (run / "config.json").read_bytes() == before
+
+
+# ---- checkpoints that are kept -------------------------------------------------------------------
+
+
+def kept_epochs(folder: Path) -> dict[int, int]:
+    """The epochs whose checkpoints are there, and the step of each."""
+    files = {int(file.stem.removeprefix("epoch-")): file for file in folder.glob("epoch-*")}
+    return {epoch: saved_progress(file)["step"] for epoch, file in sorted(files.items())}
+
+
+def test_the_checkpoints_of_the_last_epochs_are_kept(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, original = tmp_path / "run", RunFolder.keep_epoch
+    command = [*arguments(corpus, run), "--keep", "2", "--epochs", "4"]
+    # Killed between an epoch's checkpoint and keeping it, then again.
+    for epoch in (1, 3):
+        with monkeypatch.context() as patch:
+
+            def dying(self: RunFolder, number: int, count: int, epoch: int = epoch) -> None:
+                if number == epoch:
+                    raise KilledError
+                original(self, number, count)
+
+            patch.setattr(RunFolder, "keep_epoch", dying)
+            with pytest.raises(KilledError):
+                lm.train.main(command if epoch == 1 else ["--resume", str(run)])
+    assert lm.train.main(["--resume", str(run)]) == 0
+    steps = saved_progress(run / "last.safetensors")["step"] // 4
+    assert kept_epochs(run) == {3: 3 * steps, 4: 4 * steps}
+    newest = (run / "last.safetensors").read_bytes()
+    assert (run / "epoch-4.safetensors").read_bytes() == newest
+    assert lm.evaluate.main([str(run / "epoch-3.safetensors"), "--threads", "1"]) == 0
+    # The number may change; of a finished run none comes back.
+    assert lm.train.main(["--resume", str(run), "--keep", "1"]) == 0
+    assert list(kept_epochs(run)) == [4]
+
+
+def test_without_links_they_are_copied(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert lm.train.main([*arguments(corpus, tmp_path / "run"), "--keep", "9"]) == 0
+    assert list(kept_epochs(tmp_path / "run")) == [1, 2, 3]

@@ -242,7 +242,10 @@ def test_no_run_to_resume(refused: Refused, pictures: Path, tmp_path: Path) -> N
         ("--symm avg", "--symm avg contradicts the run in {run}, which has tri"),
         ("--soft-symmetry 0.1", "--soft-symmetry 0.1 contradicts the run in {run}, which has 0.0"),
         ("--model nin", "--model nin contradicts the run in {run}, which has wrn-10-1-bottleneck"),
-        ("--epochs 1", "--epochs 1 contradicts the run in {run}, which has 2"),
+        (
+            "--epochs 3",
+            "in {run}, which has 2, on which its schedule depends: leave the option out",
+        ),
         ("--lr-steps 1 2", "--lr-steps 1 2 contradicts the run in {run}, which has 1 2 2"),
         ("--data {moved}", "the pictures of {moved} are not those that the run in {run} was"),
         ("--data {gone}", "(where the pictures are now, --data says)"),

@@ -1,0 +1,78 @@
+"""Starting a model from the weights of another one, of the same sizes and vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import Codec
+from lm.adaptive import AdaptiveDecoder
+from lm.model import LanguageModel
+from lm.saved import load_saved
+from symrnn.files import UserError
+
+
+def start_from(model: LanguageModel, path: str | Path, codec: Codec) -> str:
+    """Copy the weights of a trained model into ``model``, each matrix to the nearest of its form.
+
+    That is exact where the form holds the matrix: full weights hold any.
+
+    path: as of :func:`lm.saved.load_saved`.
+    codec: of ``model``.
+
+    Returns which model that is, and how far its recurrent weights were from the form, in words.
+
+    Raises UserError for a file that is none, and for a model of other sizes or another vocabulary.
+    """
+    like = model.encoder.weight
+    precision = "fp64" if like.dtype == torch.float64 else "fp32"
+    saved = load_saved(path, like.device, precision=precision)
+    _check(model, saved.model, path)
+    if saved.codec.fingerprint() != codec.fingerprint():
+        raise UserError(
+            f"--init-from {path}: its model has another vocabulary than the corpus, of the same "
+            f"{len(codec):,} types"
+        )
+    plain, rnn = saved.model.rnn.to_plain(), model.rnn
+    nearest = rnn.from_plain(plain, rnn.symm, rnn.symm_hh, rnn.symm_ih, backend=rnn.backend)
+    rnn.load_state_dict(nearest.state_dict())
+    with torch.no_grad():
+        like.copy_(saved.model.encoder.weight)
+    # With tied weights that is the embedding again.
+    model.decoder.load_state_dict(saved.model.decoder.state_dict())
+    former, new = _flat(plain), _flat(nearest.to_plain())
+    share = ((new - former).norm() / former.norm()).item()
+    return f"{saved.path}, recurrent weights moved by {share:.2%} of their norm"
+
+
+def _check(model: LanguageModel, other: LanguageModel, path: str | Path) -> None:
+    """Raise UserError unless the weights of ``other`` fit into ``model``."""
+    for what, of in {
+        "vocabulary size": lambda m: m.encoder.num_embeddings,
+        "kind of layers": lambda m: type(m.rnn).__name__,
+        "number of layers": lambda m: m.rnn.num_layers,
+        "hidden size": lambda m: m.rnn.hidden_size,
+        "embedding size": lambda m: m.encoder.embedding_dim,
+        "adaptive softmax": _cutoffs,
+    }.items():
+        found, wanted = of(other), of(model)
+        if found != wanted:
+            raise UserError(
+                f"--init-from {path}: its model has another {what}: {found}, not {wanted}"
+            )
+    if model.tied and not other.tied:
+        raise UserError(
+            f"--init-from {path}: its decoder and embedding share no weights, as --tied asks for"
+        )
+
+
+def _cutoffs(model: LanguageModel) -> str:
+    if not isinstance(model.decoder, AdaptiveDecoder):
+        return "none"
+    return " ".join(map(str, model.decoder.softmax.cutoffs[:-1]))
+
+
+def _flat(plain: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in plain.parameters()])
