@@ -298,8 +298,14 @@ class _Settings:
     ) -> None:
         self.codec: Codec | None = None
         if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
-            for name in ("vocab_size", "min_count", "vocab_file", "vocab"):
-                if locals()[name] is not None:
+            settings = {
+                "vocab_size": vocab_size,
+                "min_count": min_count,
+                "vocab_file": vocab_file,
+                "vocab": vocab,
+            }
+            for name, value in settings.items():
+                if value is not None:
                     raise DataError(f"the tokenizer in {tokenizer!r} is whole: leave out {name}")
             self.codec = read_codec(tokenizer)
         if not isinstance(tokenizer, str) and not callable(tokenizer):

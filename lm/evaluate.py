@@ -26,7 +26,7 @@ from symrnn.files import UserError, run_program
 from symrnn.files.atomic import replacing
 from symrnn.files.errors import describe_os_error
 from symrnn.training import autocast
-from symrnn.training.command_line import number, print_table
+from symrnn.training.command_line import number, option_name, print_table
 from symrnn.training.progress import progress_bar
 
 EXAMPLE = """\
@@ -120,7 +120,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--cache-lambda",
         type=number(float, 0, 1),
         metavar="LAMBDA",
-        dest="cache_share",
         help="the cache's share of the probabilities (0.1)",
     )
     add(
@@ -157,22 +156,26 @@ def adaptation(options: argparse.Namespace, saved: Saved) -> dict[str, Any]:
 
     Raises UserError for an option of one of them without it, and for what this model cannot do.
     """
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    parts = {
+        whole: {name: given[name] for name in given if name.startswith(f"{whole}_")}
+        for whole in ("cache", "dynamic")
+    }
+    for whole, own in parts.items():
+        if not getattr(options, whole) and own:
+            name, value = next(iter(own.items()))
+            raise UserError(f"{option_name(name)} {value} is that of --{whole}: give both")
     found: dict[str, Any] = {}
-    for kind, name in ((Cache, "cache"), (Dynamic, "dynamic")):
-        own = {k.removeprefix(f"{name}_"): v for k, v in vars(options).items() if k != name}
-        own = {k: v for k, v in own.items() if v is not None and f"{name}_{k}" in options}
-        if not getattr(options, name):
-            for part, value in own.items():
-                option = f"--{name}-{'lambda' if part == 'share' else part}"
-                raise UserError(f"{option} {value} is that of --{name}: give both")
-            continue
-        own.pop("statistics", None)
-        if name == "cache":
-            own["size"] = options.cache
-        found[name] = kind(**own)
-    if "cache" in found:
+    if options.cache:
+        names = {"cache_theta": "theta", "cache_lambda": "share"}
+        own = {names[name]: value for name, value in parts["cache"].items()}
+        found["cache"] = Cache(options.cache, **own)
         width, item = saved.model.rnn.hidden_size, saved.model.encoder.weight.element_size()
         require_memory(options.cache, width, item, saved.device)
+    if options.dynamic:
+        parts["dynamic"].pop("dynamic_statistics", None)  # a text, no number
+        own = {name.removeprefix("dynamic_"): v for name, v in parts["dynamic"].items()}
+        found["dynamic"] = Dynamic(**own)
     weights = saved.config.get("weights", "float32")
     if "dynamic" in found and weights != "float32":
         raise UserError(f"--dynamic learns by gradients, which --weights {weights} has none of")

@@ -37,6 +37,8 @@ class Standing:
     test: the test perplexity of that model, per token; None before the end.
     valid_per_word, test_per_word: the same per word, which compares between tokenizers.
     seconds: spent on it, up to its last checkpoint.
+    valid_unknown, test_unknown: the share of <unk> in the tokens of these texts, from 0 to 1; a
+        perplexity is easily low where much is unknown.
     """
 
     begun: bool = False
@@ -49,6 +51,8 @@ class Standing:
     valid_per_word: float | None = None
     test_per_word: float | None = None
     seconds: float = 0.0
+    valid_unknown: float | None = None
+    test_unknown: float | None = None
 
 
 def standing_of(folder: Path, epochs: int) -> Standing:
@@ -70,8 +74,10 @@ def standing_of(folder: Path, epochs: int) -> Standing:
         standing.valid = float(best["valid/perplexity"])
         standing.valid_per_word = float(best["valid/word_perplexity"])
         standing.best_epoch = int(best["epoch"])
+        standing.valid_unknown = best.get("valid/unknown_share")
     if tested is not None:
         standing.test, standing.test_per_word = tested.perplexity, tested.word_perplexity
+        standing.test_unknown = last.get("test/unknown_share")
     return standing
 
 
@@ -214,6 +220,9 @@ def markdown(results: dict[str, Any]) -> list[str]:
         "over every token of the text in one stream with carried state; mean ± standard deviation "
         "over the finished runs of each row."
     )
+    unknown = [unknown_words(runs, split) for split in ("valid", "test")]
+    if any(unknown):
+        words += f" Unknown words: {', '.join(filter(None, unknown))} of the tokens."
     by_name = {run["name"]: run for run in runs}
     heads = ["weights", "valid", "test", "runs", "parameters", "deployed", "of these recurrent"]
     rows = [
@@ -244,6 +253,15 @@ def markdown(results: dict[str, Any]) -> list[str]:
         _table([*heads, "best epoch", "minutes"], rows),
         _table(["run", "state", "valid", "test", "best epoch", "minutes"], each),
     ]
+
+
+def unknown_words(runs: Sequence[dict[str, Any]], split: str) -> str:
+    """How much of a text is unknown to the models: "test 4.76 %", or from the least to the most."""
+    shares = {run[f"{split}_unknown"] for run in runs} - {None}
+    if not shares:
+        return ""
+    least, most = (f"{share:.2%}" for share in (min(shares), max(shares)))
+    return f"{split} {least}" if least == most else f"{split} {least} to {most}"
 
 
 def _with_spread(value: dict[str, Any], form: str, scale: float = 1.0) -> str:

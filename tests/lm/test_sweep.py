@@ -34,7 +34,7 @@ from data import DataError
 from lm.options import make_parser, resolve
 from lm.sweep_plan import PlannedRun, Resolver, Sweep, axes_of, seed_list, stem_of
 from lm.sweep_processes import Process, how_it_ended, last_lines
-from lm.sweep_results import spread
+from lm.sweep_results import spread, unknown_words
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder
@@ -375,6 +375,9 @@ def test_the_table_has_mean_and_deviation_over_seeds(straight: Path) -> None:
     text = (straight / "table.md").read_text()
     mean, std = (table["groups"][1]["test"][name] for name in ("mean", "std"))
     assert f"| {mean:.2f} ± {std:.2f} | 2 | " in text
+    shares = {name: of[name][-1]["test/unknown_share"] for name in NAMES}
+    assert {run["name"]: run["test_unknown"] for run in table["runs"]} == shares
+    assert " Unknown words: valid 0.00%, test 0.00% of the tokens." in text
     assert output_of(straight).endswith(text)
     assert "4 of 4 finished" in output_of(straight)
 
@@ -395,6 +398,13 @@ def test_the_table_becomes_a_report(
     stored = json.loads(out.with_suffix(".json").read_text())
     assert stored["runs"] == table_of(straight)["runs"]
     assert str(straight.parent) not in json.dumps(stored)  # where it lay means nothing elsewhere
+
+
+def test_what_is_unknown_may_differ_between_runs() -> None:
+    runs = [{"test_unknown": share} for share in (0.0476, None, 0.01, 0.04761)]
+    assert unknown_words(runs, "test") == "test 1.00% to 4.76%"
+    assert unknown_words(runs[:1], "test") == "test 4.76%"
+    assert unknown_words(runs[1:2], "test") == ""
 
 
 def test_mean_and_deviation() -> None:

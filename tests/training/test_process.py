@@ -23,6 +23,7 @@ from symrnn.training import (
     seed_everything,
     set_threads,
 )
+from symrnn.training.process import free_memory
 
 
 def test_a_seed_fixes_every_generator() -> None:
@@ -79,6 +80,11 @@ def test_peak_memory_counts_what_was_used_and_freed() -> None:
     assert before > 20 << 20
     torch.ones(before // 4 + (8 << 20))  # as many bytes as were ever in use, and 32 MiB
     assert peak_memory(torch.device("cpu")) > before
+
+
+def test_free_memory_is_less_than_all() -> None:
+    everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory("cpu") <= everything
 
 
 def test_environment_is_json_and_names_no_host_or_path() -> None:
