@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from symrnn.export import (
     table,
 )
 from symrnn.files import UserError, describe_os_error, replacing, run_program
+from symrnn.runtime_file import PackedLinear, Words, pack_matrix, save_runtime, unpack_matrix
 from symrnn.training.command_line import print_table
 
 EXAMPLE = """\
@@ -31,27 +34,35 @@ examples:
   python -m lm.export                                   the newest run in ./runs, its weights
   python -m lm.export runs/ptb-small-avg-seed1 --to onnx --out model.onnx
   python -m lm.export best.safetensors --to pt2 --out model.pt2
+  python -m lm.export runs/ptb-small-avg-seed1 --to runtime --dtype int8
 
 The file takes tokens (time, batch) and the state (h0, and of an LSTM c0), and gives logits and the
 new state; time and batch are free. It is compared with the model before it is there: exit code 1
 if it differs by more than float32 explains. The vocabulary goes beside it: FILE.vocab.txt, a word
-a line, or FILE.pieces.model of sentencepiece. docs/deployment.md has what loads each kind.
+a line, or FILE.pieces.model of sentencepiece; into the file of runtime. docs/deployment.md has what
+loads each kind.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained model: PyTorch's own layers, constant weights, its vocabulary."
     options = export_parser("lm.export", description, EXAMPLE).parse_args(arguments)
-    require(options.to)
+    require(options.to, options.dtype)
     saved = load_saved(options.checkpoint, torch.device("cpu"), precision="fp32")
     path = place_of(options, saved.path)
-    vocabulary = vocabulary_path(path, saved.codec)
-    program = program_of(saved, vocabulary.name)
+    beside = options.to != "runtime"
+    vocabulary = vocabulary_path(path, saved.codec) if beside else path
+    program = program_of(saved, vocabulary.name, getattr(torch, options.dtype))
     print_table({"model": saved.path, **table(program, options.to)})
     if options.dry_run:
         print_table({"would be written": path, "vocabulary": vocabulary})
         return 0
-    done = export(program, options.to, path, lambda: write_vocabulary(vocabulary, saved.codec))
+
+    def write_beside() -> None:
+        if beside:
+            write_vocabulary(vocabulary, saved.codec)
+
+    done = export(program, options.to, path, write_beside)
     print_table({**outcome(done), "vocabulary": vocabulary})
     return 0
 
@@ -79,8 +90,11 @@ class _SingleState(_Parts):
         return self.decoder(output), hn
 
 
-def program_of(saved: Saved, vocabulary: str) -> Program:
-    """What leaves of a saved model. vocabulary: the name of the file beside it."""
+def program_of(saved: Saved, vocabulary: str, dtype: torch.dtype = torch.float32) -> Program:
+    """What leaves of a saved model.
+
+    vocabulary: the name of the file that it is in.  dtype: of the weights in a file of the runtime.
+    """
     model = saved.model
     states = model.states
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
@@ -101,7 +115,37 @@ def program_of(saved: Saved, vocabulary: str) -> Program:
         outputs={"logits": ("time", "batch", size), **{f"{s}n": state for s in states}},
         draw=draw,
         about=about(saved, vocabulary),
+        save_runtime=partial(write_runtime, saved, vocabulary, dtype),
+        lowered=None if dtype == torch.float32 else lowered(model, dtype),
     )
+
+
+def write_runtime(saved: Saved, vocabulary: str, dtype: torch.dtype, path: Path) -> None:
+    """Write the file of the C runtime: the model, its vocabulary and what it says of itself."""
+    model, codec = saved.model, saved.codec
+    if isinstance(codec, SentencePieceCodec):
+        words = Words(codec.kind, codec.pieces(), codec.eos_id, codec.unk_id, codec.model)
+    else:
+        assert isinstance(codec, WordCodec)
+        words = Words(codec.kind, codec.vocabulary.tokens, codec.eos_id, codec.unk_id)
+    save_runtime(
+        model.rnn,
+        path,
+        dtype=dtype,
+        embedding=model.encoder,
+        linear=model.decoder,
+        words=words,
+        about=about(saved, vocabulary),
+    )
+
+
+def lowered(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """The model as the C runtime computes it with weights of this dtype, by the same kernels."""
+    made = copy.deepcopy(model)
+    made.rnn.inference_dtype = dtype
+    made.encoder.weight = nn.Parameter(unpack_matrix(pack_matrix(model.encoder.weight, dtype)))
+    made.decoder = PackedLinear(model.decoder, dtype)  # type: ignore[assignment]
+    return made
 
 
 def about(saved: Saved, vocabulary: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 >>> from symrnn import SymLSTM
 >>> lstm = SymLSTM(650, 650, num_layers=2, symm="avg")
 
-What a name stands for is imported when it is first asked for, so that ``symrnn.runtime`` runs models
-where PyTorch is not, or is not worth its second of loading. Operators that programs of
+What a name stands for is imported when it is first asked for, so that ``symrnn.runtime`` runs
+models where PyTorch is not, or is not worth its second of loading. Operators that programs of
 ``torch.export`` name are there once ``symrnn.rnn`` is.
 """
 

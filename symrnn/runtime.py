@@ -6,7 +6,7 @@
 >>> for token in session.generate("the company said", 20, seed=7):
 ...     print(model.decode([token]), end=" ")
 
-This module, numpy and the native library are all that is loaded. symrnn_runtime.h says the same of C.
+This module, numpy and the native library are all that is loaded; symrnn_runtime.h is the same in C.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ class Session:
                 raise ModelError(f"{model.path}: this model reads no text: it has no vocabulary")
             prompt = [model.eos, *model.encode(prompt)]
         x, steps, _ = self._inputs(np.array([*prompt])[:, None])
-        return self._generate(x, steps, tokens, seed, temperature, top_k or 0, 1.0 if top_p is None else top_p)
+        share = 1.0 if top_p is None else top_p
+        return self._generate(x, steps, tokens, seed, temperature, top_k or 0, share)
 
     def _generate(
         self,
@@ -252,9 +253,7 @@ class Session:
         at, to, size = x.ctypes.data, logits.ctypes.data, len(logits)
         for _ in range(tokens):
             model._check(library.symrnn_run_tokens(self._pointer, steps, at, 1, to))
-            model._check(
-                library.symrnn_draw(size, to, generator, temperature, top_k, top_p, token)
-            )
+            model._check(library.symrnn_draw(size, to, generator, temperature, top_k, top_p, token))
             yield token.value
             at, steps = ctypes.addressof(token), 1
 
@@ -268,8 +267,8 @@ class Session:
     @state.setter
     def state(self, state: Iterable[Floats]) -> None:
         parts = [np.ascontiguousarray(part) for part in state]
-        shapes = [(part.shape, part.dtype) for part in parts]
-        if shapes != [(self._state_shape, np.float32)] * len(self._states):
+        shapes = [(part.shape, str(part.dtype)) for part in parts]
+        if shapes != [(self._state_shape, "float32")] * len(self._states):
             raise ValueError(
                 f"state should be {len(self._states)} arrays {self._state_shape} of float32, got: "
                 + ", ".join(f"{shape} of {dtype}" for shape, dtype in shapes)

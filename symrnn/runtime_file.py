@@ -103,7 +103,7 @@ def save_runtime(
         "layers": [],
     }
     for n, layer in enumerate(pack_layers(weights, attributes.mode, False, dtype)):
-        described = {
+        described: dict[str, Any] = {
             name: {
                 "numbers": made.add(f"layers.{n}.{name}", matrix.numbers),
                 "groups": made.groups(matrix),
@@ -119,13 +119,13 @@ def save_runtime(
     if linear is not None:
         _check_shape("linear", linear.weight, (None, own.hidden_size))
         if embedding is not None and linear.weight is embedding.weight:
-            described = dict(structure["embedding"])
+            end = dict(structure["embedding"])
         else:
-            described = made.matrix("linear", linear.weight)
+            end = made.matrix("linear", linear.weight)
         if linear.bias is not None:
             _check_float32("linear", linear.bias)
-            described["bias"] = made.add("linear.bias", linear.bias)
-        structure["linear"] = described
+            end["bias"] = made.add("linear.bias", linear.bias)
+        structure["linear"] = end
     if words is not None:
         if embedding is None or len(words.tokens) != embedding.num_embeddings:
             raise ValueError(

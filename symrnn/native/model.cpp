@@ -259,7 +259,7 @@ int Reader::read_structure() {
     case Json::NO_MEMORY: return no_memory();
     }
     const Json::Node &root = structure.root();
-    int64_t version, inputs, hidden;
+    int64_t version = 0, inputs = 0, hidden = 0;
     if (const int bad = integer(root, "version", 0, INT32_MAX, version)) return bad;
     if (version != 1)
         return refuse("it is of version %lld, and this library reads 1",
@@ -297,7 +297,7 @@ int Reader::read_structure() {
     if (const int bad = symrnn_advance(&stream, 1, 0, nullptr, nullptr, nullptr, 1))
         return refuse("its layers: %s", symrnn_message(bad));
 
-    int64_t rows;
+    int64_t rows = 0;
     const Json::Node &embedding = structure.get(root, "embedding");
     if (is_given(embedding)) {
         if (const int bad = integer(embedding, "rows", 1, INT32_MAX, rows)) return bad;
@@ -333,7 +333,7 @@ int Reader::read_maps(const Json::Node &maps) {
 }
 
 int Reader::read_map(const Json::Node &node, symrnn_map &map) {
-    int64_t from, to;
+    int64_t from = 0, to = 0;
     if (const int bad = integer(node, "from", 1, INT32_MAX, from)) return bad;
     if (const int bad = integer(node, "to", 1, INT32_MAX, to)) return bad;
     map.from = static_cast<int32_t>(from);
@@ -347,7 +347,7 @@ int Reader::read_map(const Json::Node &node, symrnn_map &map) {
 
 int Reader::map_of(const Json::Node &node, const char *key, const symrnn_map *&to) const {
     if (!is_given(model_.structure.get(node, key))) return SYMRNN_OK;
-    int64_t n;
+    int64_t n = 0;
     if (map_count_ == 0) return refuse("its %s name a map, and it has none", key);
     if (const int bad = integer(node, key, 0, map_count_ - 1, n)) return bad;
     to = maps_ + n;
@@ -411,7 +411,7 @@ int Reader::read_product(const Json::Node &node, const char *name, int64_t rows,
 
 int Reader::read_group(const Json::Node &node, const char *name, symrnn_product &product,
                        int64_t &place, int64_t bytes, const char *numbers) {
-    int64_t rows, columns, symmetric, gates;
+    int64_t rows = 0, columns = 0, symmetric = 0, gates = 0;
     if (const int bad = integer(node, "rows", 1, INT32_MAX, rows)) return bad;
     if (const int bad = integer(node, "columns", 1, INT32_MAX, columns)) return bad;
     if (const int bad = integer(node, "gates", 1, (1 << product.gates) - 1, gates)) return bad;
@@ -470,7 +470,7 @@ int Reader::read_vocabulary(const Json::Node &node) {
         return refuse("the kind of its vocabulary should be word, callable or sentencepiece");
     if (!about.tokens) return refuse("it has a vocabulary, and no embedding");
     found.size = about.tokens;
-    int64_t id;
+    int64_t id = 0;
     if (const int bad = integer(node, "eos", 0, found.size - 1, id)) return bad;
     about.eos = static_cast<int32_t>(id);
     if (is_given(structure.get(node, "unknown"))) {

@@ -59,10 +59,11 @@ class Cut {
     template <typename Stays>
     void remove(int b, const Stays &stays) {
         int64_t count = 0;
-        for (int64_t k = 0; k < n_; ++k) {
+        for (int64_t k = 0; k < n_; ++k) {  // without a branch, which could not be predicted
             const int own = bucket(weights_[k]);
-            if (own > b) weights_[k] = 0;
-            if (own == b) ids_[count++] = static_cast<int32_t>(k);
+            weights_[k] = own > b ? 0 : weights_[k];
+            ids_[count] = static_cast<int32_t>(k);
+            count += own == b;
         }
         std::sort(ids_, ids_ + count, [&](int32_t i, int32_t j) {
             return weights_[i] != weights_[j] ? weights_[i] > weights_[j] : i < j;

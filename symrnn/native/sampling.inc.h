@@ -11,7 +11,8 @@ static float largest(int64_t n, const float *x) {
         Block<float> v = splat(x[k]);
         if (count == 16) v = load(x + k);
         else
-            for (int i = 0; i < count; ++i) v.reg[i / Register<float>::WIDTH][i % Register<float>::WIDTH] = x[k + i];
+            for (int i = 0; i < count; ++i)
+                v.reg[i / Register<float>::WIDTH][i % Register<float>::WIDTH] = x[k + i];
         for (int r = 0; r < Block<float>::REGISTERS; ++r) {
             most.reg[r] = v.reg[r] > most.reg[r] ? v.reg[r] : most.reg[r];
             odd.reg[r] = v.reg[r] == v.reg[r] ? odd.reg[r] : v.reg[r];
@@ -58,7 +59,7 @@ INLINE Register<double>::type exp_of_negative(Register<double>::type x) {
 static void weigh(int64_t n, const float *x, double highest, double temperature, double *to) {
     for (int64_t k = 0; k < n; k += 16) {
         const int count = n - k < 16 ? static_cast<int>(n - k) : 16;
-        Block<double> v;
+        Block<double> v = {};
         for (int i = 0; i < 16; ++i) {
             const float own = x[i < count ? k + i : k];
             v.reg[i / Register<double>::WIDTH][i % Register<double>::WIDTH] = own;
