@@ -16,9 +16,9 @@ Json::Result Json::read(const char *text, int64_t length) {
     text_[length] = 0;
     at_ = text_;
     const int64_t place = value(0);
+    if (place < 0) return no_memory_ ? NO_MEMORY : REFUSED;
     skip_space();
-    if (no_memory_) return NO_MEMORY;
-    return place == 0 && at_ == text_ + length ? READ : REFUSED;
+    return at_ == text_ + length ? READ : REFUSED;
 }
 
 const Json::Node &Json::get(const Node &object, const char *key) const {
@@ -77,7 +77,8 @@ int64_t Json::items(int64_t place, bool object, int depth) {
             skip_space();
             if (*at_ != '"' || !string(key, length)) return -1;
             skip_space();
-            if (*at_++ != ':') return -1;
+            if (*at_ != ':') return -1;
+            ++at_;
         }
         const int64_t item = value(depth + 1);
         if (item < 0) return -1;
