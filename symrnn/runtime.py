@@ -251,11 +251,12 @@ class Session:
         library.symrnn_seed(generator, seed)
         logits = np.empty(model.output_size, np.float32)
         at, to, size = x.ctypes.data, logits.ctypes.data, len(logits)
+        drawn = ctypes.addressof(token)
         for _ in range(tokens):
             model._check(library.symrnn_run_tokens(self._pointer, steps, at, 1, to))
-            model._check(library.symrnn_draw(size, to, generator, temperature, top_k, top_p, token))
+            model._check(library.symrnn_draw(size, to, generator, temperature, top_k, top_p, drawn))
             yield token.value
-            at, steps = ctypes.addressof(token), 1
+            at, steps = drawn, 1
 
     @property
     def state(self) -> tuple[Floats, ...]:

@@ -239,7 +239,13 @@ def test_tokens_are_drawn_as_by_the_programs(name: str) -> None:
             expected = draw(logits, generator, temperature=temperature, top_k=top_k, top_p=top_p)
             native.check(
                 lib.symrnn_draw(
-                    size, logits.data_ptr(), own, temperature, top_k or 0, top_p or 1.0, token
+                    size,
+                    logits.data_ptr(),
+                    own,
+                    temperature,
+                    top_k or 0,
+                    top_p or 1.0,
+                    ctypes.byref(token),
                 )
             )
             assert token.value == expected, (size, temperature, top_k, top_p)

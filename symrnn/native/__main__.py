@@ -20,7 +20,7 @@ CXX is the compiler, CXXFLAGS and LDFLAGS its arguments. The library needs libc 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m symrnn.native",
-        description="Compile the kernels and the runtime into one shared library, with its headers.",
+        description="Compile the kernels and the runtime into one library, its headers beside it.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

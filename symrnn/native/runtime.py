@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import (
-    POINTER,
-    c_char_p,
-    c_double,
-    c_int,
-    c_int32,
-    c_int64,
-    c_uint32,
-    c_void_p,
-)
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint32, c_void_p
 from enum import IntEnum
 
 from symrnn import native
@@ -53,19 +44,19 @@ class Generator(ctypes.Structure):
     _fields_ = (("state", c_uint32 * 624), ("next", c_int32))
 
 
+# Arrays, numbers that are written and what is not seen into are addresses; ctypes.byref is one.
 _MODEL = _SESSION = c_void_p
-_TOKENS = POINTER(c_int32)
-_COUNT = POINTER(c_int64)
+_TO = c_void_p
 
 FUNCTIONS: Functions = {
     "symrnn_why": (c_char_p, []),
-    "symrnn_model_open": (c_int, [c_char_p, POINTER(_MODEL)]),
+    "symrnn_model_open": (c_int, [c_char_p, _TO]),
     "symrnn_model_close": (None, [_MODEL]),
     "symrnn_model_about": (c_int, [_MODEL, POINTER(About)]),
     "symrnn_model_json": (c_char_p, [_MODEL]),
-    "symrnn_model_pieces": (c_int, [_MODEL, POINTER(c_void_p), _COUNT]),
-    "symrnn_session_open": (c_int, [_MODEL, c_int64, c_int, POINTER(_SESSION)]),  # batch, threads
-    "symrnn_session_copy": (c_int, [_SESSION, POINTER(_SESSION)]),
+    "symrnn_model_pieces": (c_int, [_MODEL, _TO, _TO]),
+    "symrnn_session_open": (c_int, [_MODEL, c_int64, c_int, _TO]),  # batch, threads
+    "symrnn_session_copy": (c_int, [_SESSION, _TO]),
     "symrnn_session_close": (None, [_SESSION]),
     "symrnn_session_reset": (c_int, [_SESSION, c_int64]),
     "symrnn_session_state": (c_int, [_SESSION, c_void_p, c_void_p]),
@@ -78,11 +69,11 @@ FUNCTIONS: Functions = {
     "symrnn_draw": (
         c_int,
         # n, logits, generator, temperature, top_k, top_p, token
-        [c_int64, c_void_p, POINTER(Generator), c_double, c_int64, c_double, _TOKENS],
+        [c_int64, c_void_p, POINTER(Generator), c_double, c_int64, c_double, _TO],
     ),
-    "symrnn_encode": (c_int, [_MODEL, c_char_p, c_int64, c_void_p, c_int64, _COUNT]),
+    "symrnn_encode": (c_int, [_MODEL, c_char_p, c_int64, c_void_p, c_int64, _TO]),
     # token, line, text, room, count
-    "symrnn_write": (c_int, [_MODEL, c_int32, _TOKENS, c_char_p, c_int64, _COUNT]),
+    "symrnn_write": (c_int, [_MODEL, c_int32, _TO, c_char_p, c_int64, _TO]),
 }
 
 
