@@ -174,7 +174,8 @@ int symrnn_draw(int64_t n, const float *logits, symrnn_generator *generator, dou
     arena.reserve(weights, n);
     arena.reserve(ids, n);
     if (!arena.allocate()) return fail(SYMRNN_MEMORY, "out of memory");
-    cpu().weigh(n, logits, highest, temperature, weights);
+    // Finite, so that the highest, whose difference is 0, has the weight 1 at any temperature.
+    cpu().weigh(n, logits, highest, std::min(1 / temperature, 1.7e308), weights);
     Cut likeliest(n, weights, ids);
     if (top_k > 0 && top_k < n) likeliest.to_count(top_k);
     if (top_p < 1) likeliest.to_share(top_p);

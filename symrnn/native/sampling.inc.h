@@ -55,17 +55,16 @@ INLINE Register<double>::type exp_of_negative(Register<double>::type x) {
     return tiny ? V{} : (V)((Longs)p + exponent);
 }
 
-// to[k] = exp((x[k] - highest) / temperature), of numbers up to `highest`.
-static void weigh(int64_t n, const float *x, double highest, double temperature, double *to) {
-    for (int64_t k = 0; k < n; k += 16) {
-        const int count = n - k < 16 ? static_cast<int>(n - k) : 16;
-        Block<double> v = {};
-        for (int i = 0; i < 16; ++i) {
-            const float own = x[i < count ? k + i : k];
-            v.reg[i / Register<double>::WIDTH][i % Register<double>::WIDTH] = own;
-        }
-        for (int r = 0; r < Block<double>::REGISTERS; ++r)
-            v.reg[r] = exp_of_negative((v.reg[r] - highest) / temperature);
-        store_some(to + k, v, count);
+// to[k] = exp((x[k] - highest) · scale), of numbers up to `highest`.
+static void weigh(int64_t n, const float *x, double highest, double scale, double *to) {
+    typedef Register<double>::type V;
+    constexpr int WIDTH = Register<double>::WIDTH;
+    typedef float Some __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
+    typedef Register<double>::unaligned Place;
+    int64_t k = 0;
+    for (; k + WIDTH <= n; k += WIDTH) {
+        const V v = __builtin_convertvector(*reinterpret_cast<const Some *>(x + k), V);
+        *reinterpret_cast<Place *>(to + k) = exp_of_negative((v - highest) * scale);
     }
+    for (; k < n; ++k) to[k] = exp_of_negative((x[k] - highest) * scale - V{})[0];
 }
