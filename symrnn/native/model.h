@@ -77,11 +77,6 @@ struct Linear {
 
 }  // namespace symrnn
 
-// Dense vectors of a linear layer: y (n, rows) = x (n, columns) · Wᵀ + bias. Returns a status.
-namespace symrnn {
-int run_linear(const Linear &linear, int64_t n, const float *x, float *y, int threads);
-}
-
 struct symrnn_model {
     symrnn::Mapping file;
     symrnn::Json header, structure;

@@ -20,6 +20,8 @@ class Buffer {
     Buffer(const Buffer &) = delete;
     ~Buffer() { free(at_); }
 
+    float *at() const { return at_; }
+
     // So many floats, with any contents; null if there is no memory.
     float *get(int64_t count) {
         if (count > count_) {
@@ -135,8 +137,7 @@ struct LinearJob {
     }
 };
 
-}  // namespace
-
+// y (n, rows) = x (n, columns) · Wᵀ + bias. Returns a status.
 int run_linear(const Linear &linear, int64_t n, const float *x, float *y, int threads) {
     const symrnn_product &w = *linear.weight;
     // So many at once that the scratch memory stays small beside what comes out.
@@ -151,8 +152,6 @@ int run_linear(const Linear &linear, int64_t n, const float *x, float *y, int th
     }
     return SYMRNN_OK;
 }
-
-namespace {
 
 // ---- steps -------------------------------------------------------------------------------------
 
@@ -173,7 +172,7 @@ int run_some(symrnn_session &session, int64_t steps, const int32_t *tokens, cons
             unpack_row(*model.embedding, tokens[k], rows_of + k * about.input_size);
         x = rows_of;
     }
-    const symrnn_stream stream = {about.layers, model.layers, session.h.get(0), session.c.get(0)};
+    const symrnn_stream stream = {about.layers, model.layers, session.h.at(), session.c.at()};
     const int threads = threads_for(session.threads, model.entries, steps, batch);
     if (const int bad = symrnn_advance(&stream, steps, batch, x, between, output, threads)) return bad;
     const float *const last = output + (steps - wanted) * batch * hidden;
@@ -251,8 +250,7 @@ int symrnn_session_copy(const symrnn_session *session, symrnn_session **copy) {
     if (copy) *copy = nullptr;
     if (!session || !copy) return fail(SYMRNN_NULL, "session and copy should not be null");
     if (const int bad = new_session(session->model, session->batch, session->threads, copy)) return bad;
-    auto *const from = const_cast<symrnn_session *>(session);  // get(0) changes nothing
-    return symrnn_session_set_state(*copy, from->h.get(0), from->c.get(0));
+    return symrnn_session_set_state(*copy, session->h.at(), session->c.at());
 }
 
 void symrnn_session_close(symrnn_session *session) { delete session; }
@@ -264,7 +262,7 @@ int symrnn_session_reset(symrnn_session *session, int64_t row) {
         return fail(SYMRNN_SIZE, "row should be -1 or from 0 to %lld, got: %lld",
                     static_cast<long long>(batch - 1), static_cast<long long>(row));
     const int64_t first = row < 0 ? 0 : row, count = row < 0 ? batch : 1;
-    for (float *part : {session->h.get(0), session->c.get(0)})
+    for (float *part : {session->h.at(), session->c.at()})
         for (int64_t n = 0; part && n < session->model->about.layers; ++n)
             memset(part + (n * batch + first) * hidden, 0, count * hidden * sizeof *part);
     return SYMRNN_OK;
@@ -272,11 +270,10 @@ int symrnn_session_reset(symrnn_session *session, int64_t row) {
 
 int symrnn_session_state(const symrnn_session *session, float *h, float *c) {
     if (!session || !h) return fail(SYMRNN_NULL, "session and h should not be null");
-    auto *const from = const_cast<symrnn_session *>(session);
     const bool lstm = session->model->about.mode == SYMRNN_LSTM;
     if (lstm && !c) return fail(SYMRNN_NULL, "c of an LSTM should not be null");
-    memcpy(h, from->h.get(0), session->state_size() * sizeof *h);
-    if (lstm) memcpy(c, from->c.get(0), session->state_size() * sizeof *c);
+    memcpy(h, session->h.at(), session->state_size() * sizeof *h);
+    if (lstm) memcpy(c, session->c.at(), session->state_size() * sizeof *c);
     return SYMRNN_OK;
 }
 
@@ -284,8 +281,8 @@ int symrnn_session_set_state(symrnn_session *session, const float *h, const floa
     if (!session || !h) return fail(SYMRNN_NULL, "session and h should not be null");
     const bool lstm = session->model->about.mode == SYMRNN_LSTM;
     if (lstm && !c) return fail(SYMRNN_NULL, "c of an LSTM should not be null");
-    memcpy(session->h.get(0), h, session->state_size() * sizeof *h);
-    if (lstm) memcpy(session->c.get(0), c, session->state_size() * sizeof *c);
+    memcpy(session->h.at(), h, session->state_size() * sizeof *h);
+    if (lstm) memcpy(session->c.at(), c, session->state_size() * sizeof *c);
     return SYMRNN_OK;
 }
 

@@ -3,6 +3,7 @@
 //
 //     mutate COUNT FILE ...    so many mutations of each file, the same on every machine
 //
+// Those in models/ are small ones that symrnn.save_runtime wrote, of version 1: they must open for good.
 // A mutated file is refused with a sentence, or runs. Exits with 1 if one is not, or a whole file is.
 
 #include <math.h>
