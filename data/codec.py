@@ -393,6 +393,18 @@ class SentencePieceCodec(Codec):
     def token(self, id: int) -> str:
         return _unescaped(str(self._processor.IdToPiece(self._check_id(id))))
 
+    def pieces(self) -> list[str]:
+        """What each id adds to a text, in the order of ids: U+2581 is a space.
+
+        `<unk>` stands between two, as `decode` has it, and `<eos>` is empty. Of U+2581 and U+2585
+        themselves there are the stand-ins.
+        """
+        found = [str(self._processor.IdToPiece(id)) for id in range(len(self))]
+        assert self.unk_id is not None
+        found[self.unk_id] = f"\u2581{UNK}\u2581"
+        found[self.eos_id] = ""
+        return found
+
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "model": base64.b64encode(self.model).decode("ascii")}
 

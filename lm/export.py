@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data import Codec, DataError, SentencePieceCodec, WordCodec
+from data import Codec, DataError, SentencePieceCodec, TokenizersCodec, WordCodec
 from lm.model import LanguageModel
 from lm.saved import Saved, load_saved
 from symrnn.export import (
@@ -24,6 +26,7 @@ from symrnn.export import (
     table,
 )
 from symrnn.files import UserError, describe_os_error, replacing, run_program
+from symrnn.runtime_file import PackedLinear, Words, pack_matrix, save_runtime, unpack_matrix
 from symrnn.training.command_line import print_table
 
 EXAMPLE = """\
@@ -31,27 +34,35 @@ examples:
   python -m lm.export                                   the newest run in ./runs, its weights
   python -m lm.export runs/ptb-small-avg-seed1 --to onnx --out model.onnx
   python -m lm.export best.safetensors --to pt2 --out model.pt2
+  python -m lm.export runs/ptb-small-avg-seed1 --to runtime --dtype int8
 
 The file takes tokens (time, batch) and the state (h0, and of an LSTM c0), and gives logits and the
 new state; time and batch are free. It is compared with the model before it is there: exit code 1
 if it differs by more than float32 explains. The vocabulary goes beside it: FILE.vocab.txt, a word
-a line, or FILE.pieces.model of sentencepiece. docs/deployment.md has what loads each kind.
+a line, or FILE.pieces.model of sentencepiece; into the file of runtime. docs/deployment.md has what
+loads each kind.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained model: PyTorch's own layers, constant weights, its vocabulary."
     options = export_parser("lm.export", description, EXAMPLE).parse_args(arguments)
-    require(options.to)
+    require(options.to, options.dtype)
     saved = load_saved(options.checkpoint, torch.device("cpu"), precision="fp32")
     path = place_of(options, saved.path)
-    vocabulary = vocabulary_path(path, saved.codec)
-    program = program_of(saved, vocabulary.name)
+    beside = options.to != "runtime"
+    vocabulary = vocabulary_path(path, saved.codec) if beside else path
+    program = program_of(saved, vocabulary.name, getattr(torch, options.dtype))
     print_table({"model": saved.path, **table(program, options.to)})
     if options.dry_run:
         print_table({"would be written": path, "vocabulary": vocabulary})
         return 0
-    done = export(program, options.to, path, lambda: write_vocabulary(vocabulary, saved.codec))
+
+    def write_beside() -> None:
+        if beside:
+            write_vocabulary(vocabulary, saved.codec)
+
+    done = export(program, options.to, path, write_beside)
     print_table({**outcome(done), "vocabulary": vocabulary})
     return 0
 
@@ -80,8 +91,11 @@ class _SingleState(_Parts):
         return self.decoder(output), hn
 
 
-def program_of(saved: Saved, vocabulary: str) -> Program:
-    """What leaves of a saved model. vocabulary: the name of the file beside it."""
+def program_of(saved: Saved, vocabulary: str, dtype: torch.dtype = torch.float32) -> Program:
+    """What leaves of a saved model.
+
+    vocabulary: the name of the file that it is in.  dtype: of the weights in a file of the runtime.
+    """
     model = saved.model
     states = model.states
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
@@ -102,7 +116,57 @@ def program_of(saved: Saved, vocabulary: str) -> Program:
         outputs={"logits": ("time", "batch", size), **{f"{s}n": state for s in states}},
         draw=draw,
         about=about(saved, vocabulary),
+        save_runtime=partial(write_runtime, saved, vocabulary, dtype),
+        lowered=None if dtype == torch.float32 else lowered(model, dtype),
     )
+
+
+def write_runtime(saved: Saved, vocabulary: str, dtype: torch.dtype, path: Path) -> None:
+    """Write the file of the C runtime: the model, its vocabulary and what it says of itself."""
+    model, codec = saved.model, saved.codec
+    if isinstance(codec, SentencePieceCodec):
+        words = Words(codec.kind, codec.pieces(), codec.eos_id, codec.unk_id, codec.model)
+    elif isinstance(codec, WordCodec) and codec.unit == "word":
+        words = Words(codec.kind, codec.vocabulary.tokens, codec.eos_id, codec.unk_id)
+    else:
+        raise UserError(f"--to runtime knows words and sentencepiece, got: tokens of {codec.kind}")
+    save_runtime(
+        model.rnn,
+        path,
+        dtype=dtype,
+        embedding=model.encoder,
+        linear=linear_end(model),
+        words=words,
+        about=about(saved, vocabulary),
+    )
+
+
+def linear_end(model: LanguageModel) -> nn.Linear:
+    """What the C runtime computes of the highest layer's output: decoder and projection, as one.
+
+    Raises UserError for a decoder that is no matrix.
+    """
+    decoder, projection = model.decoder, model.projection
+    if not isinstance(decoder, nn.Linear):
+        raise UserError("--to runtime has no adaptive softmax, which this model has")
+    if not isinstance(projection, nn.Linear):
+        return decoder
+    size, width = decoder.out_features, projection.in_features
+    made = nn.Linear(width, size, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        made.weight.copy_(decoder.weight @ projection.weight)
+        made.bias.copy_(decoder.bias)
+    return made
+
+
+def lowered(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """The model as the C runtime computes it with weights of this dtype, by the same kernels."""
+    made = copy.deepcopy(model)
+    made.rnn.inference_dtype = dtype
+    made.encoder.weight = nn.Parameter(unpack_matrix(pack_matrix(model.encoder.weight, dtype)))
+    made.decoder = PackedLinear(linear_end(model), dtype)  # type: ignore[assignment]
+    made.projection = nn.Identity()
+    return made
 
 
 def about(saved: Saved, vocabulary: str) -> dict[str, Any]:
@@ -126,16 +190,19 @@ def about(saved: Saved, vocabulary: str) -> dict[str, Any]:
 
 def vocabulary_path(path: Path, codec: Codec) -> Path:
     """Where the vocabulary goes that belongs to the file at ``path``."""
-    return path.with_suffix(".pieces.model" if codec.kind == "sentencepiece" else ".vocab.txt")
+    suffixes = {"sentencepiece": ".pieces.model", "tokenizers": ".tokenizer.json"}
+    return path.with_suffix(suffixes.get(codec.kind, ".vocab.txt"))
 
 
 def write_vocabulary(path: Path, codec: Codec) -> None:
-    """Write sentencepiece's model, or the tokens in the order of their ids, one a line.
+    """Write the tokenizer's own model, or the tokens in the order of their ids, one a line.
 
     Raises UserError for a token that has a line end in it, as a tokenizer of one's own may give.
     """
     if isinstance(codec, SentencePieceCodec):
         contents = codec.model
+    elif isinstance(codec, TokenizersCodec):
+        contents = codec.model.encode()
     else:
         assert isinstance(codec, WordCodec)
         tokens = codec.vocabulary.tokens

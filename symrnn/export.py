@@ -1,5 +1,7 @@
 """Files of deployed models that others run without this library: weights, ``torch.export``, ONNX.
 
+One kind is its own: that of the C runtime, which knows neither Python nor PyTorch.
+
 A file is written aside, run, and compared with the model that it is of, on other sizes than the
 example's; only then it takes its name. What the export programs share stands here.
 """
@@ -23,10 +25,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from symrnn import native, runtime
 from symrnn.files import UserError, describe_os_error, replacing, to_json
 from symrnn.rnn.torch_state import free_time
 
-KINDS = {"plain": ".safetensors", "pt2": ".pt2", "onnx": ".onnx"}
+KINDS = {"plain": ".safetensors", "pt2": ".pt2", "onnx": ".onnx", "runtime": ".symrnn"}
 """What --to takes, and how the names of such files end."""
 
 OPSET = 17
@@ -35,6 +38,9 @@ OPSET = 17
 KEY = "symrnn"
 """Under which a file holds what it is, in JSON: in safetensors' metadata, in ONNX's
 ``metadata_props``, and as the extra file ``symrnn.json`` of torch.export."""
+
+DTYPES = ("float32", "bfloat16", "int8")
+"""What --dtype takes."""
 
 Axes = tuple[str | int, ...]
 """A tensor's axes: the name of a free one, or the size."""
@@ -68,6 +74,9 @@ class Program:
     inputs, outputs: by name.
     draw: example inputs, for sizes of the free axes.
     about: what the model is, as JSON.
+    save_runtime: writes the file of the C runtime; None of a model that it does not run.
+    lowered: the model with weights of lower precision, as a file is to have them; None where they
+        are float32.
     """
 
     model: nn.Module
@@ -77,6 +86,8 @@ class Program:
     outputs: Mapping[str, Axes]
     draw: Callable[[Mapping[str, int]], Tensors]
     about: dict[str, Any]
+    save_runtime: Callable[[Path], None] | None = None
+    lowered: nn.Module | None = None
 
     def call(self, model: nn.Module) -> Callable[[Tensors], Tensors]:
         """Runs one of the models on inputs."""
@@ -113,12 +124,15 @@ class Exported:
     """What came of an export.
 
     path, size: of the file, in bytes.
-    difference: the largest of an output from the model's; None if nothing here could run the file.
+    difference: the largest of an output from the model's, the lowered one if there is one; None if
+        nothing here could run the file.
+    rounding: the largest of an output of the lowered model from the trained one's; None without.
     """
 
     path: Path
     size: int
     difference: float | None
+    rounding: float | None = None
 
 
 def export(
@@ -138,15 +152,25 @@ def export(
             write(program, new)
             run = load(program, new)
             difference = None if run is None else compare(program, run, path)
+            rounding = None if program.lowered is None else _rounding(program)
             size = new.stat().st_size
             beside()
     except OSError as error:
         raise ExportError(f"{path}: was not written: {describe_os_error(error)}") from error
-    return Exported(path, size, difference)
+    return Exported(path, size, difference, rounding)
 
 
-def require(kind: str) -> None:
-    """Raise ExportError if what files of this kind are made with is not installed."""
+def require(kind: str, dtype: str = "float32", *, recurrent: bool = True) -> None:
+    """Raise ExportError if what files of this kind are made with is not installed.
+
+    dtype: of the weights.  recurrent: whether the model is, as those that the runtime runs are.
+    """
+    if kind == "runtime" and not recurrent:
+        raise ExportError("--to runtime is for recurrent layers, and this is a network for images")
+    if kind == "runtime" and not native.available():
+        raise ExportError(f"--to runtime: {native.why_not()}")
+    if kind != "runtime" and dtype != "float32":
+        raise ExportError(f"--dtype {dtype} is for --to runtime, got: --to {kind}")
     if kind == "onnx" and not _installed("onnx"):
         raise ExportError("--to onnx needs the onnx package: pip install 'symrnn[onnx]'")
 
@@ -159,13 +183,14 @@ def _installed(package: str) -> bool:
 
 
 def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> float:
-    """The largest difference of an output of ``run`` from the model's.
+    """The largest difference of an output of ``run`` from the model's, the lowered if there is one.
 
     Raises RefusedError if ``run`` fails, and if that is more than float32 explains: than 16 times
     what the model itself differs from its computation in float64, and 2⁻²⁰ of the largest number
     of that output.
     """
     model, exact = program.call(program.model), program.call(copy.deepcopy(program.model).double())
+    lowered = None if program.lowered is None else program.call(program.lowered)
     largest = 0.0
     for sizes in OTHERS:
         inputs = program.draw(sizes)
@@ -176,15 +201,17 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
         except Exception as error:  # each runtime has errors of its own
             why = str(error).partition("\n")[0]
             raise RefusedError(f"{path}: was not written: {at} it does not run: {why}") from error
-        expected = model(inputs)
+        float32 = model(inputs)
+        expected = float32 if lowered is None else lowered(inputs)
         true = exact(tuple(x.double() if x.is_floating_point() else x for x in inputs))
-        for name, got, own, right in zip(program.outputs, found, expected, true, strict=True):
+        outputs = zip(program.outputs, found, expected, float32, true, strict=True)
+        for name, got, wanted, own, right in outputs:
             if got.shape != own.shape:
                 raise RefusedError(
                     f"{path}: was not written: {at} its {name} has shape {list(got.shape)}, the "
                     f"model's {list(own.shape)}"
                 )
-            difference = _largest(got.double() - own.double())
+            difference = _largest(got.double() - wanted.double())
             allowed = 16 * _largest(own.double() - right) + 2**-20 * _largest(right)
             if not difference <= allowed:  # nan is not
                 raise RefusedError(
@@ -193,6 +220,15 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
                 )
             largest = max(largest, difference)
     return largest
+
+
+def _rounding(program: Program) -> float:
+    """The largest difference of an output of the lowered model from the trained one's."""
+    assert program.lowered is not None
+    model, lowered = program.call(program.model), program.call(program.lowered)
+    inputs = [program.draw(sizes) for sizes in OTHERS]
+    pairs = [pair for x in inputs for pair in zip(model(x), lowered(x), strict=True)]
+    return max(_largest(own - low) for own, low in pairs)
 
 
 def _largest(x: Tensor) -> float:
@@ -305,6 +341,23 @@ def _load_onnx(program: Program, new: Path) -> Callable[[Tensors], Tensors] | No
     return run
 
 
+def _write_runtime(program: Program, new: Path) -> None:
+    assert program.save_runtime is not None  # `require` has seen to it
+    program.save_runtime(new)
+
+
+def _load_runtime(program: Program, new: Path) -> Callable[[Tensors], Tensors]:
+    model = runtime.open(new)
+
+    def run(inputs: Tensors) -> Tensors:
+        x, *state = (tensor.numpy() for tensor in inputs)
+        session = model.session(x.shape[1])
+        session.state = state
+        return tuple(map(torch.from_numpy, (session.step(x), *session.state)))
+
+    return run
+
+
 Write = Callable[[Program, Path], None]
 Load = Callable[[Program, Path], Callable[[Tensors], Tensors] | None]
 
@@ -312,6 +365,7 @@ FILES: dict[str, tuple[Write, Load]] = {
     "plain": (_write_plain, _load_plain),
     "pt2": (_write_pt2, _load_pt2),
     "onnx": (_write_onnx, _load_onnx),
+    "runtime": (_write_runtime, _load_runtime),
 }
 """For each kind what writes a file, and what makes one run: None if nothing here can."""
 
@@ -347,8 +401,10 @@ def export_parser(program: str, description: str, epilog: str) -> argparse.Argum
         choices=list(KINDS),
         default="plain",
         help="plain: the weights by PyTorch's names, safetensors; pt2: a program of torch.export; "
-        "onnx: one of ONNX, which needs the extra [onnx] (plain)",
+        "onnx: one of ONNX, which needs the extra [onnx]; runtime: packed weights and vocabulary, "
+        "for C and symrnn.runtime (plain)",
     )
+    add("--dtype", choices=DTYPES, default="float32", help="of the weights of runtime (float32)")
     add("--out", type=Path, metavar="FILE", help="(model, and what its kind ends in, beside RUN's)")
     add("--dry-run", action="store_true", help="print what would be written, write nothing")
     return parser
@@ -387,7 +443,12 @@ def outcome(exported: Exported) -> dict[str, str]:
         compared = (
             f"{exported.difference:.2g} from the model, at other sizes than it was traced with"
         )
+    rounded = {}
+    if exported.rounding is not None:
+        compared = f"{exported.difference:.2g} from the model with such weights"
+        rounded = {"due to the weights": f"{exported.rounding:.2g} from the trained model"}
     return {
         "written": f"{exported.path}, {exported.size:,} bytes",
         "largest difference": compared,
+        **rounded,
     }

@@ -4,6 +4,9 @@ The library has a plain C interface (symrnn.h) and is loaded with ctypes. It kno
 nor torch, so one build serves every version of both. It is made of all the .cpp files beside this
 one, each compiled by itself; those for processors other than the one at hand compile to nothing.
 
+For programs in C, `python -m symrnn.native --out FOLDER` builds the same with nothing of the C++
+library left to load.
+
 Beside it, python/calls.cpp is compiled into an extension module that makes small calls quickly, in
 Python's limited interface; the package works without, and so does a Python that cannot load it.
 
@@ -118,6 +121,41 @@ def _build(target: Path) -> None:
             link_last=from_environment("LDFLAGS"),
         )
         os.replace(linked, target)
+
+
+# ---- for programs in C ---------------------------------------------------------------------------
+
+FOR_C = "libsymrnn.so"
+HEADERS_FOR_C = ("symrnn.h", "symrnn_runtime.h")
+
+# What the C++ library has of it goes into ours, and is seen by nobody: libc and libm are left.
+_ALONE = ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", f"-Wl,-soname,{FOR_C}")
+
+
+def build_for_c(folder: Path) -> list[Path]:
+    """Build the library for programs in C into a folder, which is made, its headers beside it.
+
+    It is that of Python, but needs no libstdc++. Returns the paths. Raises NotBuiltError if it
+    cannot be built, and OSError.
+    """
+    if not sources():
+        raise NotBuiltError(f"there are no sources in {FOLDER}: a clone and an sdist have them")
+    folder.mkdir(parents=True, exist_ok=True)
+    compile_with = [*compiler(), *FLAGS, *from_environment("CXXFLAGS")]
+    alone = _ALONE if sys.platform.startswith("linux") else ()
+    with tempfile.TemporaryDirectory(dir=folder, prefix="libsymrnn.building-") as scratch:
+        linked, _ = compile_library(
+            Path(scratch),
+            compile_with,
+            [*compile_with, "-shared", *alone],
+            sources(),
+            stamp=("symrnn_sources", fingerprint()),
+            link_last=from_environment("LDFLAGS"),
+        )
+        os.replace(linked, folder / FOR_C)
+    for name in HEADERS_FOR_C:
+        shutil.copy(FOLDER / name, folder / name)
+    return [folder / name for name in (FOR_C, *HEADERS_FOR_C)]
 
 
 def calls_fingerprint() -> str:

@@ -166,6 +166,10 @@ const char *symrnn_message(int status) {
     case SYMRNN_CPU: return "kernels that this processor or this build does not have";
     case SYMRNN_FIT: return "a layer that does not fit this GPU, or is none that it can run";
     case SYMRNN_GPU: return "an error of CUDA";
+    case SYMRNN_FILE: return "a file that cannot be read, or is no model";
+    case SYMRNN_TOKEN: return "a token that the model does not know";
+    case SYMRNN_LOGITS: return "logits of which there is no softmax";
+    case SYMRNN_TEXT: return "text that cannot be encoded, or a model that has none";
     default: return "an unknown status";
     }
 }

@@ -29,6 +29,10 @@ class Status(IntEnum):
     CPU = 8
     FIT = 9
     GPU = 10
+    FILE = 11
+    TOKEN = 12
+    LOGITS = 13
+    TEXT = 14
 
 
 class Dtype(IntEnum):

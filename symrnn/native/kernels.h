@@ -134,6 +134,9 @@ struct Cpu {
     const Kernels<double> *float64;
     const Int8Kernels *int8;
     float (*read)(const void *from, int64_t bytes);
+    float (*largest)(int64_t n, const float *x);  // of n ≥ 1; NaN if one is
+    // to[k] = exp((x[k] - highest) · scale)
+    void (*weigh)(int64_t n, const float *x, double highest, double scale, double *to);
 };
 
 // Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.

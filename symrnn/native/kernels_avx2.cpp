@@ -24,12 +24,14 @@ namespace avx2 {
 
 #include "kernels.inc.h"
 
+#include "sampling.inc.h"
+
 #define SYMRNN_DOT_AVX2
 #include "dot.h"
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, &INT8, read};
+static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};
 
 }  // namespace avx2
 

@@ -24,18 +24,21 @@ namespace avx512 {
 
 #include "kernels.inc.h"
 
+#include "sampling.inc.h"
+
 #define SYMRNN_DOT_AVX2
 #include "dot.h"
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, read};  // the int8 kernels are AVX2's
+static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};  // the int8 kernels are AVX2's
 
 }  // namespace avx512
 
 const Cpu *cpu_avx512(bool vnni) {
     static const Cpu with_vnni = {"avx512", avx512::CPU.float32, avx512::CPU.float64,
-                                  int8_avx512vnni(), avx512::CPU.read};
+                                  int8_avx512vnni(), avx512::CPU.read,
+                                  avx512::CPU.largest, avx512::CPU.weigh};
     return vnni ? &with_vnni : &avx512::CPU;
 }
 

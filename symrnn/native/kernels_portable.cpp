@@ -13,11 +13,13 @@ namespace portable {
 
 #include "kernels.inc.h"
 
+#include "sampling.inc.h"
+
 #include "dot.h"
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, &INT8, read};
+static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};
 
 }  // namespace portable
 

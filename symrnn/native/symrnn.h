@@ -62,7 +62,12 @@ enum symrnn_status {
     SYMRNN_MEMORY = 7,    /* out of memory */
     SYMRNN_CPU = 8,       /* kernels that this processor, or this build, does not have */
     SYMRNN_FIT = 9,       /* a layer that does not fit a GPU, or that its kernels cannot run */
-    SYMRNN_GPU = 10       /* a CUDA error */
+    SYMRNN_GPU = 10,      /* a CUDA error */
+    /* of symrnn_runtime.h */
+    SYMRNN_FILE = 11,     /* a file that cannot be read, or is no model */
+    SYMRNN_TOKEN = 12,    /* a token that the model does not know */
+    SYMRNN_LOGITS = 13,   /* logits of which there is no softmax: NaN, +inf, or all -inf */
+    SYMRNN_TEXT = 14      /* text that cannot be encoded, or a model that reads or writes none */
 };
 
 enum symrnn_dtype {

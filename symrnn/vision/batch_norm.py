@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from symrnn.deploy import MAKE_PLAIN
+from symrnn.deployment import MAKE_PLAIN
 
 
 class JointBatchNorm2d(nn.BatchNorm2d):

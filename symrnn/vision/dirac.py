@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from symrnn.deploy import MAKE_PLAIN
+from symrnn.deployment import MAKE_PLAIN
 from symrnn.symmetry import SymmetricTensor
 
 _STARTS = {"a": 1.0, "b": 0.1}  # as the authors' code has them

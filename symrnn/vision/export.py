@@ -40,7 +40,7 @@ differs by more than float32 explains. docs/deployment.md has what loads each ki
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained image network: PyTorch's own layers, constant weights."
     options = export_parser("symrnn.vision.export", description, EXAMPLE).parse_args(arguments)
-    require(options.to)
+    require(options.to, options.dtype, recurrent=False)
     file = checkpoint_file(options.checkpoint, "symrnn.vision.train")
     model = load_model(file)
     path = place_of(options, file)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from symrnn.deploy import MAKE_PLAIN
+from symrnn.deployment import MAKE_PLAIN
 
 SHARE = ("none", "stage", "sharesnet")
 

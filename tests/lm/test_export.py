@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import lm.export
+import lm.generate
 import symrnn.export
+import symrnn.vision.export
 from lm.saved import Saved, load_saved
+from symrnn import native, runtime
+from symrnn.files import UserError
+from symrnn.native import building
 
 CPU = torch.device("cpu")
 SIZES = ((1, 1), (9, 2), (2, 5))
@@ -307,3 +315,113 @@ def test_a_full_disk_leaves_no_half_file(
     message = refused("export", finished, "--out", small_disk / "model.safetensors")
     assert message == f"{small_disk / lacking}: was not written: the disk is full"
     assert names(small_disk) == {"filling"}
+
+
+# ---- the C runtime -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
+class TestRuntime:
+    """What symrnn.runtime and the example in C make of the file."""
+
+    OPTIONS = (
+        {},
+        {"temperature": 0},
+        {"top_k": 3, "temperature": 0.7},
+        {"top_p": 0.6, "seed": 4},
+        {"top_k": 9, "top_p": 0.9},
+    )
+
+    @pytest.mark.parametrize("run", ["finished", "gru_run", "pieces_run"])
+    def test_its_tokens_are_those_of_lm_generate(
+        self,
+        run: str,
+        request: pytest.FixtureRequest,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        if run == "pieces_run":
+            pytest.importorskip("sentencepiece")
+        folder, path = request.getfixturevalue(run), tmp_path / "model.symrnn"
+        assert export(folder, "--to", "runtime", "--out", path) == 0
+        assert [*tmp_path.iterdir()] == [path]  # the vocabulary is in it
+        model = runtime.open(path)
+        saved = load_saved(folder, CPU)
+        program = compiled_example(tmp_path) if shutil.which("cc") else None
+        for options in self.OPTIONS:
+            words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+            capsys.readouterr()
+            lm.generate.main([str(folder), "--tokens=80", "--threads=1", *words])
+            expected = capsys.readouterr().out
+            tokens = [*model.session().generate([saved.codec.eos_id], 80, **options)]
+            text = model.decode(tokens)
+            assert expected == (text if text.endswith("\n") else text + "\n")
+            if program is not None:
+                split = [word for option in words for word in option.split("=")]
+                ended = subprocess.run(
+                    [program, path, "--tokens", "80", *split], capture_output=True, check=True
+                )
+                assert ended.stdout.decode() == expected
+
+    def test_a_prompt_is_read_as_lm_generate_reads_it(
+        self, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "model.symrnn"
+        assert export(finished, "--to", "runtime", "--out", path) == 0
+        model, prompt = runtime.open(path), "w1  naïve\nw7 w3"
+        capsys.readouterr()
+        lm.generate.main([str(finished), "--tokens=30", "--threads=1", "--prompt", prompt])
+        tokens = model.encode(prompt)
+        tokens += model.session().generate(prompt, 30)
+        assert capsys.readouterr().out == model.decode([*tokens]).rstrip("\n") + "\n"
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+    def test_weights_of_lower_precision_are_held_to_a_model_that_has_them(
+        self, dtype: str, gru_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "model.symrnn"
+        assert export(gru_run, "--to", "runtime", "--dtype", dtype, "--out", path) == 0
+        said = capsys.readouterr().out
+        assert "from the model with such weights" in said
+        model, saved = runtime.open(path), load_saved(gru_run, CPU)
+        assert (model.dtype, model.about["cell"]) == (dtype, "gru")
+        tokens, *state = inputs(saved, 5, 3)
+        session = model.session(3)
+        session.state = [part.numpy() for part in state]
+        with torch.no_grad():
+            logits, _ = saved.model(tokens, tuple(state))
+        difference = np.abs(session.step(tokens.numpy()) - logits.numpy()).max()
+        assert 0 < difference < 0.05 * logits.abs().max()
+
+    def test_a_file_that_gives_other_numbers_is_not_kept(
+        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def worse(program: symrnn.export.Program, new: Path) -> None:
+            assert program.save_runtime is not None
+            program.model.decoder.bias.data += 1e-3  # type: ignore[union-attr,operator]
+            program.save_runtime(new)
+            program.model.decoder.bias.data -= 1e-3  # type: ignore[union-attr,operator]
+
+        _, load = symrnn.export.FILES["runtime"]
+        monkeypatch.setitem(symrnn.export.FILES, "runtime", (worse, load))
+        with pytest.raises(symrnn.export.RefusedError, match="differs from the model's"):
+            export(finished, "--to", "runtime", "--out", tmp_path / "model.symrnn")
+        assert [*tmp_path.iterdir()] == []
+
+    def test_a_dtype_is_for_the_runtime_and_a_runtime_for_language_models(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match="--dtype int8 is for --to runtime, got: --to plain"):
+            export(finished, "--dtype", "int8")
+        with pytest.raises(UserError, match="--to runtime is for recurrent layers"):
+            symrnn.vision.export.main([str(finished), "--to", "runtime"])
+
+
+def compiled_example(folder: Path) -> Path:
+    """docs/examples/generate.c as a program."""
+    source = Path(lm.export.__file__).parents[1] / "docs" / "examples" / "generate.c"
+    library = building.FOLDER / building.LIBRARY
+    made = folder / "generate"
+    link = [f"-I{building.FOLDER}", library, f"-Wl,-rpath,{building.FOLDER}"]
+    subprocess.run(["cc", "-O1", source, *link, "-o", made], check=True)
+    return made

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from symrnn import SymLSTM, native
-from symrnn.native import building, interface, loading
+from symrnn.native import building, interface, loading, runtime
 from symrnn.native.cuda import building as cuda_building
 from symrnn.native.cuda import interface as cuda_interface
 
 HEADER = (building.FOLDER / "symrnn.h").read_text()
+RUNTIME_HEADER = (building.FOLDER / "symrnn_runtime.h").read_text()
 CUDA_HEADER = (cuda_building.FOLDER / "symrnn_cuda.h").read_text()
 
 
@@ -93,7 +94,8 @@ def test_exports_what_the_header_declares() -> None:
     ).stdout.splitlines()
     # Weak symbols are the C++ library's own templates.
     strong = {line.split()[2] for line in lines if line.split()[1] in "TDBR"}
-    assert strong - {"symrnn_sources"} == set(prototypes())
+    declared = prototypes() | prototypes(RUNTIME_HEADER)
+    assert strong - {"symrnn_sources"} == set(declared)
 
 
 def test_kernels_are_those_of_the_environment(
@@ -364,7 +366,9 @@ def c_type(declaration: str) -> object:
             "int32_t": ctypes.c_int32,
             "int64_t": ctypes.c_int64,
             "uint64_t": ctypes.c_uint64,
+            "uint32_t": ctypes.c_uint32,
             "double": ctypes.c_double,
+            "void": None,
         }
         return numbers[declaration.split()[0]]
     structures = {
@@ -375,8 +379,12 @@ def c_type(declaration: str) -> object:
         "symrnn_layer": interface.Layer,
         "symrnn_gpu": interface.Gpu,
         "symrnn_fit": interface.Fit,
+        "symrnn_about": runtime.About,
+        "symrnn_generator": runtime.Generator,
         "char": None,
     }
+    if "* *" in declaration:
+        return ctypes.c_void_p
     pointee = structures.get(declaration.split()[0], False)
     if pointee is None:
         return ctypes.c_char_p
@@ -385,8 +393,12 @@ def c_type(declaration: str) -> object:
 
 @pytest.mark.parametrize(
     ("header", "functions"),
-    [(HEADER, interface.FUNCTIONS), (CUDA_HEADER, cuda_interface.FUNCTIONS)],
-    ids=["symrnn.h", "symrnn_cuda.h"],
+    [
+        (HEADER, interface.FUNCTIONS),
+        (RUNTIME_HEADER, runtime.FUNCTIONS),
+        (CUDA_HEADER, cuda_interface.FUNCTIONS),
+    ],
+    ids=["symrnn.h", "symrnn_runtime.h", "symrnn_cuda.h"],
 )
 def test_functions_are_those_of_the_header(header: str, functions: interface.Functions) -> None:
     declared = prototypes(header)
@@ -396,9 +408,11 @@ def test_functions_are_those_of_the_header(header: str, functions: interface.Fun
         assert functions[name] == (c_type(result), [c_type(a) for a in arguments]), name
 
 
-@pytest.mark.parametrize("structure", ["Map", "Skew", "Term", "Product", "Layer", "Gpu", "Fit"])
+@pytest.mark.parametrize(
+    "structure", ["Map", "Skew", "Term", "Product", "Layer", "Gpu", "Fit", "About", "Generator"]
+)
 def test_structures_are_those_of_the_header(structure: str) -> None:
-    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    text = re.sub(r"/\*.*?\*/", "", HEADER + RUNTIME_HEADER, flags=re.DOTALL)
     body = re.search(rf"typedef struct symrnn_{structure.lower()} {{(.*?)}}", text, re.DOTALL)
     assert body
     fields = []
@@ -406,19 +420,29 @@ def test_structures_are_those_of_the_header(structure: str) -> None:
         first, *further = declaration.strip().split(",")
         if not first:
             continue
+        if array := re.fullmatch(r"(\w+) (\w+)\[(\d+)\]", first):
+            kind, name, count = array.groups()
+            fields.append((name, c_type(kind) * int(count)))  # type: ignore[operator]
+            continue
         kind, name = re.fullmatch(r"(.*?[\s*])(\w+)", first).groups()  # type: ignore[union-attr]
         fields += [(one.strip(), c_type(f"{kind} {one}")) for one in (name, *further)]
-    mirrored = getattr(interface, structure)._fields_
+    module = interface if hasattr(interface, structure) else runtime
+    mirrored = getattr(module, structure)._fields_
     assert [(name.rstrip("_"), kind) for name, kind in mirrored] == fields
 
 
 @pytest.mark.parametrize(
     ("name", "enumeration"),
-    [("dtype", native.Dtype), ("mode", native.Mode), ("status", interface.Status)],
+    [
+        ("dtype", native.Dtype),
+        ("mode", native.Mode),
+        ("status", interface.Status),
+        ("vocabulary", runtime.Vocabulary),
+    ],
 )
 def test_numbers_are_those_of_the_header(name: str, enumeration: type) -> None:
     assert f"#define SYMRNN_INTERFACE {interface.INTERFACE}\n" in HEADER
-    text = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
+    text = re.sub(r"/\*.*?\*/", "", HEADER + RUNTIME_HEADER, flags=re.DOTALL)
     body = re.search(rf"enum symrnn_{name} {{(.*?)}}", text, re.DOTALL)
     assert body
     values = {key: int(value) for key, value in re.findall(r"SYMRNN_(\w+) = (\d+)", body[1])}

@@ -236,8 +236,8 @@ def test_what_does_not_fit_is_an_error_of_the_operator(emulated: EmulatedLibrary
     w, x, h = torch.zeros(4, H, H), torch.zeros(2, IN), torch.zeros(1, H)
     with pytest.raises(RuntimeError, match=r"hidden_size=19 .* do not fit on the chip"):
         torch.ops.symrnn.layer(
-            x, torch.zeros(4 * H, IN), None, None, [w], h, h, None, None, "LSTM", "whole", "ifgo", False,
-            torch.float32,
+            x, torch.zeros(4 * H, IN), None, None, [w], h, h, None, None, "LSTM", "whole", "ifgo",
+            False, torch.float32,
         )  # fmt: skip
 
 
@@ -247,8 +247,8 @@ def test_weights_that_are_not_whole_are_refused_by_the_operator() -> None:
     v = torch.zeros(4, H * (H + 1) // 2)
     with pytest.raises(ValueError, match="the symmetric matrices of all gates, whole"):
         torch.ops.symrnn.layer(
-            x, torch.zeros(4 * H, IN), None, None, [v], h, h, None, None, "LSTM", "avg", "ifgo", False,
-            torch.float32,
+            x, torch.zeros(4 * H, IN), None, None, [v], h, h, None, None, "LSTM", "avg", "ifgo",
+            False, torch.float32,
         )  # fmt: skip
 
 
