@@ -168,14 +168,16 @@ class TextStream:
             text, self.waiting = self.waiting + "\n", ""
             return text
         self.parts.append(id)
-        whole = not self.codec.decode([*self.recent, *self.parts]).endswith("\ufffd")
-        if not whole and len(self.parts) < 4:  # a character has four bytes at most
+        if self.codec.unit != "piece":  # each token is a word, or a character
+            self._take(self.parts)
+            self.parts = []
+            text, self.waiting = self.waiting, ""
+            return text
+        broken = self.codec.decode([*self.recent, *self.parts]).endswith("\ufffd")
+        if broken and len(self.parts) < 4:  # a character has four bytes at most
             return ""
         self._take(self.parts)
         self.parts = []
-        if self.codec.unit != "piece":  # each token is a word, or a character
-            text, self.waiting = self.waiting, ""
-            return text
         cut = max(self.waiting.rfind(" "), 0)
         text, self.waiting = self.waiting[:cut], self.waiting[cut:]
         return text

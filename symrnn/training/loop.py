@@ -595,7 +595,8 @@ def _last_checkpoint(folder: RunFolder, config: Config) -> Checkpoint:
     if not isinstance(saved, dict):
         raise CheckpointError(f"{folder.last}: not a checkpoint that a run goes on from")
     for name in (config.keys() & saved.keys()) - {*MACHINE}:  # other versions may have fewer
-        extended = name == "epochs" and saved[name] < config[name]
+        # A run that is extended says so in config.json first.
+        extended = name == "epochs" and type(saved[name]) is int and saved[name] < config[name]
         if config[name] != saved[name] and not extended:
             raise CheckpointError(
                 f"{folder.last}: not the checkpoint of this run: {name} is {saved[name]!r} in it, "
