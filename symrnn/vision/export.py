@@ -77,7 +77,7 @@ def program_of(model: nn.Module, meta: Mapping[str, Any]) -> Program:
 
     return Program(
         model=model,
-        deployed=deploy(fold_for_inference(model)),
+        deployed=deploy(fold_for_inference(model), "plain"),
         flat=_Network,
         inputs={"images": ("batch", 3, side, side)},
         outputs={"logits": ("batch", config["num_classes"])},
