@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from torch import Tensor, nn
 from data import Codec, DataError, SentencePieceCodec, WordCodec
 from lm.model import LanguageModel
 from lm.saved import Saved, load_saved
+from symrnn import native
+from symrnn.deploy import FORMS
 from symrnn.export import (
     Axes,
+    ExportError,
     Program,
     Tensors,
     export,
@@ -31,6 +36,7 @@ examples:
   python -m lm.export                                   the newest run in ./runs, its weights
   python -m lm.export runs/ptb-small-avg-seed1 --to onnx --out model.onnx
   python -m lm.export best.safetensors --to pt2 --out model.pt2
+  python -m lm.export --to aoti --dtype int8            for a C++ program, with packed weights
 
 The file takes tokens (time, batch) and the state (h0, and of an LSTM c0), and gives logits and the
 new state; time and batch are free. It is compared with the model before it is there: exit code 1
@@ -39,14 +45,22 @@ a line, or FILE.pieces.model of sentencepiece. docs/deployment.md has what loads
 """
 
 
+PACKED_KINDS = ("pt2", "aoti")
+"""Of --to, the kinds whose programs may hold packed weights."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What --dtype takes."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    description = "Export a trained model: PyTorch's own layers, constant weights, its vocabulary."
-    options = export_parser("lm.export", description, EXAMPLE).parse_args(arguments)
+    description = "Export a trained model, with constant weights, and its vocabulary."
+    options = make_parser("lm.export", description, EXAMPLE).parse_args(arguments)
     require(options.to)
+    form, dtype = form_of(options)
     saved = load_saved(options.checkpoint, torch.device("cpu"), precision="fp32")
     path = place_of(options, saved.path)
     vocabulary = vocabulary_path(path, saved.codec)
-    program = program_of(saved, vocabulary.name)
+    program = program_of(saved, vocabulary.name, form, dtype)
     print_table({"model": saved.path, **table(program, options.to)})
     if options.dry_run:
         print_table({"would be written": path, "vocabulary": vocabulary})
@@ -54,6 +68,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = export(program, options.to, path, lambda: write_vocabulary(vocabulary, saved.codec))
     print_table({**outcome(done), "vocabulary": vocabulary})
     return 0
+
+
+def make_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The options of ``python -m lm.export``."""
+    parser = export_parser(program, description, epilog)
+    add = parser.add_argument
+    add(
+        "--form",
+        choices=FORMS,
+        help="of pt2 and aoti: packed, weights as our kernels read them, for those who load our "
+        "operators; plain, PyTorch's own layers (packed for aoti, else plain)",
+    )
+    add("--dtype", choices=list(DTYPES), help="of packed recurrent weights (as trained)")
+    return parser
+
+
+def form_of(options: argparse.Namespace) -> tuple[str, torch.dtype | None]:
+    """The form and the dtype that are asked for; ExportError where a kind of file has none such."""
+    form = options.form or ("packed" if options.to == "aoti" else "plain")
+    if form == "packed" and options.to not in PACKED_KINDS:
+        kinds = " and ".join(PACKED_KINDS)
+        raise ExportError(f"--form packed is of --to {kinds}, got: --to {options.to}")
+    if form == "packed" and not native.available():
+        raise ExportError(f"--form packed: {native.why_not()}")
+    if options.dtype is not None and form != "packed":
+        raise ExportError(f"--dtype {options.dtype} is of packed weights: add --form packed")
+    return form, DTYPES.get(options.dtype)
 
 
 # ---- the program -------------------------------------------------------------------------------
@@ -79,9 +120,15 @@ class _SingleState(_Parts):
         return self.decoder(output), hn
 
 
-def program_of(saved: Saved, vocabulary: str) -> Program:
+def program_of(
+    saved: Saved, vocabulary: str, form: str = "plain", dtype: torch.dtype | None = None
+) -> Program:
     """What leaves of a saved model. vocabulary: the name of the file beside it."""
     model = saved.model
+    expected = None
+    if dtype not in (None, torch.float32):
+        expected = copy.deepcopy(model)
+        expected.rnn.inference_dtype = dtype
     states = model.states
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
     size = model.encoder.num_embeddings
@@ -95,12 +142,15 @@ def program_of(saved: Saved, vocabulary: str) -> Program:
 
     return Program(
         model=model,
-        deployed=model.deployed("plain"),
+        deployed=model.deployed(form, dtype=dtype),
         flat=_LSTM if len(states) == 2 else _SingleState,  # type: ignore[arg-type]
         inputs={"tokens": ("time", "batch"), **{f"{s}0": state for s in states}},
         outputs={"logits": ("time", "batch", size), **{f"{s}n": state for s in states}},
         draw=draw,
         about=about(saved, vocabulary),
+        form=form,
+        dtype=dtype,
+        expected=expected,
     )
 
 

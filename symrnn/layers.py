@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from symrnn import native
 from symrnn.rnn import torch_state
+from symrnn.rnn.call import as_leaf
 from symrnn.rnn.fused.cache import Sources
 from symrnn.rnn.fused.inference import threads_for
 from symrnn.rnn.fused.packed import pack_matrix
@@ -199,8 +200,10 @@ class PackedLinear(PackedModule):
             product = self._multiply(torch.eye(self.in_features, dtype=like.dtype), None)
         return product.mT.contiguous()
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Any) -> Any:
         """input (..., in_features) -> (..., out_features)."""
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, input)
         if input.dim() == 0 or input.size(-1) != self.in_features:
             raise RuntimeError(
                 f"input should have shape (..., {self.in_features}), got: {tuple(input.shape)}"

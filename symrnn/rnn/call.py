@@ -59,25 +59,22 @@ class RecurrentCall:
         """The state as PyTorch gives it."""
         return state[0] if self.STATES == "h" else tuple(state)
 
-    @staticmethod
-    def _is_traced_by_fx(input: Any) -> bool:
-        return isinstance(input, fx.Proxy)
 
-    def _as_leaf(self, *arguments: Any) -> Any:
-        """A call that torch.fx traces: one node, as one of PyTorch's module is.
+def as_leaf(module: Any, *arguments: Any) -> Any:
+    """A call that torch.fx traces, its input a proxy: one node, as one of PyTorch's module is.
 
-        Its tracers ask where a module's class stands, and take those of ``torch.nn`` alone for
-        leaves; other modules they run.
-        """
-        tracer = arguments[0].tracer
-        path = tracer.path_of_module(self)
-        if not path:
-            name = type(self).__name__
-            raise fx.proxy.TraceError(
-                f"{name} is one node of a graph of torch.fx: trace a module that holds it, such as "
-                f"nn.Sequential({name}(…))"
-            )
-        return tracer.create_proxy("call_module", path, arguments, {})
+    Its tracers ask where a module's class stands, and take those of ``torch.nn`` alone for leaves;
+    other modules they run.
+    """
+    tracer = arguments[0].tracer
+    path = tracer.path_of_module(module)
+    if not path:
+        name = type(module).__name__
+        raise fx.proxy.TraceError(
+            f"{name} is one node of a graph of torch.fx: trace a module that holds it, such as "
+            f"nn.Sequential({name}(…))"
+        )
+    return tracer.create_proxy("call_module", path, arguments, {})
 
 
 class LayerCall(RecurrentCall):
@@ -94,8 +91,8 @@ class LayerCall(RecurrentCall):
 
     def _call(self, input: Any, hx: Any) -> tuple[Any, Any]:
         """What the module's ``forward`` says."""
-        if self._is_traced_by_fx(input):
-            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, *((input,) if hx is None else (input, hx)))
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             self._check_input(data, 2)
@@ -197,8 +194,8 @@ class CellCall(RecurrentCall):
 
     def _call(self, input: Any, hx: Any) -> Any:
         """What the module's ``forward`` says."""
-        if self._is_traced_by_fx(input):
-            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
+        if isinstance(input, fx.Proxy):
+            return as_leaf(self, *((input,) if hx is None else (input, hx)))
         if input.dim() not in (1, 2):
             raise ValueError(self.wrong_dimensions().format(input.dim()))
         single = self.STATES == "h"
