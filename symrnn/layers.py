@@ -175,7 +175,8 @@ class PackedLinear(PackedModule):
 
     The buffer ``packed_weight`` is the vector of packed numbers; ``weight``, for those who look at
     the layer, is computed of it at every reading. Without gradients, as
-    :class:`symrnn.rnn.packed.PackedLSTM`.
+    :class:`symrnn.rnn.packed.PackedLSTM`. Few vectors at a time are faster than by ``nn.Linear``
+    where the weight is large; very many are slower.
     """
 
     bias: Tensor | None

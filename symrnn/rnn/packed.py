@@ -107,12 +107,13 @@ class PackedModule(nn.Module):
 
     def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         like = self._some_weight()
-        if (got := fn(like).dtype) != like.dtype:
-            raise ValueError(
-                f"packed weights of {type(self).__name__} stay {self.packed_dtype} and compute in "
-                f"{like.dtype}, got: {got}; symrnn.deploy(model, dtype=…) packs others"
-            )
-        # Bytes, which nothing casts.
+        for probe in (like, like.to(torch.uint8)):
+            if (got := fn(probe).dtype) != probe.dtype:
+                raise ValueError(
+                    f"packed weights of {type(self).__name__} stay {self.packed_dtype} and compute "
+                    f"in {like.dtype}, got: {got}; symrnn.deploy(model, dtype=…) packs others"
+                )
+        # Bytes, which no cast to a type of numbers touches.
         own = {name: self._buffers[name] for name in self._packed}
         self._buffers.update(
             {name: t.view(torch.uint8) for name, t in own.items() if t is not None}
@@ -304,6 +305,9 @@ class _PackedLayers(LayerCall, PackedRecurrent):
             if type(input) is Tensor:
                 self._plan_layers(input, *result)
         return result
+
+    def flatten_parameters(self) -> None:
+        """Nothing, for whoever calls it of ``nn.LSTM``."""
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         if input.size(0) == 0:

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -271,9 +272,12 @@ def test_copies_and_pickles(symm: str, dtype: torch.dtype) -> None:
     x = torch.randn(5, 3, H)
     expected = packed(x)
     ways: list[Callable[[Any], Any]] = [
-        copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded,
-        lambda m: m.to("cpu").float(), lambda m: m.share_memory(),
-    ]  # fmt: skip
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        saved_and_loaded,
+        lambda m: m.to("cpu").float(),
+        lambda m: m.share_memory(),
+    ]
     for way in ways:
         made = way(packed)
         assert_equal(made(x), expected)
@@ -291,6 +295,16 @@ def test_copies_and_pickles(symm: str, dtype: torch.dtype) -> None:
     assert_equal(other(x), expected)
     with torch.inference_mode():
         assert_equal(copy.deepcopy(packed)(x), expected)
+
+
+def test_a_file_that_is_mapped_is_run_where_it_lies(tmp_path: Path) -> None:
+    packed: Any = deploy(SymLSTM(H, H))
+    torch.save(packed, tmp_path / "packed.pt")
+    mapped = torch.load(tmp_path / "packed.pt", weights_only=False, mmap=True)
+    x = torch.randn(5, 3, H)
+    assert_equal(mapped(x), packed(x))
+    storage = mapped.weight_hh_l0.untyped_storage()
+    assert storage.filename == str(tmp_path / "packed.pt")
 
 
 def shifted(tensor: Tensor) -> Tensor:
@@ -392,6 +406,8 @@ def test_packed_numbers_are_never_cast() -> None:
         for other in (torch.float16, torch.float64, torch.bfloat16):
             with pytest.raises(ValueError, match="packed weights of PackedLSTM stay torch"):
                 packed.to(other)
+        with pytest.raises(ValueError, match="packed weights of PackedLSTM stay torch"):
+            packed.type(torch.float32)
         assert_equal(packed(x), expected)
 
 

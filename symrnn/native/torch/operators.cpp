@@ -45,6 +45,13 @@ void check(int status) {
     STD_TORCH_CHECK(status == SYMRNN_OK, "symrnn's native kernels: ", symrnn_message(status));
 }
 
+// The kernels may be a file that somebody copied.
+void check_kernels() {
+    static const int found = symrnn_interface();
+    STD_TORCH_CHECK(found == SYMRNN_INTERFACE, "_kernels.so has interface number ", found,
+                    ", these operators were compiled for ", SYMRNN_INTERFACE);
+}
+
 int64_t size_of(int dtype) {
     return dtype == SYMRNN_DOUBLE ? 8 : dtype == SYMRNN_FLOAT ? 4 : dtype == SYMRNN_BFLOAT16 ? 2 : 1;
 }
@@ -210,6 +217,7 @@ int gates_of(int mode) {
 std::tuple<Tensor, Tensor, Tensor> packed_layers(
     const Tensor &input, const std::optional<Tensor> &batch_sizes, const std::vector<Tensor> &state,
     const std::vector<Tensor> &weights, const Tensor &structure, int64_t output_size) {
+    check_kernels();
     Structure from(structure);
     const int mode = from.next(), layers = from.next(), directions = from.next();
     const int64_t side = from.next();
@@ -321,6 +329,7 @@ std::tuple<Tensor, Tensor, Tensor> packed_layers(
 // input, which is float64 if the matrix is, else float32.
 Tensor packed_linear(const Tensor &input, const Tensor &weight, const std::optional<Tensor> &bias,
                      const Tensor &structure, int64_t output_size) {
+    check_kernels();
     Structure from(structure);
     const int side = from.next();
     Product product;
