@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from symrnn import native
-from symrnn.rnn import torch_state
 from symrnn.rnn.call import as_leaf
 from symrnn.rnn.fused.cache import Sources
 from symrnn.rnn.fused.inference import threads_for
@@ -213,7 +212,7 @@ class PackedLinear(PackedModule):
         return self._multiply(input, self.bias)
 
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if not torch_state.can_bypass_dispatcher() or not torch_state.are_plain([x]):
+        if not self._can_bypass([x]):
             have_operators()
             product: Tensor = torch.ops.symrnn.packed_linear(
                 x, self.packed_weight, bias, self.structure, self.out_features

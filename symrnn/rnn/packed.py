@@ -103,6 +103,16 @@ class PackedModule(nn.Module):
                 raise ValueError(f"{which} should be {dtype}, got: {tensor.dtype}")
         return [*tensors]
 
+    @staticmethod
+    def _can_bypass(tensors: Sequence[Tensor]) -> bool:
+        """Whether a call of these operands can go past the dispatcher."""
+        if torch.compiler.is_compiling() or not torch_state.are_plain(tensors):
+            return False
+        if not autocast_on("cpu"):
+            return torch_state.can_bypass_dispatcher()
+        with torch.autocast("cpu", enabled=False):  # which the operands have obeyed
+            return torch_state.can_bypass_dispatcher()
+
     # ---- what happens to modules -----------------------------------------------------------------
 
     def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
@@ -154,21 +164,22 @@ class PackedModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # Numbers that lie otherwise may be as many, and would be copied without a word.
+        wrong = []
         theirs, own = local_metadata.get("structure", ""), self._fingerprint()
         if theirs and own and theirs != own:
-            error_msgs.append(f"{prefix[:-1] or 'the state_dict'} holds weights packed otherwise")
+            wrong.append(f"{prefix[:-1] or 'the state_dict'} holds weights packed otherwise")
         for name in self._packed:
             given, buffer = state_dict.get(prefix + name), self._buffers[name]
             if given is not None and buffer is not None and given.dtype != buffer.dtype:
-                error_msgs.append(
+                wrong.append(
                     f"{prefix}{name} should be packed as {buffer.dtype}, got: {given.dtype}"
                 )
-        if error_msgs:
+        if wrong:
+            error_msgs += wrong
             return
         super()._load_from_state_dict(
-            state_dict,
-            prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs,
-        )  # fmt: skip
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._settle()
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -194,7 +205,9 @@ class PackedRecurrent(PackedModule, RecurrentCall):
                 f"got: {type(module).__name__}"
             )
         if module.proj_size:
-            raise ValueError(f"packed layers have no projections, got: {module.proj_size=}")
+            raise ValueError(
+                f"packed layers have no projections, got: proj_size={module.proj_size}"
+            )
         for name in self.ARGUMENTS:
             setattr(self, name, getattr(module, name))
         if hasattr(module, "nonlinearity"):
@@ -210,17 +223,13 @@ class PackedRecurrent(PackedModule, RecurrentCall):
         self._names: list[str] = []  # as the operator takes them
         for w, layer in zip(weights, layers, strict=True):
             suffix = w.hh.layout.name.removeprefix("weight_hh")
-            packed |= {
-                f"weight_hh{suffix}": layer.hh.numbers,
-                f"weight_ih{suffix}": layer.ih.numbers,
-            }
-            biases = {f"bias_sum{suffix}": layer.bias, f"bias_n{suffix}": layer.bias_n}
-            others |= {name: bias for name, bias in biases.items() if bias is not None}
+            matrices = {"weight_hh": layer.hh.numbers, "weight_ih": layer.ih.numbers}
+            biases = {"bias_sum": layer.bias, "bias_n": layer.bias_n}
+            own = {f"{name}{suffix}": bias for name, bias in biases.items() if bias is not None}
+            packed |= {f"{name}{suffix}": numbers for name, numbers in matrices.items()}
+            others |= own
+            self._names += [*(f"{name}{suffix}" for name in matrices), *own]
         self._hold(structure, packed, others)
-        for w in weights:
-            suffix = w.hh.layout.name.removeprefix("weight_hh")
-            names = [f"{name}{suffix}" for name in ("weight_hh", "weight_ih", "bias_sum", "bias_n")]
-            self._names += [name for name in names if name in self._buffers]
         self.eval()
 
     @property
@@ -245,7 +254,7 @@ class PackedRecurrent(PackedModule, RecurrentCall):
     ) -> tuple[Tensor, State]:
         """A :data:`symrnn.rnn.stack.Run`."""
         input, *state = self._operands("input", [input, *state])
-        if torch_state.can_bypass_dispatcher() and torch_state.are_plain([input, *state]):
+        if self._can_bypass([input, *state]):
             return self._ready().run(input, batch_sizes, state)
         have_operators()
         output, h, c = torch.ops.symrnn.packed_layers(

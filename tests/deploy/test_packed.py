@@ -297,14 +297,18 @@ def test_copies_and_pickles(symm: str, dtype: torch.dtype) -> None:
         assert_equal(copy.deepcopy(packed)(x), expected)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 def test_a_file_that_is_mapped_is_run_where_it_lies(tmp_path: Path) -> None:
     packed: Any = deploy(SymLSTM(H, H))
-    torch.save(packed, tmp_path / "packed.pt")
-    mapped = torch.load(tmp_path / "packed.pt", weights_only=False, mmap=True)
+    path = tmp_path / "packed.pt"
+    torch.save(packed, path)
+    mapped = torch.load(path, weights_only=False, mmap=True)
     x = torch.randn(5, 3, H)
     assert_equal(mapped(x), packed(x))
-    storage = mapped.weight_hh_l0.untyped_storage()
-    assert storage.filename == str(tmp_path / "packed.pt")
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    places = [line.split()[0].split("-") for line in lines if line.endswith(str(path))]
+    address = mapped.weight_hh_l0.data_ptr()
+    assert any(int(first, 16) <= address < int(last, 16) for first, last in places)
 
 
 def shifted(tensor: Tensor) -> Tensor:
@@ -322,6 +326,24 @@ def test_weights_that_are_exchanged_are_used() -> None:
     assert_equal(torch.func.functional_call(one, buffers, (x,)), expected)
     one.load_state_dict(other.state_dict())
     assert_equal(one(x), expected)
+
+
+def test_tensors_that_are_no_packed_weights_are_not_read() -> None:
+    packed: Any = deploy(SymGRU(H, H))
+    x, own = torch.randn(1, 1, H), dict(packed.named_buffers())
+    wrong = {
+        "packed weights of .* bytes are not of this structure": own["weight_hh_l0"][:-64],
+        "packed weights should be contiguous": own["weight_hh_l0"].repeat(2)[::2],
+    }
+    for words, tensor in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            torch.func.functional_call(packed, {**own, "weight_hh_l0": tensor}, (x,))
+    for words, tensor in {
+        r"bias should have shape \(30,\)": own["bias_n_l0"],
+        "bias should be torch.float32, got: torch.float64": own["bias_sum_l0"].double(),
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            torch.func.functional_call(packed, {**own, "bias_sum_l0": tensor}, (x,))
 
 
 def test_many_threads() -> None:
@@ -362,7 +384,8 @@ def test_autocast_computes_in_the_type_of_the_weights() -> None:
     packed = deploy(fused(SymGRU))
     x = torch.randn(5, 3, H)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_equal(packed(x.bfloat16()), packed(x.bfloat16().float()))
+        found = packed(x.bfloat16())
+    assert_equal(found, packed(x.bfloat16().float()))
 
 
 # ---- what is refused -----------------------------------------------------------------------------

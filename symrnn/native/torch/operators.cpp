@@ -15,7 +15,7 @@
 //     columns, gates, and where in the structure its maps begin, before and after it (0: none);
 //
 // with the letters and the meanings that symrnn.h has. The numbers of a product's groups lie one
-// after another. A map is: from, to, start (to + 1), index (n), and scale (n) as the bits of floats.
+// after another. A map is: from, to, start (to + 1), index (n), and scale (n), as bits of floats.
 // Nothing here trusts a structure to fit: it may come from a file.
 
 #include <torch/csrc/stable/library.h>
@@ -53,7 +53,8 @@ void check_kernels() {
 }
 
 int64_t size_of(int dtype) {
-    return dtype == SYMRNN_DOUBLE ? 8 : dtype == SYMRNN_FLOAT ? 4 : dtype == SYMRNN_BFLOAT16 ? 2 : 1;
+    if (dtype == SYMRNN_DOUBLE) return 8;
+    return dtype == SYMRNN_FLOAT ? 4 : dtype == SYMRNN_BFLOAT16 ? 2 : 1;
 }
 
 int32_t type_of(const Tensor &tensor) {
@@ -90,8 +91,14 @@ Tensor dense(const Tensor &tensor) {
     return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-const char *bytes(const Tensor &tensor) { return static_cast<const char *>(tensor.const_data_ptr()); }
-char *bytes_to(const Tensor &tensor) { return static_cast<char *>(tensor.mutable_data_ptr()); }
+const char *bytes(const Tensor &from) { return static_cast<const char *>(from.const_data_ptr()); }
+char *bytes_to(const Tensor &to) { return static_cast<char *>(to.mutable_data_ptr()); }
+
+const void *numbers(const Tensor &bias, int32_t dtype, int64_t length) {
+    STD_TORCH_CHECK(type_of(bias) == dtype && bias.numel() == length && bias.is_contiguous(),
+                    "a bias should have ", length, " numbers of the dtype of input");
+    return bias.const_data_ptr();
+}
 
 int threads_for(int64_t entries, int64_t steps, int64_t batch) {
     const int64_t threads = torch::stable::get_num_threads();
@@ -182,7 +189,8 @@ class Structure {
 
 // Some steps, one after another, that are run by one call of the kernels.
 struct Chunk {
-    int64_t first, steps, batch, row;  // the first step, their number, the first's sequences and row
+    int64_t first, steps;  // the first step, and how many
+    int64_t batch, row;    // the sequences of the first, and its row
 };
 
 // The kernels hold the gates of all rows that they are given.
@@ -200,7 +208,8 @@ std::vector<Chunk> chunks_of(int64_t steps, int64_t batch, const int64_t *length
 }
 
 int gates_of(int mode) {
-    STD_TORCH_CHECK(mode >= SYMRNN_LSTM && mode <= SYMRNN_RNN_RELU, "structure has an unknown mode");
+    const bool known = mode >= SYMRNN_LSTM && mode <= SYMRNN_RNN_RELU;
+    STD_TORCH_CHECK(known, "structure has an unknown mode");
     return mode == SYMRNN_LSTM ? 4 : mode == SYMRNN_GRU ? 3 : 1;
 }
 
@@ -242,9 +251,9 @@ std::tuple<Tensor, Tensor, Tensor> packed_layers(
     Tensor sizes;
     const int64_t *lengths = nullptr;
     if (batch_sizes) {
-        STD_TORCH_CHECK(type_of(*batch_sizes) == aoti_torch_dtype_int64() && batch_sizes->dim() == 1,
-                        "batch_sizes should be int64 of one dimension");
         sizes = dense(*batch_sizes);
+        STD_TORCH_CHECK(type_of(sizes) == aoti_torch_dtype_int64() && sizes.dim() == 1,
+                        "batch_sizes should be int64 of one dimension");
         lengths = static_cast<const int64_t *>(sizes.const_data_ptr());
         steps = sizes.numel();
         int64_t sum = 0, before = batch;
@@ -255,8 +264,8 @@ std::tuple<Tensor, Tensor, Tensor> packed_layers(
         }
         STD_TORCH_CHECK(sum == rows, "batch_sizes should sum to the ", rows, " rows of input");
     } else {
-        STD_TORCH_CHECK(input.size(1) == batch, "state should be of ", input.size(1), " sequences, got: ",
-                        batch);
+        STD_TORCH_CHECK(input.size(1) == batch, "state should be of ", input.size(1),
+                        " sequences, got: ", batch);
         rows *= batch;
     }
     STD_TORCH_CHECK(steps >= 1, "Expected sequence length to be larger than 0 in RNN");
@@ -295,18 +304,17 @@ std::tuple<Tensor, Tensor, Tensor> packed_layers(
         from.read(gates, side, w[1], ih);
         STD_TORCH_CHECK(ih.w.columns == columns, "the input of layer ", depth, " should have ",
                         ih.w.columns, " columns, got: ", columns);
-        const auto bias = [&](size_t n, int64_t length) -> const void * {
-            if (n >= each) return nullptr;
-            STD_TORCH_CHECK(type_of(w[n]) == dtype && w[n].numel() == length && w[n].is_contiguous(),
-                            "a bias should have ", length, " numbers of the dtype of input");
-            return bytes(w[n]);
+        const auto bias = [&](size_t n, int64_t length) {
+            return n < each ? numbers(w[n], dtype, length) : nullptr;
         };
         const symrnn_layer layer{mode, &hh.w, &ih.w, bias(2, gates * side),
                                  gru ? bias(3, side) : nullptr};
         // A layer has read all its input before it writes: one direction writes where it reads.
-        if (!reverse) wide = last ? output : directions == 1 && depth > 0 ? x : empty(wide_shape, 2, dtype);
+        if (last) wide = output;
+        else if (!reverse && (directions == 2 || depth == 0)) wide = empty(wide_shape, 2, dtype);
         const Tensor &to = directions == 1 ? wide : half;
-        char *const h = bytes_to(hn) + k * part, *const c = lstm ? bytes_to(cn) + k * part : nullptr;
+        char *const h = bytes_to(hn) + k * part;
+        char *const c = lstm ? bytes_to(cn) + k * part : nullptr;
         for (size_t n = 0; n < chunks.size(); ++n) {
             const Chunk &chunk = chunks[reverse ? chunks.size() - 1 - n : n];
             check(symrnn_forward(&layer, chunk.steps, chunk.batch,
@@ -323,6 +331,12 @@ std::tuple<Tensor, Tensor, Tensor> packed_layers(
         }
     }
     return {output, hn, cn};
+}
+
+template <typename T>
+void add(T *to, const T *bias, int64_t rows, int64_t side) {
+    for (int64_t r = 0; r < rows; ++r, to += side)
+        for (int64_t i = 0; i < side; ++i) to[i] += bias[i];
 }
 
 // input (…, C) times the transposed packed matrix (H, C), plus bias (H): (…, H), of the dtype of
@@ -348,16 +362,11 @@ Tensor packed_linear(const Tensor &input, const Tensor &weight, const std::optio
     check(symrnn_multiply(&product.w, 0, rows, bytes(x), bytes_to(output), 1,
                           threads_for(product.entries, 1, rows)));
     if (!bias) return output;
-    STD_TORCH_CHECK(type_of(*bias) == dtype && bias->numel() == side && bias->is_contiguous(),
-                    "bias should have ", side, " numbers of the dtype of input");
-    const auto add = [&](auto *y, const auto *b) {
-        for (int64_t r = 0; r < rows; ++r, y += side)
-            for (int i = 0; i < side; ++i) y[i] += b[i];
-    };
+    const void *const b = numbers(*bias, dtype, side);
+    void *const y = output.mutable_data_ptr();
     if (product.w.dtype == SYMRNN_DOUBLE)
-        add(reinterpret_cast<double *>(bytes_to(output)), reinterpret_cast<const double *>(bytes(*bias)));
-    else
-        add(reinterpret_cast<float *>(bytes_to(output)), reinterpret_cast<const float *>(bytes(*bias)));
+        add(static_cast<double *>(y), static_cast<const double *>(b), rows, side);
+    else add(static_cast<float *>(y), static_cast<const float *>(b), rows, side);
     return output;
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from symrnn import native
 from symrnn.rnn.fused.packed import PackedLayer
-from symrnn.rnn.fused.packing import DTYPES, Plan, SparseMap, address, library
+from symrnn.rnn.fused.packing import DTYPES, Plan, SparseMap, address, check_shape, library
 from symrnn.rnn.modes import MODES
 
 _SKEW = -1  # in the place of Group.symmetric
@@ -85,6 +85,7 @@ class Reader:
 
     def product(self, gates: int, rows: int, numbers: Tensor) -> native.Product:
         """The next product, with its packed numbers."""
+        _check_dense("packed weights", numbers)
         columns, count = self.next(), self.next()
         terms: list[native.Term] = []
         skew = None
@@ -117,6 +118,12 @@ class Reader:
     ) -> native.Layer:
         """The next layer in one direction."""
         products = [ctypes.pointer(self.product(gates, rows, numbers)) for numbers in (hh, ih)]
+        dtype = torch.float64 if hh.dtype == torch.float64 else torch.float32
+        for bias, length in zip(biases, (gates * rows, rows), strict=False):
+            _check_dense("biases", bias)
+            check_shape("bias", bias, length)
+            if bias.dtype != dtype:
+                raise ValueError(f"bias should be {dtype}, got: {bias.dtype}")
         self._held += biases
         return native.Layer(mode, *products, *map(address, biases))
 
@@ -126,3 +133,9 @@ class Reader:
         places = [at + 2, at + 3 + rows, at + 3 + rows + count]
         arrays = (self._address + 4 * place for place in places)
         return native.Map(int(self._numbers[at]), rows, *arrays)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless numbers can be read at the tensor's address."""
+    if not tensor.is_cpu or not tensor.is_contiguous():
+        raise ValueError(f"{name} should be contiguous and on the device cpu")
