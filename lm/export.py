@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from data import Codec, DataError, SentencePieceCodec, TokenizersCodec, WordCodec
 from lm.model import LanguageModel
 from lm.saved import Saved, load_saved
+from symrnn import native
+from symrnn.deployment import FORMS
 from symrnn.export import (
     Axes,
+    ExportError,
     Program,
     Tensors,
     export,
@@ -34,7 +38,8 @@ examples:
   python -m lm.export                                   the newest run in ./runs, its weights
   python -m lm.export runs/ptb-small-avg-seed1 --to onnx --out model.onnx
   python -m lm.export best.safetensors --to pt2 --out model.pt2
-  python -m lm.export runs/ptb-small-avg-seed1 --to runtime --dtype int8
+  python -m lm.export --to aoti --dtype int8            for a C++ program, with packed weights
+  python -m lm.export --to runtime --dtype int8         for a C program
 
 The file takes tokens (time, batch) and the state (h0, and of an LSTM c0), and gives logits and the
 new state; time and batch are free. It is compared with the model before it is there: exit code 1
@@ -44,15 +49,23 @@ loads each kind.
 """
 
 
+PACKED_KINDS = ("pt2", "aoti")
+"""Of --to, the kinds whose programs may hold packed weights."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What --dtype takes."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    description = "Export a trained model: PyTorch's own layers, constant weights, its vocabulary."
-    options = export_parser("lm.export", description, EXAMPLE).parse_args(arguments)
-    require(options.to, options.dtype)
+    description = "Export a trained model, with constant weights, and its vocabulary."
+    options = make_parser("lm.export", description, EXAMPLE).parse_args(arguments)
+    require(options.to)
+    form, dtype = form_of(options)
     saved = load_saved(options.checkpoint, torch.device("cpu"), precision="fp32")
     path = place_of(options, saved.path)
     beside = options.to != "runtime"
     vocabulary = vocabulary_path(path, saved.codec) if beside else path
-    program = program_of(saved, vocabulary.name, getattr(torch, options.dtype))
+    program = program_of(saved, vocabulary.name, options.to, form, dtype)
     print_table({"model": saved.path, **table(program, options.to)})
     if options.dry_run:
         print_table({"would be written": path, "vocabulary": vocabulary})
@@ -65,6 +78,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = export(program, options.to, path, write_beside)
     print_table({**outcome(done), "vocabulary": vocabulary})
     return 0
+
+
+def make_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The options of ``python -m lm.export``."""
+    parser = export_parser(program, description, epilog)
+    add = parser.add_argument
+    add(
+        "--form",
+        choices=FORMS,
+        help="of pt2 and aoti: packed, weights as our kernels read them, for those who load our "
+        "operators; plain, PyTorch's own layers (packed for aoti, else plain)",
+    )
+    add(
+        "--dtype",
+        choices=list(DTYPES),
+        help="of packed recurrent weights, and in runtime of all (as trained)",
+    )
+    return parser
+
+
+def form_of(options: argparse.Namespace) -> tuple[str, torch.dtype | None]:
+    """The form and the dtype that are asked for; ExportError where a kind of file has none such."""
+    form = options.form or ("packed" if options.to == "aoti" else "plain")
+    if form == "packed" and options.to not in PACKED_KINDS:
+        kinds = " and ".join(PACKED_KINDS)
+        raise ExportError(f"--form packed is of --to {kinds}, got: --to {options.to}")
+    if form == "packed" and not native.available():
+        raise ExportError(f"--form packed: {native.why_not()}")
+    if options.dtype is not None and form != "packed" and options.to != "runtime":
+        raise ExportError(f"--dtype {options.dtype} is of packed weights: add --form packed")
+    return form, DTYPES.get(options.dtype)
 
 
 # ---- the program -------------------------------------------------------------------------------
@@ -91,12 +135,25 @@ class _SingleState(_Parts):
         return self.decoder(output), hn
 
 
-def program_of(saved: Saved, vocabulary: str, dtype: torch.dtype = torch.float32) -> Program:
-    """What leaves of a saved model.
+def program_of(
+    saved: Saved,
+    vocabulary: str,
+    kind: str = "plain",
+    form: str = "plain",
+    dtype: torch.dtype | None = None,
+) -> Program:
+    """What leaves of a saved model, in a file of a kind.
 
-    vocabulary: the name of the file that it is in.  dtype: of the weights in a file of the runtime.
+    vocabulary: the name of the file that it is in.
+    form, dtype: of :func:`symrnn.deploy`; of the C runtime the dtype is that of all weights.
     """
     model = saved.model
+    expected = None
+    if dtype is not None and dtype != torch.float32:
+        expected = copy.deepcopy(model)
+        expected.rnn.inference_dtype = dtype
+        if kind == "runtime":
+            _lower_ends(expected, dtype)
     states = model.states
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
     size = model.encoder.num_embeddings
@@ -110,14 +167,16 @@ def program_of(saved: Saved, vocabulary: str, dtype: torch.dtype = torch.float32
 
     return Program(
         model=model,
-        deployed=model.deployed("plain"),
+        deployed=model.deployed(form, dtype=dtype if form == "packed" else None),
         flat=_LSTM if len(states) == 2 else _SingleState,  # type: ignore[arg-type]
         inputs={"tokens": ("time", "batch"), **{f"{s}0": state for s in states}},
         outputs={"logits": ("time", "batch", size), **{f"{s}n": state for s in states}},
         draw=draw,
         about=about(saved, vocabulary),
-        save_runtime=partial(write_runtime, saved, vocabulary, dtype),
-        lowered=None if dtype == torch.float32 else lowered(model, dtype),
+        form=form,
+        dtype=dtype,
+        expected=expected,
+        save_runtime=partial(write_runtime, saved, vocabulary, dtype or torch.float32),
     )
 
 
@@ -159,14 +218,13 @@ def linear_end(model: LanguageModel) -> nn.Linear:
     return made
 
 
-def lowered(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    """The model as the C runtime computes it with weights of this dtype, by the same kernels."""
-    made = copy.deepcopy(model)
-    made.rnn.inference_dtype = dtype
-    made.encoder.weight = nn.Parameter(unpack_matrix(pack_matrix(model.encoder.weight, dtype)))
-    made.decoder = PackedLinear(linear_end(model), dtype)  # type: ignore[assignment]
-    made.projection = nn.Identity()
-    return made
+def _lower_ends(model: LanguageModel, dtype: torch.dtype) -> None:
+    """Have embedding and decoder computed as in the C runtime with weights of this dtype."""
+    end = PackedLinear(linear_end(model), dtype)
+    rounded = unpack_matrix(pack_matrix(model.encoder.weight, dtype))
+    model.encoder.weight = nn.Parameter(rounded)
+    model.decoder = end  # type: ignore[assignment]
+    model.projection = nn.Identity()
 
 
 def about(saved: Saved, vocabulary: str) -> dict[str, Any]:

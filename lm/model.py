@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.card import Card
 from symrnn.hub import HubMixin
 from symrnn.rnn import RecurrentLayer
+from symrnn.rnn.modes import MODES
 from symrnn.storage import Packed
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
@@ -82,7 +83,7 @@ class LanguageModel(HubMixin, nn.Module):
         self.input_drop = nn.Dropout(dropout if input_dropout is None else input_dropout)
         self.output_drop = nn.Dropout(dropout if output_dropout is None else output_dropout)
         layers = CELLS[cell]
-        # PyTorch's own in a model that is deployed as plain.
+        # In a deployed model PyTorch's own, or one that holds packed weights.
         self.rnn: RecurrentLayer = layers(
             embedding_size,
             hidden_size,
@@ -162,7 +163,7 @@ class LanguageModel(HubMixin, nn.Module):
     @property
     def states(self) -> str:
         """The tensors of the state, by letter: "hc" of an LSTM, "h" of others."""
-        return SymLSTM.STATES if isinstance(self.rnn, SymLSTM | nn.LSTM) else SymGRU.STATES
+        return MODES[self.rnn.mode].states
 
     def configuration(self) -> dict[str, object]:
         """What it is made of, by the names that the configuration of a run has for it."""
@@ -195,11 +196,9 @@ class LanguageModel(HubMixin, nn.Module):
 
         At inference, with the recurrent weights of now (:meth:`symrnn.SymLSTM.stream`).
         """
-        rnn: nn.Module = self.rnn
-        if not isinstance(rnn, RecurrentLayer):
-            kind = next(kind for kind in CELLS.values() if type(rnn) is kind.PLAIN)
-            rnn = kind.from_plain(rnn, "none")
-        layers = rnn.stream(batch)
+        rnn: Any = self.rnn
+        plain = next((kind for kind in CELLS.values() if type(rnn) is kind.PLAIN), None)
+        layers = (rnn if plain is None else plain.from_plain(rnn, "none")).stream(batch)
         return lambda ids: self.decoder(self.projection(layers(self.encoder(ids))))
 
     def without_dropout(self) -> LanguageModel:
@@ -221,17 +220,22 @@ class LanguageModel(HubMixin, nn.Module):
         made.rnn.inference_dtype = self.rnn.inference_dtype
         return made
 
-    def deployed(self, form: str | None = None, *, autocast: bool = False) -> LanguageModel:
+    def deployed(
+        self, form: str | None = None, *, dtype: torch.dtype | None = None, autocast: bool = False
+    ) -> LanguageModel:
         """This model for inference: a copy, in evaluation mode, which gives the same numbers.
 
-        form: as of :func:`symrnn.deploy`: "plain" has PyTorch's own layers with constant weights,
-            for whatever knows no others. None is what runs fastest here: the symmetric weights are
-            expanded once instead of every call, but not where they are packed once, or folded, and
-            never expanded.
+        form: as of :func:`symrnn.deploy`: "packed" holds what the native kernels read and nothing
+            else, "plain" has PyTorch's own layers with constant weights, for whatever knows no
+            others. None is what runs fastest here: the symmetric weights are expanded once instead
+            of every call, but not where they are packed once, or folded, and never expanded.
+        dtype: as of :func:`symrnn.deploy`; only where form is not None.
         autocast: whether it is to run under that; only where form is None.
         """
         if form is not None or not isinstance(self.rnn, RecurrentLayer):
-            return cast(LanguageModel, deploy(self, form or "plain"))
+            rnn: nn.Module = self.rnn
+            same = "plain" if isinstance(rnn, nn.RNNBase) else "packed"
+            return cast(LanguageModel, deploy(self, form or same, dtype))
         made = copy.deepcopy(self).eval()
         if not self._runs_symmetric(autocast):
             made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)

@@ -1,4 +1,6 @@
-"""Files of deployed models that others run without this library: weights, ``torch.export``, ONNX.
+"""Files of deployed models: weights, programs of ``torch.export`` and ONNX, compiled packages.
+
+All but those with packed weights are run without this library; those, with its operators alone.
 
 One kind is its own: that of the C runtime, which knows neither Python nor PyTorch.
 
@@ -27,9 +29,16 @@ from torch import Tensor, nn
 
 from symrnn import native, runtime
 from symrnn.files import UserError, describe_os_error, replacing, to_json
+from symrnn.native.building import NotBuiltError, compiler
 from symrnn.rnn.torch_state import free_time
 
-KINDS = {"plain": ".safetensors", "pt2": ".pt2", "onnx": ".onnx", "runtime": ".symrnn"}
+KINDS = {
+    "plain": ".safetensors",
+    "pt2": ".pt2",
+    "onnx": ".onnx",
+    "aoti": ".aoti.pt2",
+    "runtime": ".symrnn",
+}
 """What --to takes, and how the names of such files end."""
 
 OPSET = 17
@@ -37,10 +46,8 @@ OPSET = 17
 
 KEY = "symrnn"
 """Under which a file holds what it is, in JSON: in safetensors' metadata, in ONNX's
-``metadata_props``, and as the extra file ``symrnn.json`` of torch.export."""
-
-DTYPES = ("float32", "bfloat16", "int8")
-"""What --dtype takes."""
+``metadata_props``, as the extra file ``symrnn.json`` of torch.export, and in the metadata of a
+package of AOTInductor."""
 
 Axes = tuple[str | int, ...]
 """A tensor's axes: the name of a free one, or the size."""
@@ -70,13 +77,14 @@ class Program:
 
     model: as trained, in float32 on the CPU, in evaluation mode.
     deployed: the same by :func:`symrnn.deploy`; its state_dict is what "plain" writes.
+    form, dtype: as that was called with.
     flat: makes of either a module that takes the inputs, in their order, and gives the outputs.
     inputs, outputs: by name.
     draw: example inputs, for sizes of the free axes.
     about: what the model is, as JSON.
+    expected: whose numbers a file should give: the model, or a copy that rounds its weights as the
+        file does.
     save_runtime: writes the file of the C runtime; None of a model that it does not run.
-    lowered: the model with weights of lower precision, as a file is to have them; None where they
-        are float32.
     """
 
     model: nn.Module
@@ -86,8 +94,10 @@ class Program:
     outputs: Mapping[str, Axes]
     draw: Callable[[Mapping[str, int]], Tensors]
     about: dict[str, Any]
+    form: str = "plain"
+    dtype: torch.dtype | None = None
+    expected: nn.Module | None = None
     save_runtime: Callable[[Path], None] | None = None
-    lowered: nn.Module | None = None
 
     def call(self, model: nn.Module) -> Callable[[Tensors], Tensors]:
         """Runs one of the models on inputs."""
@@ -112,6 +122,9 @@ class Program:
                 name: {"dtype": str(tensor.dtype).removeprefix("torch."), "axes": list(its)}
                 for (name, its), tensor in zip(axes.items(), tensors, strict=True)
             }
+        if self.form == "packed":
+            dtype = self.dtype or torch.float32
+            described |= {"form": "packed", "packed_dtype": str(dtype).removeprefix("torch.")}
         if kind == "plain":
             described["tied"] = tied_names(self.deployed)
         if kind == "onnx":
@@ -126,7 +139,7 @@ class Exported:
     path, size: of the file, in bytes.
     difference: the largest of an output from the model's, the lowered one if there is one; None if
         nothing here could run the file.
-    rounding: the largest of an output of the lowered model from the trained one's; None without.
+    rounding: the largest of an output with rounded weights from the trained model's; None without.
     """
 
     path: Path
@@ -152,7 +165,7 @@ def export(
             write(program, new)
             run = load(program, new)
             difference = None if run is None else compare(program, run, path)
-            rounding = None if program.lowered is None else _rounding(program)
+            rounding = None if program.expected is None else _rounding(program)
             size = new.stat().st_size
             beside()
     except OSError as error:
@@ -160,19 +173,22 @@ def export(
     return Exported(path, size, difference, rounding)
 
 
-def require(kind: str, dtype: str = "float32", *, recurrent: bool = True) -> None:
+def require(kind: str, *, recurrent: bool = True) -> None:
     """Raise ExportError if what files of this kind are made with is not installed.
 
-    dtype: of the weights.  recurrent: whether the model is, as those that the runtime runs are.
+    recurrent: whether the model is, as those that the runtime runs are.
     """
     if kind == "runtime" and not recurrent:
         raise ExportError("--to runtime is for recurrent layers, and this is a network for images")
     if kind == "runtime" and not native.available():
         raise ExportError(f"--to runtime: {native.why_not()}")
-    if kind != "runtime" and dtype != "float32":
-        raise ExportError(f"--dtype {dtype} is for --to runtime, got: --to {kind}")
     if kind == "onnx" and not _installed("onnx"):
         raise ExportError("--to onnx needs the onnx package: pip install 'symrnn[onnx]'")
+    if kind == "aoti":
+        try:
+            compiler()
+        except NotBuiltError as error:
+            raise ExportError(f"--to aoti needs a C++ compiler: {error}") from None
 
 
 def _installed(package: str) -> bool:
@@ -183,14 +199,14 @@ def _installed(package: str) -> bool:
 
 
 def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> float:
-    """The largest difference of an output of ``run`` from the model's, the lowered if there is one.
+    """The largest difference of an output of ``run`` from that of ``program.expected``.
 
     Raises RefusedError if ``run`` fails, and if that is more than float32 explains: than 16 times
     what the model itself differs from its computation in float64, and 2⁻²⁰ of the largest number
     of that output.
     """
     model, exact = program.call(program.model), program.call(copy.deepcopy(program.model).double())
-    lowered = None if program.lowered is None else program.call(program.lowered)
+    rounded = model if program.expected is None else program.call(program.expected)
     largest = 0.0
     for sizes in OTHERS:
         inputs = program.draw(sizes)
@@ -201,18 +217,18 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
         except Exception as error:  # each runtime has errors of its own
             why = str(error).partition("\n")[0]
             raise RefusedError(f"{path}: was not written: {at} it does not run: {why}") from error
-        float32 = model(inputs)
-        expected = float32 if lowered is None else lowered(inputs)
+        expected = rounded(inputs)
+        unrounded = expected if rounded is model else model(inputs)
         true = exact(tuple(x.double() if x.is_floating_point() else x for x in inputs))
-        outputs = zip(program.outputs, found, expected, float32, true, strict=True)
-        for name, got, wanted, own, right in outputs:
+        outputs = zip(program.outputs, found, expected, unrounded, true, strict=True)
+        for name, got, own, model_own, right in outputs:
             if got.shape != own.shape:
                 raise RefusedError(
                     f"{path}: was not written: {at} its {name} has shape {list(got.shape)}, the "
                     f"model's {list(own.shape)}"
                 )
-            difference = _largest(got.double() - wanted.double())
-            allowed = 16 * _largest(own.double() - right) + 2**-20 * _largest(right)
+            difference = _largest(got.double() - own.double())
+            allowed = 16 * _largest(model_own.double() - right) + 2**-20 * _largest(right)
             if not difference <= allowed:  # nan is not
                 raise RefusedError(
                     f"{path}: was not written: {at} its {name} differs from the model's by "
@@ -223,11 +239,11 @@ def compare(program: Program, run: Callable[[Tensors], Tensors], path: Path) -> 
 
 
 def _rounding(program: Program) -> float:
-    """The largest difference of an output of the lowered model from the trained one's."""
-    assert program.lowered is not None
-    model, lowered = program.call(program.model), program.call(program.lowered)
+    """The largest difference of an output of what is expected from the trained model's."""
+    assert program.expected is not None
+    model, rounded = program.call(program.model), program.call(program.expected)
     inputs = [program.draw(sizes) for sizes in OTHERS]
-    pairs = [pair for x in inputs for pair in zip(model(x), lowered(x), strict=True)]
+    pairs = [pair for x in inputs for pair in zip(model(x), rounded(x), strict=True)]
     return max(_largest(own - low) for own, low in pairs)
 
 
@@ -270,7 +286,7 @@ def _load_plain(program: Program, new: Path) -> Callable[[Tensors], Tensors]:
     return program.call(loaded)
 
 
-def _write_pt2(program: Program, new: Path) -> None:
+def _exported(program: Program) -> torch.export.ExportedProgram:
     dims = {name: torch.export.Dim(name) for name in EXAMPLE}
     shapes = tuple(
         {at: dims[axis] for at, axis in enumerate(axes) if isinstance(axis, str)}
@@ -278,15 +294,40 @@ def _write_pt2(program: Program, new: Path) -> None:
     )
     flat, example = program.flat(program.deployed), program.draw(EXAMPLE)
     with _quietly(), free_time(), torch.no_grad():
-        exported = torch.export.export(flat, example, dynamic_shapes=shapes)
-        about = to_json(program.described("pt2"), "about")
-        with new.open("wb") as file:
-            torch.export.save(exported, file, extra_files={f"{KEY}.json": about})
+        return torch.export.export(flat, example, dynamic_shapes=shapes)
+
+
+def _write_pt2(program: Program, new: Path) -> None:
+    exported = _exported(program)
+    about = to_json(program.described("pt2"), "about")
+    with _quietly(), new.open("wb") as file:
+        torch.export.save(exported, file, extra_files={f"{KEY}.json": about})
 
 
 def _load_pt2(program: Program, new: Path) -> Callable[[Tensors], Tensors]:
     with _quietly(), new.open("rb") as file:
         loaded = torch.export.load(file).module()
+
+    def run(inputs: Tensors) -> Tensors:
+        outputs = loaded(*inputs)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    return run
+
+
+def _write_aoti(program: Program, new: Path) -> None:
+    about = to_json(program.described("aoti"), "about")
+    with _quietly(), torch.no_grad(), new.open("wb") as file:
+        torch._inductor.aoti_compile_and_package(
+            _exported(program),
+            package_path=file,
+            inductor_configs={"aot_inductor.metadata": {KEY: about}},
+        )
+
+
+def _load_aoti(program: Program, new: Path) -> Callable[[Tensors], Tensors]:
+    with _quietly(), new.open("rb") as file:
+        loaded = torch._inductor.aoti_load_package(file)
 
     def run(inputs: Tensors) -> Tensors:
         outputs = loaded(*inputs)
@@ -365,6 +406,7 @@ FILES: dict[str, tuple[Write, Load]] = {
     "plain": (_write_plain, _load_plain),
     "pt2": (_write_pt2, _load_pt2),
     "onnx": (_write_onnx, _load_onnx),
+    "aoti": (_write_aoti, _load_aoti),
     "runtime": (_write_runtime, _load_runtime),
 }
 """For each kind what writes a file, and what makes one run: None if nothing here can."""
@@ -401,10 +443,10 @@ def export_parser(program: str, description: str, epilog: str) -> argparse.Argum
         choices=list(KINDS),
         default="plain",
         help="plain: the weights by PyTorch's names, safetensors; pt2: a program of torch.export; "
-        "onnx: one of ONNX, which needs the extra [onnx]; runtime: packed weights and vocabulary, "
-        "for C and symrnn.runtime (plain)",
+        "onnx: one of ONNX, which needs the extra [onnx]; aoti: a package of AOTInductor, machine "
+        "code for processors like this one; runtime: packed weights and vocabulary, for C and "
+        "symrnn.runtime (plain)",
     )
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights of runtime (float32)")
     add("--out", type=Path, metavar="FILE", help="(model, and what its kind ends in, beside RUN's)")
     add("--dry-run", action="store_true", help="print what would be written, write nothing")
     return parser
@@ -413,7 +455,7 @@ def export_parser(program: str, description: str, epilog: str) -> argparse.Argum
 def place_of(options: argparse.Namespace, checkpoint: Path) -> Path:
     """Where the file of a checkpoint's model goes; ExportError if it cannot."""
     path: Path = options.out or checkpoint.with_name("model" + KINDS[options.to])
-    if path.suffix != KINDS[options.to]:  # torch.export.load, for one, goes by it
+    if not path.name.endswith(KINDS[options.to]):  # torch.export.load, for one, goes by it
         raise ExportError(f"--out {path}: names of --to {options.to} end in {KINDS[options.to]}")
     if path.is_dir():
         raise ExportError(f"--out {path}: there is a folder of that name; name a file")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from symrnn.layers import FOLDED
 from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
@@ -242,7 +242,7 @@ def unsymmetrize(module: nn.Module) -> None:
             )
     for part in list(module.modules()):
         if isinstance(part, GatedModule):
-            _become(part, part.to_plain())
+            become(part, part.to_plain())
         elif parametrize.is_parametrized(part):
             parametrized: Any = part.parametrizations
             for attribute, forms in list(parametrized.items()):
@@ -480,7 +480,7 @@ def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> Non
     )
     for name in ("state_dropout", "weight_dropout"):
         setattr(made, name, getattr(module, name, 0.0))
-    _become(module, made)
+    become(module, made)
 
 
 def _parametrize(forms: dict[_Weight, SymmetricTensor]) -> None:
@@ -500,10 +500,11 @@ def _anew(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach(), parameter.requires_grad)
 
 
-def _become(module: nn.Module, other: nn.Module) -> None:
+def become(module: nn.Module, other: nn.Module) -> None:
     """Make ``module`` what ``other`` is, wherever it is held; hooks and users' attributes stay."""
+    kind = type_before_parametrizations(module)
     plainly = {"symm": "none"} if isinstance(module, GatedModule) else {}
-    usual = {*vars(type(module)(1, 1, device="meta", **plainly))}
+    usual = {*vars(kind(1, 1, device="meta", **plainly))}
     bare = vars(nn.Module())
     kept = {
         name: value

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -289,3 +290,24 @@ def emulator(
     folder = shared_folder / "emulator"
     folder.mkdir(exist_ok=True)
     return compile_emulator(building.FOLDER / "cuda", folder)
+
+
+@pytest.fixture(scope="session")
+def operators(shared_folder: Path) -> Iterator[SimpleNamespace]:
+    """``torch.ops.symrnn`` with the operators of packed layers, and the library's path.
+
+    They are compiled by the first process of the suite that wants them.
+    """
+    from symrnn.native.torch import building as operators
+    from symrnn.native.torch import load
+
+    if not native.available():
+        pytest.skip(native.why_not())
+    try:
+        building.compiler()
+    except building.NotBuiltError as error:
+        pytest.skip(f"needs a C++ compiler: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYMRNN_CACHE", str(shared_folder / "kernels"))
+        load()
+        yield SimpleNamespace(ops=torch.ops.symrnn, path=operators.build())

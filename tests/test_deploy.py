@@ -62,7 +62,7 @@ def test_recurrent_modules_of_every_form_become_those_of_pytorch(
     make: Callable[..., Any], symm: str
 ) -> None:
     module = make(H, H, symm=symm, symm_ih=make.GATES, dtype=torch.float64)  # type: ignore[attr-defined]
-    found = deploy(module)
+    found = deploy(module, "plain")
     assert type(found) is PLAIN[type(module)]
     assert found.state_dict().keys() == PLAIN[type(module)](H, H).state_dict().keys()
     for batch in (1, 3):
@@ -87,7 +87,7 @@ def test_recurrent_layers_with_every_option(
     make: Callable[..., Any], options: dict[str, Any]
 ) -> None:
     layer = make(H, H, dtype=torch.float64, **options)
-    found = deploy(layer)
+    found = deploy(layer, "plain")
     assert layer.training
     assert not found.training
     layer.eval()
@@ -117,7 +117,7 @@ def test_linear_layers_convolutions_and_attention_get_plain_weights(symm: str, a
     names = model.state_dict().keys()
     symmetrize(model, symm, axes=axes)
     assert model.state_dict().keys() != names
-    found = deploy(model)
+    found = deploy(model, "plain")
     assert found.state_dict().keys() == names
     kinds = {
         "Sequential",
@@ -136,7 +136,7 @@ def test_a_deployed_model_is_constant_and_the_given_one_is_as_it_was() -> None:
     model = nn.ModuleDict({"rnn": SymLSTM(H, H), "linear": nn.Linear(H, H), "drop": nn.Dropout()})
     symmetrize(model, "tri", "linear")
     before = copy.deepcopy(model.state_dict())
-    found = deploy(model)
+    found = deploy(model, "plain")
     assert not any(parameter.requires_grad for parameter in found.parameters())
     assert not any(part.training for part in found.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -150,8 +150,8 @@ def test_a_deployed_model_is_constant_and_the_given_one_is_as_it_was() -> None:
 
 def test_deploying_twice_changes_nothing() -> None:
     model = nn.Sequential(SymLSTM(H, H, 2), FoldedLinear(H, H))
-    once = deploy(model)
-    twice = deploy(once)
+    once = deploy(model, "plain")
+    twice = deploy(once, "plain")
     assert [type(part) for part in twice.modules()] == [type(part) for part in once.modules()]
     assert_same(dict(twice.state_dict()), dict(once.state_dict()), atol=0)
 
@@ -165,7 +165,7 @@ def test_shared_modules_stay_shared_and_tied_weights_tied() -> None:
             self.first = self.second = SymGRU(H, H)
             self.cells = nn.ModuleList([SymGRUCell(H, H)] * 2)
 
-    found = deploy(Tied(), dtype=torch.float64)
+    found = deploy(Tied(), "plain", dtype=torch.float64)
     assert found.decoder.weight is found.encoder.weight
     assert found.first is found.second
     assert found.cells[0] is found.cells[1]
@@ -176,7 +176,7 @@ def test_shared_modules_stay_shared_and_tied_weights_tied() -> None:
 def test_networks_for_images_get_convolutions_of_pytorch(name: str) -> None:
     share = "none" if name.startswith("dirac") else "stage"
     model = create_model(name, symm="tri", share=share, num_classes=5).double().eval()
-    found = deploy(model)
+    found = deploy(model, "plain")
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert_same(found(x), model(x))
     ours = {type(part).__name__ for part in found.modules() if type(part).__module__[:5] != "torch"}
@@ -189,13 +189,13 @@ def test_networks_for_images_get_convolutions_of_pytorch(name: str) -> None:
 
 
 def test_batch_norm_of_a_joint_batch_becomes_that_of_pytorch() -> None:
-    assert type(deploy(nn.Sequential(JointBatchNorm2d(3)))[0]) is nn.BatchNorm2d
+    assert type(deploy(nn.Sequential(JointBatchNorm2d(3)), "plain")[0]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_every_floating_parameter_gets_the_type(dtype: torch.dtype) -> None:
     model = nn.ModuleList([SymLSTM(H, H), nn.Linear(H, H), nn.BatchNorm1d(H)])
-    found = deploy(model, dtype=dtype)
+    found = deploy(model, "plain", dtype=dtype)
     tensors = found.state_dict()
     counter = tensors.pop("2.num_batches_tracked")
     assert {tensor.dtype for tensor in tensors.values()} == {dtype}
@@ -211,7 +211,7 @@ def test_a_pickle_names_no_class_of_ours() -> None:
     model[1].backend = "auto"
     model[1].inference_dtype = torch.bfloat16
     assert "symrnn" in classes_in(model[1])
-    found = deploy(model)
+    found = deploy(model, "plain")
     assert "symrnn" not in classes_in(found)
     assert [type(part) for part in found] == [nn.Linear, nn.LSTM]
     assert not [name for name in vars(found[1]) if name not in vars(nn.LSTM(H, H))]
@@ -227,7 +227,7 @@ def test_parametrizations_of_others_stay() -> None:
     model = nn.Sequential(nn.Linear(H, H), nn.Linear(H, H))
     parametrizations.weight_norm(model[0])
     nn.utils.parametrize.register_parametrization(model[1], "weight", get_symmetry("avg", H))
-    found = deploy(model)
+    found = deploy(model, "plain")
     assert nn.utils.parametrize.is_parametrized(found[0])
     assert type(found[1]) is nn.Linear
     x = torch.randn(2, H)
@@ -253,7 +253,7 @@ def test_an_onnx_file_of_symmetric_weights_is_warned_of_once(
     """By torch.export, as PyTorch's newer exporter has it; without the packages that it wants."""
     monkeypatch.setattr(onnx, "_said", False)
     model = make(symm=symm) if make is linear else make(H, H, symm=symm)
-    plain = deploy(model), linear("none") if make is linear else make(H, H, symm="none")
+    plain = deploy(model, "plain"), linear("none") if make is linear else make(H, H, symm="none")
     x = torch.randn((5, 2, H) if make is SymLSTM else (2, H))
 
     def said(model: nn.Module) -> list[str]:
@@ -278,7 +278,7 @@ def test_the_older_exporter_warns_too(
     pytest.importorskip("onnx")
     monkeypatch.setattr(onnx, "_said", False)
     model, x = nn.Sequential(SymLSTM(H, H, symm="avg")), torch.randn(5, 2, H)
-    torch.onnx.export(deploy(model), (x,), io.BytesIO(), dynamo=False)
+    torch.onnx.export(deploy(model, "plain"), (x,), io.BytesIO(), dynamo=False)
     assert not [w for w in recwarn if "symrnn.deploy" in str(w.message)]
     with pytest.warns(UserWarning, match=r"export symrnn\.deploy\(model"):
         torch.onnx.export(model.eval(), (x,), io.BytesIO(), dynamo=False)
@@ -289,14 +289,16 @@ def test_the_older_exporter_warns_too(
 
 def test_another_form_or_type_is_an_error() -> None:
     layer = SymLSTM(H, H)
-    with pytest.raises(ValueError, match=r"form should be one of plain, got: 'packed'"):
-        deploy(layer, "packed")
+    with pytest.raises(ValueError, match=r"form should be one of packed, plain, got: 'onnx'"):
+        deploy(layer, "onnx")
     allowed = "torch.float64, torch.float32, torch.float16, torch.bfloat16"
     for dtype in (torch.int8, torch.complex64, "float16"):
-        with pytest.raises(ValueError, match=rf"dtype should be None or one of {allowed}, got: "):
-            deploy(layer, dtype=dtype)  # type: ignore[arg-type]
+        with pytest.raises(
+            ValueError, match=rf"dtype of form='plain' should be .* {allowed}, got: "
+        ):
+            deploy(layer, "plain", dtype=dtype)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"model should be an nn\.Module, got: OrderedDict"):
-        deploy(layer.state_dict())  # type: ignore[arg-type]
+        deploy(layer.state_dict(), "plain")  # type: ignore[arg-type]
 
 
 def test_a_weight_with_further_parametrizations_is_an_error() -> None:
@@ -304,7 +306,7 @@ def test_a_weight_with_further_parametrizations_is_an_error() -> None:
     symmetrize(model, "avg")
     nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Tanh())
     with pytest.raises(ValueError, match=r"0\.weight has 2 parametrizations"):
-        deploy(model)
+        deploy(model, "plain")
 
 
 def test_a_class_derived_from_a_layer_is_an_error() -> None:
@@ -314,4 +316,4 @@ def test_a_class_derived_from_a_layer_is_an_error() -> None:
 
     message = "1 is a Doubled, a class derived from SymLSTM: put SymLSTM itself in its place"
     with pytest.raises(ValueError, match=message):
-        deploy(nn.Sequential(nn.Linear(H, H), Doubled(H, H)))
+        deploy(nn.Sequential(nn.Linear(H, H), Doubled(H, H)), "plain")

@@ -10,7 +10,11 @@ namespace {
 // Of one array: sizes multiply without overflow.
 constexpr int64_t MAX_ELEMENTS = int64_t(1) << 40;
 
-bool aligned(const void *packed) { return reinterpret_cast<uintptr_t>(packed) % 64 == 0; }
+bool aligned(const void *to) { return reinterpret_cast<uintptr_t>(to) % 64 == 0; }
+
+// No kernel needs more than the alignment of a number. Memory of malloc passes, a place within a
+// number does not.
+bool readable(const void *packed) { return reinterpret_cast<uintptr_t>(packed) % 16 == 0; }
 
 bool known(int dtype) {
     return (dtype >= SYMRNN_FLOAT && dtype <= SYMRNN_BFLOAT16) || dtype == SYMRNN_INT8;
@@ -31,7 +35,7 @@ int check_skew(const symrnn_product &w, bool folded) {
     const symrnn_skew &skew = *w.skew;
     if (!skew.packed) return SYMRNN_NULL;
     if (skew.rank < 1 || skew.rank > MAX_ELEMENTS / w.rows || skew.gates < 1 ||
-        skew.gates >= 1 << w.gates || w.rows != w.columns || !aligned(skew.packed))
+        skew.gates >= 1 << w.gates || w.rows != w.columns || !readable(skew.packed))
         return SYMRNN_SIZE;
     return folded ? SYMRNN_MAP : SYMRNN_OK;
 }
@@ -49,7 +53,7 @@ int check_product(const symrnn_product *w, bool transposed) {
     for (int n = 0; n < w->terms; ++n) {
         const symrnn_term &t = w->term[n];
         if (!t.packed) return SYMRNN_NULL;
-        if (!aligned(t.packed)) return SYMRNN_SIZE;
+        if (!readable(t.packed)) return SYMRNN_SIZE;
         if (t.rows < 1 || t.columns < 1 || t.gates < 1 || t.gates > all) return SYMRNN_SIZE;
         if (t.symmetric < 0 || (t.symmetric && t.rows != t.columns)) return SYMRNN_SIZE;
         if (w->dtype == SYMRNN_INT8 && t.columns > INT8_COLUMNS) return SYMRNN_SIZE;
@@ -229,7 +233,7 @@ int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates, int f
                   const void *from, void *to) {
     if (!from || !to) return SYMRNN_NULL;
     if (int bad = check_matrices(symmetric, rows, columns, gates, from_dtype)) return bad;
-    if (!aligned(from)) return SYMRNN_SIZE;
+    if (!readable(from)) return SYMRNN_SIZE;
     if (!known(from_dtype)) return SYMRNN_DTYPE;
     const Matrices shape{symmetric, rows, columns, gates};
     (from_dtype == SYMRNN_DOUBLE ? unpack<double> : unpack<float>)(shape, from_dtype, from, to);

@@ -94,7 +94,7 @@ typedef struct symrnn_term {
     int32_t symmetric;                 /* 0, or f ≥ 1: M = Mᵀ but for free blocks of f × f tiles */
     int32_t rows, columns;             /* of each matrix */
     int32_t gates;                     /* a bit mask: bit g for gate g */
-    const void *packed;                /* (symrnn_packed_length), aligned to 64 bytes */
+    const void *packed;                /* (symrnn_packed_length), aligned to 16 bytes, better to 64 */
     const symrnn_map *inputs;          /* from the length of x to `columns`; null: the identity */
     const symrnn_map *outputs;         /* from `rows` to H; null: the identity */
     const symrnn_map *inputs_adjoint;  /* the transposed maps, for products with Wᵀ (the backward */
@@ -105,8 +105,8 @@ typedef struct symrnn_term {
 typedef struct symrnn_skew {
     int32_t rank;       /* R ≥ 1: U and V are H × R */
     int32_t gates;      /* a bit mask */
-    const void *packed; /* [U V] (H × 2R) of these gates, packed as full matrices, aligned to 64
-                           bytes: of the product's dtype, but float if that is int8 */
+    const void *packed; /* [U V] (H × 2R) of these gates, packed as full matrices, aligned so too:
+                           of the product's dtype, but float if that is int8 */
 } symrnn_skew;
 
 /* The matrices W of G gates (H × C), each a sum of terms, and perhaps a skew part. Either all terms

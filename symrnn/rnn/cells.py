@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from symrnn.rnn import dispatch, torchscript
+from symrnn.rnn.call import CellCall
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
 from symrnn.rnn.fused.plans import Shapes
@@ -18,7 +19,7 @@ from symrnn.rnn.stream import Stream
 from symrnn.rnn.weights import LayerWeights, check_devices
 
 
-class RecurrentCell(GatedModule):
+class RecurrentCell(CellCall, GatedModule):
     """Base of the cells; a subclass says which of PyTorch's it stands in for.
 
     plain: that one with the arguments of the call, without storage (device "meta").
@@ -28,7 +29,6 @@ class RecurrentCell(GatedModule):
 
     PLAIN: ClassVar[type[nn.RNNCellBase]]
 
-    IS_CELL = True
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
 
     def __init__(
@@ -66,27 +66,7 @@ class RecurrentCell(GatedModule):
                 result = self._fast_path(input, hx)
             if result is not None:
                 return result
-        if self._is_traced_by_fx(input):
-            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(self.wrong_dimensions().format(input.dim()))
-        single = self.STATES == "h"
-        state: State | None = None
-        if hx is not None:
-            state = [hx] if single else list(hx)
-            for k, part in enumerate(state):
-                if part.dim() not in (1, 2):
-                    which = "hidden" if single else f"hx[{k}]"
-                    raise ValueError(self.wrong_dimensions(which).format(part.dim()))
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-            state = None if hx is None else [part.unsqueeze(0) for part in self._parts(hx)]
-        if state is None:
-            state = [input.new_zeros(input.size(0), self.hidden_size)] * len(self.STATES)
-        self._check(input, state)
-        new = self._step(input, state)
-        return self._whole(new if batched else [part.squeeze(0) for part in new])
+        return self._call(input, hx)
 
     def _fast_path(self, input: Any, hx: Any) -> Any:
         """As :meth:`symrnn.rnn.layer.RecurrentLayer._fast_path`: the new hx, or None."""
@@ -136,36 +116,8 @@ class RecurrentCell(GatedModule):
         """The weights as a value, in a list as a layer's are."""
         return [self._layer_weights("")]
 
-    def state_shapes(self, batch: int) -> list[tuple[int, int]]:
-        """The shapes of h, and of an LSTM c, for so many sequences."""
-        return [(batch, self.hidden_size)] * len(self.STATES)
-
     def _attributes(self) -> Attributes:
         return Attributes(self.mode, training=self.training, inference_dtype=self._inference_dtype)
-
-    def wrong_dimensions(self, which: str = "input") -> str:
-        """What is said of an input, or a state, of {} dimensions; in PyTorch's words."""
-        return f"{self.PLAIN.__name__}: Expected {which} to be 1D or 2D, got {{}}D instead"
-
-    def _check(self, input: Tensor, state: State) -> None:
-        # In the words of PyTorch's operators, for the backends that do not call them.
-        if input.size(1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
-            )
-        if len(state) != len(self.STATES):
-            raise RuntimeError("lstm_cell expects two hidden states")
-        for k, part in enumerate(state):
-            if part.size(0) != input.size(0):
-                raise RuntimeError(
-                    f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
-                    f"{part.size(0)}"
-                )
-            if part.size(1) != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden{k} has inconsistent hidden_size: got {part.size(1)}, expected "
-                    f"{self.hidden_size}"
-                )
 
     def __prepare_scriptable__(self) -> nn.Module:
         return torchscript.scripted_cell(

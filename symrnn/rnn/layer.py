@@ -1,4 +1,4 @@
-"""The call of a recurrent layer: its checks, the fast path, packed sequences."""
+"""A recurrent layer with symmetric weights: the fast path of its call, and what runs the others."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from symrnn.rnn import dispatch, torchscript
+from symrnn.rnn.call import LayerCall
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
 from symrnn.rnn.fused.cache import Cache
 from symrnn.rnn.fused.operators import check_lengths
 from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.module import GatedModule
-from symrnn.rnn.stack import Attributes, State, autocast_on
+from symrnn.rnn.stack import Attributes, State
 from symrnn.rnn.stream import Stream
 from symrnn.rnn.weights import LayerWeights, check_devices
 
 
-class RecurrentLayer(GatedModule):
+class RecurrentLayer(LayerCall, GatedModule):
     """Base of the recurrent layers; a subclass says which of PyTorch's it stands in for.
 
     plain: that one with the arguments of the call, without storage (device "meta"). It has checked
@@ -89,39 +90,7 @@ class RecurrentLayer(GatedModule):
             if result is not None:
                 return result
 
-        if self._is_traced_by_fx(input):
-            return self._as_leaf(input) if hx is None else self._as_leaf(input, hx)
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, sorted_indices, unsorted_indices = input
-            self._check_input(data, 2)
-            batch = int(batch_sizes[0])
-            if hx is None:
-                state = self._zeros(data, batch)
-            else:
-                state = _select(self._parts(hx), sorted_indices)
-            self._check_state(state, batch)
-            output, state = self._run(data, batch_sizes, state)
-            packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-            return packed, self._whole(_select(state, unsorted_indices))
-
-        if input.dim() not in (2, 3):
-            raise ValueError(self.wrong_dimensions().format(input.dim()))
-        batched = input.dim() == 3
-        self._check_input(input, input.dim())
-        given = None if hx is None else self._parts(hx)
-        if given is not None:
-            self._check_dimensions(given, input.dim())
-        if not batched:
-            input = input.unsqueeze(1)
-            given = None if given is None else [part.unsqueeze(1) for part in given]
-        elif self.batch_first:
-            input = input.transpose(0, 1)
-        state = self._zeros(input, input.size(1)) if given is None else given
-        self._check_state(state, input.size(1))
-        output, state = self._run(input, None, state)
-        if not batched:
-            return output.squeeze(1), self._whole([part.squeeze(1) for part in state])
-        return output.transpose(0, 1) if self.batch_first else output, self._whole(state)
+        return self._call(input, hx)
 
     def _fast_path(self, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """What :meth:`forward` gives, by cached packed weights, where nothing is in the way.
@@ -250,58 +219,6 @@ class RecurrentLayer(GatedModule):
             for direction in ("", "_reverse")[: self._directions]
         ]
 
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    def state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
-        """The shapes of h, and of an LSTM c, for so many sequences."""
-        count = self.num_layers * self._directions
-        widths = (self.proj_size or self.hidden_size, self.hidden_size)[: len(self.STATES)]
-        return [(count, batch, width) for width in widths]
-
-    def _zeros(self, input: Tensor, batch: int) -> State:
-        return [input.new_zeros(shape) for shape in self.state_shapes(batch)]
-
-    # ---- checks, in PyTorch's words ------------------------------------------------------------
-
-    def wrong_dimensions(self) -> str:
-        """What is said of an input of {} dimensions."""
-        word = " tensor" if self.PLAIN is nn.RNN else ""
-        return f"{self.PLAIN.__name__}: Expected input to be 2D or 3D, got {{}}D{word} instead"
-
-    def _check_input(self, input: Tensor, dimensions: int) -> None:
-        dtype = self._dtype()
-        if input.dtype != dtype and not autocast_on(input.device.type):
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
-                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
-            )
-        if input.dim() != dimensions:
-            raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
-        if input.size(-1) != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.size(-1)}"
-            )
-
-    def _check_dimensions(self, state: State, dimensions: int) -> None:
-        if all(part.dim() == dimensions for part in state):
-            return
-        found = [f"{part.dim()}-D" for part in state]
-        if len(found) == 1:
-            which, got = "hx", f"{found[0]} tensor"
-        else:
-            which, got = "hx and cx", f"({', '.join(found)}) tensors"
-        kind = "batched 3-D" if dimensions == 3 else "unbatched 2-D"
-        raise RuntimeError(f"For {kind} input, {which} should also be {dimensions}-D but got {got}")
-
-    def _check_state(self, state: State, batch: int) -> None:
-        for k, (part, expected) in enumerate(zip(state, self.state_shapes(batch), strict=True)):
-            if part.shape != expected:
-                which = "hidden" if len(state) == 1 else f"hidden[{k}]"
-                raise RuntimeError(f"Expected {which} size {expected}, got {list(part.shape)}")
-
     def _other_ways(self) -> str:
         name = self.PLAIN.__name__
         return (
@@ -349,8 +266,3 @@ def _probability(name: str, p: float) -> float:
     if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], got: {p!r}")
     return p
-
-
-def _select(state: State, order: Tensor | None) -> State:
-    """The batch of each part (…, B, …) in another order."""
-    return state if order is None else [part.index_select(1, order) for part in state]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
+from symrnn import native
 from symrnn.rnn import torch_state
+from symrnn.rnn.call import RecurrentCall
 from symrnn.rnn.dispatch import Traits, check_backend
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import plans
 from symrnn.rnn.fused.cache import Cache, Sources
-from symrnn.rnn.fused.inference import PackedLayers
+from symrnn.rnn.fused.inference import PackedLayers, PackedStack
 from symrnn.rnn.fused.packing import stored_by_halves
 from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.gates import GateLayout, check_gates
@@ -36,27 +38,16 @@ Made = TypeVar("Made", bound="GatedModule")
 _MOST_PLANS = 16  # of calls, each for one shape of input
 
 
-class GatedModule(nn.Module):
+class GatedModule(RecurrentCall, nn.Module):
     """Base of the recurrent modules; a subclass calls :meth:`_register` once its sizes are set."""
-
-    PLAIN: ClassVar[Any]
-    """PyTorch's class, for which this one stands in."""
 
     GATES: ClassVar[str]
     """PyTorch's order of the gates, by letter."""
-
-    STATES: ClassVar[str] = "h"
-    """What a step passes to the next, by letter; "hc" for an LSTM."""
-
-    IS_CELL: ClassVar[bool] = False
-    """Whether a call is one step."""
 
     ARGUMENTS: ClassVar[tuple[str, ...]]
     """The arguments of PyTorch's class; each is an attribute too."""
 
     mode: str
-    input_size: int
-    hidden_size: int
     proj_size: int = 0
     state_dropout: float = 0.0
     weight_dropout: float = 0.0
@@ -163,10 +154,6 @@ class GatedModule(nn.Module):
         """The weights of every layer and direction as values, in PyTorch's order."""
         raise NotImplementedError
 
-    def state_shapes(self, batch: int) -> Sequence[tuple[int, ...]]:
-        """The shapes of h, and of an LSTM c, for so many sequences."""
-        raise NotImplementedError
-
     def _attributes(self) -> Attributes:
         raise NotImplementedError
 
@@ -198,26 +185,6 @@ class GatedModule(nn.Module):
             and self.symmetry.folding is not None
             and self.symm_hh == self.GATES
         )
-
-    @staticmethod
-    def _is_traced_by_fx(input: Any) -> bool:
-        return isinstance(input, fx.Proxy)
-
-    def _as_leaf(self, *arguments: Any) -> Any:
-        """A call that torch.fx traces: one node, as one of PyTorch's module is.
-
-        Its tracers ask where a module's class stands, and take those of ``torch.nn`` alone for
-        leaves; other modules they run.
-        """
-        tracer = arguments[0].tracer
-        path = tracer.path_of_module(self)
-        if not path:
-            name = type(self).__name__
-            raise fx.proxy.TraceError(
-                f"{name} is one node of a graph of torch.fx: trace a module that holds it, such as "
-                f"nn.Sequential({name}(…))"
-            )
-        return tracer.create_proxy("call_module", path, arguments, {})
 
     # ---- packed weights ----------------------------------------------------------------------
 
@@ -258,6 +225,24 @@ class GatedModule(nn.Module):
         if stack is None or len(packed.plans) >= _MOST_PLANS:
             return
         packed.plans[shapes.x] = plans.call_plan(stack, sources, shapes, steps, batch, self.IS_CELL)
+
+    def packed_stack(self) -> PackedStack | None:
+        """What a stream runs on; a notice where the kernels would run, and there are none."""
+        weight = self._some_weight()
+        if self.backend not in ("auto", "fused") or self.proj_size or not weight.is_cpu:
+            return None
+        if (
+            weight.dtype not in (torch.float32, torch.float64)
+            or not torch_state.can_bypass_dispatcher()
+        ):
+            return None
+        native.notice()
+        if not native.available():
+            return None
+        weights, attributes = self.layer_weights(), self._attributes()
+        state = [weight.new_zeros(shape) for shape in self.state_shapes(1)]
+        fused.check(weight.new_empty(1, 1, self.input_size), state, weights, attributes)
+        return PackedStack.of(weights, attributes)
 
     @property
     def inference_dtype(self) -> torch.dtype | None:
@@ -310,21 +295,6 @@ class GatedModule(nn.Module):
         layout = next(iter(self._layouts.values()))
         weight: Tensor = getattr(self, layout.parameter_names[0])
         return weight
-
-    def _dtype(self) -> torch.dtype:
-        return self._some_weight().dtype
-
-    def _parts(self, hx: Any) -> State:
-        """The state as PyTorch takes it, h or the pair of h and c, as a list."""
-        if self.STATES == "h":
-            return [hx]
-        if len(hx) > 2:
-            raise RuntimeError("lstm expects two hidden states")
-        return [hx[0], hx[1]]
-
-    def _whole(self, state: State) -> Any:
-        """The state as PyTorch gives it."""
-        return state[0] if self.STATES == "h" else tuple(state)
 
     @classmethod
     @one_thread()

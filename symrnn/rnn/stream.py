@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symrnn import native
 from symrnn.rnn import torch_state
-from symrnn.rnn.fused import backend as fused
-from symrnn.rnn.fused.inference import PackedStack
+from symrnn.rnn.call import RecurrentCall
 from symrnn.rnn.fused.plans import Shapes, step_plan
-from symrnn.rnn.module import GatedModule
 from symrnn.rnn.stack import State, autocast_on
 
 
@@ -35,11 +32,10 @@ class Stream:
     is called. No gradients: what a call gives is detached. Not to be called by two threads at once.
     """
 
-    def __init__(self, module: GatedModule, batch: int) -> None:
+    def __init__(self, module: RecurrentCall, batch: int) -> None:
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise ValueError(f"batch should be an int from 1 on, got: {batch!r}")
-        attributes = module._attributes()
-        if attributes.bidirectional:
+        if getattr(module, "bidirectional", False):
             raise ValueError("a stream goes forward in time: bidirectional should be False")
         like = module._some_weight()
         self.batch = batch
@@ -50,23 +46,16 @@ class Stream:
         self._dtype = like.dtype
         self._state = [like.new_zeros(shape) for shape in module.state_shapes(batch)]
         self._width = self._state[0].size(-1)
-        self._packed: PackedStack | None = None
+        self._packed = module.packed_stack()
         self._plan: Any = None
         self._module: Any = None
-        if _can_be_packed(module):
-            weights = module.layer_weights()
-            fused.check(
-                self._state[0].new_empty(1, batch, self._input_size),
-                self._state,
-                weights,
-                attributes,
-            )
-            self._packed = PackedStack.of(weights, attributes)
+        if self._packed is not None:
             self._bound = self._packed.bind(self._state)
             shapes = Shapes((batch, self._input_size), (batch, self._width), (0,))
             self._plan = step_plan(self._packed, self._bound, shapes, batch)
         else:
-            self._module = copy.deepcopy(module).eval().requires_grad_(False)
+            whole: Any = module
+            self._module = copy.deepcopy(whole).eval().requires_grad_(False)
 
     def __call__(
         self, x: Tensor, *, out: Tensor | None = None, rows: Sequence[int] | Tensor | None = None
@@ -212,17 +201,3 @@ class Stream:
                 f"rows should be different ints from 0 to {self.batch - 1}, got: {found}"
             )
         return torch.tensor(found, dtype=torch.int64, device=self._state[0].device)
-
-
-def _can_be_packed(module: GatedModule) -> bool:
-    """Whether the native kernels run this module; a notice where they would, and there are none."""
-    weight = module._some_weight()
-    if module.backend not in ("auto", "fused") or module.proj_size or not weight.is_cpu:
-        return False
-    if (
-        weight.dtype not in (torch.float32, torch.float64)
-        or not torch_state.can_bypass_dispatcher()
-    ):
-        return False
-    native.notice()
-    return native.available()

@@ -40,7 +40,7 @@ differs by more than float32 explains. docs/deployment.md has what loads each ki
 def main(arguments: Sequence[str] | None = None) -> int:
     description = "Export a trained image network: PyTorch's own layers, constant weights."
     options = export_parser("symrnn.vision.export", description, EXAMPLE).parse_args(arguments)
-    require(options.to, options.dtype, recurrent=False)
+    require(options.to, recurrent=False)
     file = checkpoint_file(options.checkpoint, "symrnn.vision.train")
     model = load_model(file)
     path = place_of(options, file)
@@ -77,7 +77,7 @@ def program_of(model: nn.Module, meta: Mapping[str, Any]) -> Program:
 
     return Program(
         model=model,
-        deployed=deploy(fold_for_inference(model)),
+        deployed=deploy(fold_for_inference(model), "plain"),
         flat=_Network,
         inputs={"images": ("batch", 3, side, side)},
         outputs={"logits": ("batch", config["num_classes"])},

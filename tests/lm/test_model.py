@@ -77,8 +77,29 @@ def test_a_model_deployed_as_plain_has_the_layers_of_pytorch(cell: str) -> None:
     torch.testing.assert_close(plain.deployed()(ids), (logits, state))
     stream = plain.stream(batch=3)
     torch.testing.assert_close(torch.cat([stream(ids[:3]), stream(ids[3:])]), logits)
-    with pytest.raises(ValueError, match="form should be one of plain, got: 'packed'"):
-        model.deployed("packed")
+    with pytest.raises(ValueError, match="form should be one of packed, plain, got: 'onnx'"):
+        model.deployed("onnx")
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not())
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_model_deployed_as_packed_gives_the_numbers_of_the_kernels(cell: str) -> None:
+    model = LanguageModel(11, 6, 6, cell=cell, symm="block4", tied=True, backend="fused").eval()
+    ids = torch.randint(11, (7, 3))
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        model.rnn.inference_dtype = None if dtype == torch.float32 else dtype
+        packed = model.deployed("packed", dtype=dtype)
+        assert packed.rnn.packed_dtype == dtype
+        assert packed.decoder.weight is packed.encoder.weight
+        with torch.no_grad():
+            logits, state = model(ids)
+            torch.testing.assert_close(packed(ids), (logits, state), rtol=0, atol=0)
+            torch.testing.assert_close(packed(ids, state), model(ids, state), rtol=0, atol=0)
+            # And it does what the model does, deployed again or step by step.
+            torch.testing.assert_close(packed.deployed()(ids), (logits, state), rtol=0, atol=0)
+            stream = packed.stream(batch=3)
+            found = torch.cat([stream(ids[:3]), stream(ids[3:])])
+        torch.testing.assert_close(found, logits)
 
 
 @pytest.mark.skipif(not native.available(), reason=native.why_not())

@@ -117,7 +117,7 @@ def test_a_file_with_other_numbers_is_refused(finished: Path, tmp_path: Path) ->
 
 def test_a_network_that_is_deployed_already_is_the_same(finished: Path) -> None:
     folded = fold_for_inference(load_model(finished))
-    once, twice = deploy(folded), deploy(deploy(folded))
+    once, twice = deploy(folded, "plain"), deploy(deploy(folded, "plain"), "plain")
     for name, tensor in once.state_dict().items():
         assert torch.equal(tensor, twice.state_dict()[name])
 

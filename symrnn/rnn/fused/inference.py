@@ -231,28 +231,44 @@ class PackedLayers:
     def stack(self) -> PackedStack | None:
         """These layers as a stack, which shares their numbers; None of two directions."""
         if self._stack is None and self._one_direction:
-            self._stack = PackedStack(self._layers, self.dtype, self._has_cells)
+            self._stack = PackedStack.of_layers(self._layers, self.dtype, self._has_cells)
         return self._stack
 
 
 class PackedStack:
     """The layers of a module in one direction, packed to be run by one call of the kernels.
 
-    layers: from the lowest on; of an LSTM ``has_cells``.
+    layers: from the lowest on, with input weights; of an LSTM ``has_cells``.
+    entries: packed, of the largest.
+    alive: what the structures point to.
 
     address: of the array of their structures.  count: of layers.  states: 2 of an LSTM, else 1.
     """
 
-    def __init__(self, layers: Sequence[_PackedLayer], dtype: torch.dtype, has_cells: bool) -> None:
+    def __init__(
+        self,
+        layers: Sequence[native.Layer],
+        entries: int,
+        dtype: torch.dtype,
+        has_cells: bool,
+        alive: Any,
+    ) -> None:
         self.dtype = dtype
         self.count = len(layers)
         self.states = 2 if has_cells else 1
-        self._layers = layers  # whose arrays the structures point to
-        packed = (layer.with_input or layer._pack_input() for layer in layers)
-        self._array = (native.Layer * self.count)(*packed)
+        self._alive = alive
+        self._array = (native.Layer * self.count)(*layers)
         self.address = ctypes.addressof(self._array)
-        self._entries = max(layer.entries for layer in layers)
+        self._entries = entries
         self._advance = library().symrnn_advance
+
+    @classmethod
+    def of_layers(
+        cls, layers: Sequence[_PackedLayer], dtype: torch.dtype, has_cells: bool
+    ) -> PackedStack:
+        """layers: from the lowest on; what of their input weights is not packed yet, is."""
+        packed = [layer.with_input or layer._pack_input() for layer in layers]
+        return cls(packed, max(layer.entries for layer in layers), dtype, has_cells, layers)
 
     @classmethod
     @torch.no_grad()
@@ -263,7 +279,7 @@ class PackedStack:
         layers = [
             _PackedLayer(w, like, attributes.mode, packed_dtype, MOST_ROWS, False) for w in weights
         ]
-        return cls(layers, like.dtype, attributes.mode == "LSTM")
+        return cls.of_layers(layers, like.dtype, attributes.mode == "LSTM")
 
     def bind(self, state: Sequence[Tensor]) -> Bound:
         """To the parts of a state (L, B, H), contiguous, which calls then change in place."""

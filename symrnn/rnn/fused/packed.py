@@ -45,6 +45,15 @@ class PackedLayer(NamedTuple):
 
 
 @torch.no_grad()
+def pack_matrix(matrix: GateMatrix, dtype: torch.dtype) -> PackedMatrix:
+    """A stacked gate matrix on the CPU, of float32 or float64; ``dtype`` as of pack_layers."""
+    form, symmetric, tensors = source_of(matrix)
+    layout = matrix.layout
+    plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
+    return PackedMatrix(plan, plan.pack(tensors, dtype))
+
+
+@torch.no_grad()
 def pack_layers(
     weights: Sequence[LayerWeights], mode: str, bidirectional: bool, dtype: torch.dtype
 ) -> list[PackedLayer]:
@@ -56,16 +65,12 @@ def pack_layers(
     Raises ValueError for other numbers, and RuntimeError where the kernels are not.
     """
 
-    def packed(matrix: GateMatrix) -> PackedMatrix:
-        form, symmetric, tensors = source_of(matrix)
-        layout = matrix.layout
-        plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
-        return PackedMatrix(plan, plan.pack(tensors, dtype))
-
     layers = []
     for k, w in enumerate(weights):
         bias, bias_n = joined_biases(mode, w.bias_ih, w.bias_hh)
         reverse = bidirectional and k % 2 == 1
-        bias = None if bias is None else bias.detach().clone()
-        layers.append(PackedLayer(packed(w.hh), packed(w.ih), bias, bias_n, reverse))
+        # Copies: of a GRU they are views of its parameters.
+        bias, bias_n = (None if b is None else b.detach().clone() for b in (bias, bias_n))
+        hh, ih = (pack_matrix(matrix, dtype) for matrix in (w.hh, w.ih))
+        layers.append(PackedLayer(hh, ih, bias, bias_n, reverse))
     return layers

@@ -46,6 +46,19 @@ def call_plan(
     )
 
 
+def packed_plan(
+    stack: PackedStack, sources: Sources, shapes: Shapes, steps: int, batch: int, is_cell: bool
+) -> Any:
+    """As :func:`call_plan`, of a module that holds packed weights and so no parameters.
+
+    Gradients may be on, if the input and the state want none.
+    """
+    return _plan(
+        stack, torch_state.GUARDS, shapes, steps, batch, is_cell, _NO_CHECKS, (), sources.noted(),
+        sources, "requires_grad", False,
+    )  # fmt: skip
+
+
 def step_plan(stack: PackedStack, bound: Bound, shapes: Shapes, batch: int) -> Any:
     """A step of a stream: an object whose step(x, out) gives the output, or None as above."""
     checks = _tensor(shapes.output, stack.dtype, "requires_grad", False)
@@ -65,7 +78,9 @@ def _plan(
     state: tuple[Tensor, ...],
     sources: tuple[Any, ...],
     alive: Any,
+    *more: Any,
 ) -> Any:
+    """more: names and values, in turn, of attributes that the input and the state must have."""
     calls = native.calls()
     if calls is None:
         return None
@@ -77,8 +92,8 @@ def _plan(
     h, c = ([part.data_ptr() for part in state] + [0, 0])[:2]
     return calls.Plan(
         guards,
-        _tensor(shapes.x, stack.dtype),
-        _tensor(shapes.state, stack.dtype),
+        _tensor(shapes.x, stack.dtype, *more),
+        _tensor(shapes.state, stack.dtype, *more),
         out,
         torch.empty_like,
         like_output,
