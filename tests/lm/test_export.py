@@ -408,10 +408,10 @@ class TestRuntime:
             export(finished, "--to", "runtime", "--out", tmp_path / "model.symrnn")
         assert [*tmp_path.iterdir()] == []
 
-    def test_a_dtype_is_for_the_runtime_and_a_runtime_for_language_models(
+    def test_a_dtype_is_of_packed_weights_and_a_runtime_for_language_models(
         self, finished: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UserError, match="--dtype int8 is for --to runtime, got: --to plain"):
+        with pytest.raises(UserError, match="--dtype int8 is of packed weights"):
             export(finished, "--dtype", "int8")
         with pytest.raises(UserError, match="--to runtime is for recurrent layers"):
             symrnn.vision.export.main([str(finished), "--to", "runtime"])
