@@ -26,8 +26,9 @@ static void check(int status) {
 }
 
 static void usage(void) {
-    fprintf(stderr, "usage: generate MODEL [--prompt TEXT] [--tokens N] [--seed N] [--temperature T]\n"
-                    "                [--top-k K] [--top-p P] [--threads N]\n");
+    fprintf(stderr,
+            "usage: generate MODEL [--prompt TEXT] [--tokens N] [--seed N] [--temperature T]\n"
+            "                [--top-k K] [--top-p P] [--threads N]\n");
     exit(2);
 }
 
@@ -93,7 +94,7 @@ int main(int count, char **words) {
     check(symrnn_session_open(model, 1, (int)o.threads, &session));
     symrnn_seed(&generator, (uint32_t)o.seed);
 
-    /* The prompt begins a line: before it is the end of another. It has no more tokens than bytes. */
+    /* The prompt begins a line, after the end of another. It has no more tokens than bytes. */
     int64_t bytes = (int64_t)strlen(o.prompt), steps = 0;
     int32_t *tokens = malloc((size_t)(bytes + 1) * sizeof *tokens), line = 0;
     float *logits = malloc((size_t)about.output_size * sizeof *logits);
@@ -109,12 +110,14 @@ int main(int count, char **words) {
     double started = seconds();
     for (long n = 0; n < o.tokens; n++) {
         check(symrnn_run_tokens(session, steps, tokens, 1, logits));
-        check(symrnn_draw(about.output_size, logits, &generator, o.temperature, o.top_k, o.top_p, tokens));
+        check(symrnn_draw(about.output_size, logits, &generator, o.temperature, o.top_k, o.top_p,
+                          tokens));
         show(model, tokens[0], &line);
         steps = 1;
     }
     if (line) putchar('\n');
-    fprintf(stderr, "%ld tokens, %.0f tokens per second\n", o.tokens, o.tokens / (seconds() - started));
+    fprintf(stderr, "%ld tokens, %.0f tokens per second\n", o.tokens,
+            o.tokens / (seconds() - started));
     free(tokens);
     free(logits);
     symrnn_session_close(session);

@@ -1,5 +1,5 @@
-/* Runs recurrent layers over a stream of vectors: each that comes in is one step, and goes out as soon
- * as it has come. Vectors are float32, one after another, without a header.
+/* Runs recurrent layers over a stream of vectors: each that comes in is one step, and goes out as
+ * soon as it has come. Vectors are float32, one after another, without a header.
  *
  *     symrnn.save_runtime(SymLSTM(32, 64), "layer.symrnn")            (in Python)
  *     ./stream layer.symrnn < inputs.f32 > outputs.f32
@@ -46,7 +46,8 @@ int main(int count, char **words) {
         }
     }
     if (read > 0) {
-        fprintf(stderr, "error: the stream ended after %zu of the %zu numbers of a vector\n", read, inputs);
+        fprintf(stderr, "error: the stream ended after %zu of the %zu numbers of a vector\n", read,
+                inputs);
         return 2;
     }
     free(x);

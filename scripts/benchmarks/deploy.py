@@ -388,7 +388,7 @@ WORKERS = {
         _STATE + "m = torch.load({path!r}, weights_only=False); m(x, (s, s))",
     ),
     "packed, AOTInductor": (
-        f"{_TORCH}; import torch._inductor.package; import symrnn; symrnn.SymLSTM",
+        f"{_TORCH}; import torch._inductor.package; from symrnn.native.torch import load; load()",
         _STATE + "m = torch._inductor.aoti_load_package({path!r}); m(x, s, s)",
     ),
     "ONNX Runtime": (

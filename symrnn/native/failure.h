@@ -10,7 +10,7 @@ namespace symrnn {
 
 inline thread_local char failure[320] = "";
 
-// Leaves the sentence of this thread's last failure, cut where it is too long, and returns the status.
+// Leaves the sentence of this thread's last failure, cut if it is too long; returns the status.
 __attribute__((format(printf, 2, 3))) inline int fail(int status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);

@@ -1,7 +1,7 @@
 // A recursive-descent reader of JSON (RFC 8259) in one copy of the text.
 //
-// The copy ends in a NUL, which no token but a string may contain and no string unescaped, so no look
-// at a character needs the length.
+// The copy ends in a NUL, which no token but a string may contain and no string unescaped, so no
+// look at a character needs the length.
 
 #include "json.h"
 

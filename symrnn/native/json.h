@@ -37,19 +37,21 @@ class Json {
 
     enum Result { READ, REFUSED, NO_MEMORY };
 
-    // Reads a whole text: one value, and white space around it. A number that is no integer of int64 is
-    // a NUMBER, whose value is not read.
+    // Reads a whole text: one value, and white space around it. A number that is no integer of
+    // int64 is a NUMBER, whose value is not read.
     Result read(const char *text, int64_t length);
 
     const Node &root() const { return nodes_[0]; }
 
-    // A member by its key, the first of those that have it; of what is no object or lacks it, a node
-    // that is ABSENT.
+    // A member by its key, the first of those that have it; of what is no object or lacks it, a
+    // node that is ABSENT.
     const Node &get(const Node &object, const char *key) const;
 
     // The items of an array or object: for (const Node *item = first(of); item; item = next(*item))
     const Node *first(const Node &of) const { return of.first < 0 ? nullptr : nodes_ + of.first; }
-    const Node *next(const Node &item) const { return item.next < 0 ? nullptr : nodes_ + item.next; }
+    const Node *next(const Node &item) const {
+        return item.next < 0 ? nullptr : nodes_ + item.next;
+    }
 
   private:
     static constexpr int MAX_DEPTH = 64;

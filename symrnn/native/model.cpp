@@ -1,7 +1,8 @@
 // Opening a model file. docs/format.md says what stands in it; nothing of it is believed.
 //
-// The header and the small arrays (maps, sums of rows) are read and checked here, so that whatever the
-// rest of a file holds, the kernels stay inside of it. Of the packed numbers and the text no byte is read.
+// The header and the small arrays (maps, sums of rows) are read and checked here, so that whatever
+// the rest of a file holds, the kernels stay inside of it. Of the packed numbers and the text no
+// byte is read.
 
 #include "model.h"
 
@@ -67,7 +68,9 @@ struct Type {
 constexpr Type FLOATS = {"F32", 4}, BYTES = {"U8", 1}, INTS = {"I32", 4}, LONGS = {"I64", 8};
 
 Type type_of(int dtype) {
-    return dtype == SYMRNN_BFLOAT16 ? Type{"BF16", 2} : dtype == SYMRNN_INT8 ? Type{"I8", 1} : FLOATS;
+    return dtype == SYMRNN_BFLOAT16 ? Type{"BF16", 2}
+           : dtype == SYMRNN_INT8   ? Type{"I8", 1}
+                                    : FLOATS;
 }
 
 struct Tensor {
@@ -101,17 +104,19 @@ class Reader {
     int read_maps(const Json::Node &maps);
     int read_map(const Json::Node &node, symrnn_map &map);
     int read_layer(const Json::Node &node, symrnn_layer &layer, int64_t inputs);
-    int read_product(const Json::Node &node, const char *name, int64_t rows, int64_t columns, int gates,
-                     const symrnn_product *&found);
-    int read_group(const Json::Node &node, const char *name, symrnn_product &product, int64_t &place,
-                   int64_t bytes, const char *numbers);
+    int read_product(const Json::Node &node, const char *name, int64_t rows, int64_t columns,
+                     int gates, const symrnn_product *&found);
+    int read_group(const Json::Node &node, const char *name, symrnn_product &product,
+                   int64_t &place, int64_t bytes, const char *numbers);
     int check_row_sums(const symrnn_term &term, const char *name) const;
     int read_vocabulary(const Json::Node &node);
 
-    int integer(const Json::Node &of, const char *key, int64_t least, int64_t most, int64_t &to) const;
+    int integer(const Json::Node &of, const char *key, int64_t least, int64_t most,
+                int64_t &to) const;
     int map_of(const Json::Node &node, const char *key, const symrnn_map *&to) const;
     // The tensor that a member names: `least` elements of a type, or more.
-    int tensor(const Json::Node &of, const char *key, Type type, int64_t least, const Tensor *&found) const;
+    int tensor(const Json::Node &of, const char *key, Type type, int64_t least,
+               const Tensor *&found) const;
     template <typename T>
     int array(const Json::Node &of, const char *key, Type type, int64_t least, const T *&to) const {
         const Tensor *found;
@@ -140,7 +145,7 @@ int Reader::read() {
     return read_structure();
 }
 
-// ---- safetensors -----------------------------------------------------------------------------------
+// ---- safetensors --------------------------------------------------------------------------------
 
 int Reader::read_header() {
     const char *const at = model_.file.at();
@@ -195,7 +200,8 @@ int Reader::read_tensors() {
     int64_t place = 0;
     for (int64_t n = 0; n < count_; ++n) {
         if (tensors_[n].first != place || tensors_[n].last < place)
-            return refuse("its tensor %.64s overlaps another, or leaves a hole", tensors_[n].node->key);
+            return refuse("its tensor %.64s overlaps another, or leaves a hole",
+                          tensors_[n].node->key);
         place = tensors_[n].last;
     }
     if (place > data_bytes_) return refuse("it ends before its tensors do");
@@ -283,7 +289,8 @@ int Reader::read_structure() {
 
     const Json::Node &layers = structure.get(root, "layers");
     if (layers.kind != Json::ARRAY || layers.length < 1 || layers.length > MAX_LAYERS)
-        return refuse("its layers should be an array of 1 to %lld", static_cast<long long>(MAX_LAYERS));
+        return refuse("its layers should be an array of 1 to %lld",
+                      static_cast<long long>(MAX_LAYERS));
     found.layers = static_cast<int32_t>(layers.length);
     symrnn_layer *const made = model_.pool.array<symrnn_layer>(layers.length);
     if (!made) return no_memory();
@@ -323,7 +330,8 @@ int Reader::read_structure() {
 int Reader::read_maps(const Json::Node &maps) {
     if (!is_given(maps)) return SYMRNN_OK;
     if (maps.kind != Json::ARRAY || maps.length > MAX_MAPS)
-        return refuse("its maps should be an array of at most %lld", static_cast<long long>(MAX_MAPS));
+        return refuse("its maps should be an array of at most %lld",
+                      static_cast<long long>(MAX_MAPS));
     maps_ = model_.pool.array<symrnn_map>(maps.length);
     if (!maps_) return no_memory();
     const Json &structure = model_.structure;
@@ -375,7 +383,7 @@ int Reader::read_layer(const Json::Node &node, symrnn_layer &layer, int64_t inpu
     return SYMRNN_OK;
 }
 
-// Matrices (rows, columns) of so many gates, packed in groups, of which the numbers follow one another.
+// Matrices (rows, columns) of so many gates, in groups whose numbers follow one another.
 int Reader::read_product(const Json::Node &node, const char *name, int64_t rows, int64_t columns,
                          int gates, const symrnn_product *&found) {
     const Json &structure = model_.structure;
@@ -386,14 +394,18 @@ int Reader::read_product(const Json::Node &node, const char *name, int64_t rows,
     auto *const product = model_.pool.array<symrnn_product>(1);
     auto *const terms = model_.pool.array<symrnn_term>(groups.length);
     if (!product || !terms) return no_memory();
-    *product = {model_.about.dtype, gates, static_cast<int32_t>(rows), static_cast<int32_t>(columns),
-                0,                  terms, nullptr};
+    product->dtype = model_.about.dtype;
+    product->gates = gates;
+    product->rows = static_cast<int32_t>(rows);
+    product->columns = static_cast<int32_t>(columns);
+    product->term = terms;
     const Tensor *numbers;
     if (const int bad = tensor(node, "numbers", type_of(product->dtype), 1, numbers)) return bad;
     const int64_t bytes = numbers->last - numbers->first;
     int64_t place = 0;
     for (const Json::Node *group = structure.first(groups); group; group = structure.next(*group))
-        if (const int bad = read_group(*group, name, *product, place, bytes, data_ + numbers->first))
+        if (const int bad =
+                read_group(*group, name, *product, place, bytes, data_ + numbers->first))
             return bad;
     if (place != bytes)
         return refuse("the groups of its %s take %lld bytes, and there are %lld", name,

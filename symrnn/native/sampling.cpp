@@ -13,9 +13,9 @@
 namespace symrnn {
 namespace {
 
-// The likeliest of some weights from 0 to 1, found without sorting all: weights are counted by their
-// size, in buckets of which 32 make a factor of two, and only the bucket in which the limit falls is
-// sorted.
+// The likeliest of some weights from 0 to 1, found without sorting all: weights are counted by
+// their size, in buckets of which 32 make a factor of two, and only the bucket in which the limit
+// falls is sorted.
 class Cut {
   public:
     // ids: (n), scratch memory.
@@ -55,7 +55,7 @@ class Cut {
         return static_cast<int>(std::min(int64_t(BUCKETS - 1), (ONE - bits) >> 47));
     }
 
-    // Removes what is in later buckets, and of bucket b, from the largest weight on, what does not stay.
+    // Removes later buckets, and of bucket b, from the largest weight on, what does not stay.
     template <typename Stays>
     void remove(int b, const Stays &stays) {
         int64_t count = 0;
@@ -118,7 +118,8 @@ using namespace symrnn;
 void symrnn_seed(symrnn_generator *generator, uint32_t seed) {
     uint32_t *const state = generator->state;
     state[0] = seed;
-    for (uint32_t k = 1; k < 624; ++k) state[k] = 1812433253u * (state[k - 1] ^ state[k - 1] >> 30) + k;
+    for (uint32_t k = 1; k < 624; ++k)
+        state[k] = 1812433253u * (state[k - 1] ^ state[k - 1] >> 30) + k;
     generator->next = 624;
 }
 
@@ -155,9 +156,11 @@ int symrnn_draw(int64_t n, const float *logits, symrnn_generator *generator, dou
         return fail(SYMRNN_SIZE, "n should be from 1 to %d, got: %lld", INT32_MAX,
                     static_cast<long long>(n));
     if (!(temperature >= 0 && temperature <= 1.7e308))
-        return fail(SYMRNN_SIZE, "temperature should be finite and at least 0, got: %g", temperature);
+        return fail(SYMRNN_SIZE, "temperature should be finite and at least 0, got: %g",
+                    temperature);
     if (top_k < 0)
-        return fail(SYMRNN_SIZE, "top_k should be at least 0, got: %lld", static_cast<long long>(top_k));
+        return fail(SYMRNN_SIZE, "top_k should be at least 0, got: %lld",
+                    static_cast<long long>(top_k));
     if (!(top_p > 0 && top_p <= 1))
         return fail(SYMRNN_SIZE, "top_p should be above 0 and at most 1, got: %g", top_p);
     const float highest = cpu().largest(n, logits);

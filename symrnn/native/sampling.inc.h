@@ -1,5 +1,5 @@
-// What drawing a token does with every logit, in terms of vectors.h. Included once for each processor,
-// after it and inside its namespace.
+// What drawing a token does with every logit, in terms of vectors.h. Included once for each
+// processor, after it and inside its namespace.
 
 // The largest of n ≥ 1 numbers; NaN if one is.
 static float largest(int64_t n, const float *x) {
@@ -59,7 +59,8 @@ INLINE Register<double>::type exp_of_negative(Register<double>::type x) {
 static void weigh(int64_t n, const float *x, double highest, double scale, double *to) {
     typedef Register<double>::type V;
     constexpr int WIDTH = Register<double>::WIDTH;
-    typedef float Some __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
+    typedef float Some
+        __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
     typedef Register<double>::unaligned Place;
     int64_t k = 0;
     for (; k + WIDTH <= n; k += WIDTH) {

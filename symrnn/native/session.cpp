@@ -55,8 +55,8 @@ namespace {
 
 // Steps times sequences in one call of the kernels, which hold all steps' gates.
 constexpr int64_t MAX_ROWS = 2048;
-// Packed entries times sequences from which on more than one thread pays, and the sequences of each from
-// which on it runs its own. Both measured for symrnn/rnn/fused/inference.py.
+// Packed entries times sequences from which on more than one thread pays, and the sequences of each
+// from which on it runs its own. Both measured for symrnn/rnn/fused/inference.py.
 constexpr int64_t WORTH_THREADS = 1 << 16, OWN_SEQUENCES = 5;
 
 int threads_for(int threads, int64_t entries, int64_t steps, int64_t batch) {
@@ -64,7 +64,7 @@ int threads_for(int threads, int64_t entries, int64_t steps, int64_t batch) {
     return entries * sequences < WORTH_THREADS ? 1 : threads;
 }
 
-// ---- the embedding and the linear end ---------------------------------------------------------------
+// ---- the embedding and the linear end -----------------------------------------------------------
 
 // Row `row` of a full packed matrix, as float.
 void unpack_row(const symrnn_product &w, int64_t row, float *to) {
@@ -174,7 +174,8 @@ int run_some(symrnn_session &session, int64_t steps, const int32_t *tokens, cons
     }
     const symrnn_stream stream = {about.layers, model.layers, session.h.at(), session.c.at()};
     const int threads = threads_for(session.threads, model.entries, steps, batch);
-    if (const int bad = symrnn_advance(&stream, steps, batch, x, between, output, threads)) return bad;
+    if (const int bad = symrnn_advance(&stream, steps, batch, x, between, output, threads))
+        return bad;
     const float *const last = output + (steps - wanted) * batch * hidden;
     if (model.linear.weight)
         return wanted ? run_linear(model.linear, wanted * batch, last, to, session.threads)
@@ -183,15 +184,16 @@ int run_some(symrnn_session &session, int64_t steps, const int32_t *tokens, cons
     return SYMRNN_OK;
 }
 
-int run(symrnn_session &session, int64_t steps, const int32_t *tokens, const float *x, int64_t wanted,
-        float *output) {
+int run(symrnn_session &session, int64_t steps, const int32_t *tokens, const float *x,
+        int64_t wanted, float *output) {
     const symrnn_about &about = session.model->about;
     const int64_t batch = session.batch, at_once = std::max(int64_t(1), MAX_ROWS / batch);
     for (int64_t first = 0; first < steps; first += at_once) {
         const int64_t count = std::min(at_once, steps - first);
         const int64_t own = std::clamp(wanted - (steps - first - count), int64_t(0), count);
-        if (const int bad = run_some(session, count, tokens ? tokens + first * batch : nullptr,
-                                     x ? x + first * batch * about.input_size : nullptr, own, output))
+        if (const int bad =
+                run_some(session, count, tokens ? tokens + first * batch : nullptr,
+                         x ? x + first * batch * about.input_size : nullptr, own, output))
             return fail(bad, "%s", symrnn_message(bad));
         output += own * batch * about.output_size;
     }
@@ -205,9 +207,11 @@ int check_run(const symrnn_session *session, int64_t steps, const void *inputs, 
     const symrnn_about &about = session->model->about;
     if (tokens != (about.tokens > 0))
         return fail(SYMRNN_MODE, "this model takes %s", tokens ? "vectors" : "tokens");
-    const int64_t most = (int64_t(1) << 40) / (std::max(about.output_size, about.input_size) + SIDE);
+    const int64_t most =
+        (int64_t(1) << 40) / (std::max(about.output_size, about.input_size) + SIDE);
     if (steps < 1 || steps > most / session->batch)
-        return fail(SYMRNN_SIZE, "steps should be at least 1 and less than any memory holds, got: %lld",
+        return fail(SYMRNN_SIZE,
+                    "steps should be at least 1 and less than any memory holds, got: %lld",
                     static_cast<long long>(steps));
     if (wanted < 0 || wanted > steps)
         return fail(SYMRNN_SIZE, "wanted should be from 0 to the %lld steps, got: %lld",
@@ -239,7 +243,8 @@ int symrnn_session_open(const symrnn_model *model, int64_t batch, int threads,
     if (!model || !session) return fail(SYMRNN_NULL, "model and session should not be null");
     const int64_t width = std::max(model->about.hidden_size, model->about.input_size) + SIDE;
     if (batch < 1 || batch > (int64_t(1) << 40) / (width * model->about.layers))
-        return fail(SYMRNN_SIZE, "batch should be at least 1 and less than any memory holds, got: %lld",
+        return fail(SYMRNN_SIZE,
+                    "batch should be at least 1 and less than any memory holds, got: %lld",
                     static_cast<long long>(batch));
     if (threads < 1) return fail(SYMRNN_SIZE, "threads should be at least 1, got: %d", threads);
     if (const int bad = new_session(model, batch, shares_for(threads), session)) return bad;
@@ -249,7 +254,8 @@ int symrnn_session_open(const symrnn_model *model, int64_t batch, int threads,
 int symrnn_session_copy(const symrnn_session *session, symrnn_session **copy) {
     if (copy) *copy = nullptr;
     if (!session || !copy) return fail(SYMRNN_NULL, "session and copy should not be null");
-    if (const int bad = new_session(session->model, session->batch, session->threads, copy)) return bad;
+    if (const int bad = new_session(session->model, session->batch, session->threads, copy))
+        return bad;
     return symrnn_session_set_state(*copy, session->h.at(), session->c.at());
 }
 
@@ -292,7 +298,8 @@ int symrnn_run_tokens(symrnn_session *session, int64_t steps, const int32_t *tok
     const int32_t known = session->model->about.tokens;
     for (int64_t k = 0; k < steps * session->batch; ++k)
         if (tokens[k] < 0 || tokens[k] >= known)
-            return fail(SYMRNN_TOKEN, "tokens should be from 0 to %d, got: %d", known - 1, tokens[k]);
+            return fail(SYMRNN_TOKEN, "tokens should be from 0 to %d, got: %d", known - 1,
+                        tokens[k]);
     return run(*session, steps, tokens, nullptr, wanted, output);
 }
 

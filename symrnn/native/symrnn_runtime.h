@@ -6,22 +6,23 @@
  *     symrnn_session_open(model, 1, 1, &session);
  *     symrnn_run_tokens(session, 1, &token, 1, logits);
  *
- * A model is a file that `symrnn.save_runtime` or `python -m lm.export --to runtime` wrote, mapped into
- * memory read-only: processes share its pages, and what is not used is not read. docs/format.md has
- * its layout. A model takes tokens or vectors, and gives logits, or whatever its linear end gives, or the
- * hidden state of its highest layer. A session is a batch of sequences on their way through a model.
+ * A model is a file that `symrnn.save_runtime` or `python -m lm.export --to runtime` wrote, mapped
+ * into memory read-only: processes share its pages, and what is not used is not read.
+ * docs/format.md has its layout. A model takes tokens or vectors, and gives logits, or whatever its
+ * linear end gives, or the hidden state of its highest layer. A session is a batch of sequences on
+ * their way through a model.
  *
- * A model never changes, so any number of threads and sessions may use it at once. A session is for one
- * thread at a time. Both work in children made by fork. The file must not be written to while it is open;
- * replace it instead.
+ * A model never changes, so any number of threads and sessions may use it at once. A session is for
+ * one thread at a time. Both work in children made by fork. The file must not be written to while
+ * it is open; replace it instead.
  *
  * Letters: T time steps, B batch size, I input size, H hidden size, L layers, V tokens that a model
- * knows, O outputs. Arrays are dense, row-major, float unless it is said otherwise; the caller allocates
- * them.
+ * knows, O outputs. Arrays are dense, row-major, float unless it is said otherwise; the caller
+ * allocates them.
  *
  * Every function that returns an int returns SYMRNN_OK or another status of symrnn.h, of which
- * `symrnn_why` then has a sentence. What is wrong in an argument or in a file is found before anything
- * changes.
+ * `symrnn_why` then has a sentence. What is wrong in an argument or in a file is found before
+ * anything changes.
  */
 #ifndef SYMRNN_RUNTIME_H
 #define SYMRNN_RUNTIME_H
@@ -51,8 +52,8 @@ enum symrnn_vocabulary {
     SYMRNN_NO_TEXT = 0, /* the file has no vocabulary */
     SYMRNN_WORDS = 1,   /* each word between white space is a token */
     SYMRNN_TOKENS = 2,  /* tokens that a function of Python's made: text can be written, not read */
-    SYMRNN_PIECES = 3   /* of sentencepiece: text can be written; sentencepiece itself reads it, by the
-                           model that `symrnn_model_pieces` gives */
+    SYMRNN_PIECES = 3   /* of sentencepiece: text can be written; sentencepiece itself reads it, by
+                           the model that `symrnn_model_pieces` gives */
 };
 
 typedef struct symrnn_about {
@@ -68,8 +69,8 @@ typedef struct symrnn_about {
     int64_t bytes;        /* of the file */
 } symrnn_about;
 
-/* Opens a file: SYMRNN_FILE if it cannot be read or is none of these, SYMRNN_MEMORY. `model` is null
- * then. */
+/* Opens a file: SYMRNN_FILE if it cannot be read or is none of these, SYMRNN_MEMORY. `model` is
+ * null then. */
 int symrnn_model_open(const char *path, symrnn_model **model);
 
 /* After its sessions. Null is allowed. */
@@ -77,8 +78,8 @@ void symrnn_model_close(symrnn_model *model);
 
 int symrnn_model_about(const symrnn_model *model, symrnn_about *about);
 
-/* JSON of whoever made the file: what was trained, on what, how good it is. Never null; as long as the
- * model is open. */
+/* JSON of whoever made the file: what was trained, on what, how good it is. Never null; as long as
+ * the model is open. */
 const char *symrnn_model_json(const symrnn_model *model);
 
 /* The model of sentencepiece; null and 0 bytes where there is none. */
@@ -87,8 +88,8 @@ int symrnn_model_pieces(const symrnn_model *model, const void **pieces, int64_t 
 /* ---- sessions -------------------------------------------------------------------------------- */
 
 /* A batch of B ≥ 1 sequences at their beginning, where the state is zeros.
- * threads: at most so many run a step, the caller included; where the work is too little for them, one
- *     does. The number of threads decides how sums are split, and so the last bits of a result. */
+ * threads: at most so many run a step, the caller included; one where the work is too little. Their
+ *     number decides how sums are split, and so the last bits of a result. */
 int symrnn_session_open(const symrnn_model *model, int64_t batch, int threads,
                         symrnn_session **session);
 
@@ -133,16 +134,16 @@ double symrnn_uniform(symrnn_generator *generator);
  * generator: exactly one number is drawn from it; none at temperature 0, where it may be null.
  * temperature: 0 takes the likeliest token, the least of those if several are.
  * top_k: only so many of the likeliest; 0 for all.
- * top_p: above 0: only the fewest whose probabilities sum to at least this share, of what top_k left; 1
- *     for all. Of equally likely tokens the least are taken. */
+ * top_p: above 0: only the fewest whose probabilities sum to at least this share, of what top_k
+ *     left; 1 for all. Of equally likely tokens the least are taken. */
 int symrnn_draw(int64_t n, const float *logits, symrnn_generator *generator, double temperature,
                 int64_t top_k, double top_p, int32_t *token);
 
 /* ---- text ------------------------------------------------------------------------------------ */
 
-/* Tokens of UTF-8 text, of SYMRNN_WORDS: the words between white space, eos for each "\n", `unknown` for
- * what the vocabulary lacks. SYMRNN_TEXT for text that is not UTF-8, that has "<eos>" in it or a NUL, or
- * an unknown word where none stands for it.
+/* Tokens of UTF-8 text, of SYMRNN_WORDS: the words between white space, eos for each "\n",
+ * `unknown` for what the vocabulary lacks. SYMRNN_TEXT for text that is not UTF-8, that has "<eos>"
+ * in it or a NUL, or an unknown word where none stands for it.
  * tokens: int32 (room), of which so many as there are, or as fit, are written.
  * count: how many there are. */
 int symrnn_encode(const symrnn_model *model, const char *text, int64_t bytes, int32_t *tokens,

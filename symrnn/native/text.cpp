@@ -30,8 +30,8 @@ int character(const char *at, const char *end, uint32_t &found) {
 // What Python's str.split() splits at.
 bool is_space(uint32_t c) {
     return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-           c == 0x3000;
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+           c == 0x205f || c == 0x3000;
 }
 
 // The token of a word, by binary search; -1 if there is none, -2 if the file says nothing sensible.
@@ -111,12 +111,14 @@ int symrnn_encode(const symrnn_model *model, const char *text, int64_t bytes, in
     const auto add_word = [&](const char *word, int64_t length) -> int {
         if (length == 0) return SYMRNN_OK;
         if (length == 5 && memcmp(word, "<eos>", 5) == 0)
-            return fail(SYMRNN_TEXT, "the text has the word <eos>, which stands for the end of a line");
+            return fail(SYMRNN_TEXT,
+                        "the text has the word <eos>, which stands for the end of a line");
         int64_t token = look_up(model->vocabulary, word, length);
         if (token == -2) return damaged();
         if (token < 0) token = model->about.unknown;
         if (token < 0)
-            return fail(SYMRNN_TEXT, "the word %.*s is not in the vocabulary, and none stands for it",
+            return fail(SYMRNN_TEXT,
+                        "the word %.*s is not in the vocabulary, and none stands for it",
                         static_cast<int>(std::min(length, int64_t(64))), word);
         add(token);
         return SYMRNN_OK;

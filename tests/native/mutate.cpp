@@ -1,10 +1,11 @@
-// Damages model files in every way that it can think of, and runs whatever opens: a program by itself,
-// for the sanitizers. See scripts/check_native.
+// Damages model files in every way that it can think of, and runs whatever opens: a program by
+// itself, for the sanitizers. See scripts/check_native.
 //
 //     mutate COUNT FILE ...    so many mutations of each file, the same on every machine
 //
-// Those in models/ are small ones that symrnn.save_runtime wrote, of version 1: they must open for good.
-// A mutated file is refused with a sentence, or runs. Exits with 1 if one is not, or a whole file is.
+// Those in models/ are small ones that symrnn.save_runtime wrote, of version 1, which are always read.
+// A mutated file is refused with a sentence, or runs. Exits with 1 if one does neither, or a whole
+// file is refused.
 
 #include <math.h>
 #include <stdint.h>
@@ -71,7 +72,9 @@ std::vector<size_t> runs(const std::string &text, bool (*belongs)(char)) {
 }
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.'; }
+bool is_letter(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.';
+}
 
 void replace_run(Random &random, std::string &text, bool (*belongs)(char), const std::string &by) {
     const auto places = runs(text, belongs);
@@ -91,22 +94,30 @@ std::string word_of(Random &random, const std::string &text) {
 }
 
 void change_header(Random &random, std::string &header) {
-    static const char *const NUMBERS[] = {"0", "-1", "1", "2", "3", "5", "15", "16", "17", "64", "255",
-        "65535", "65536", "2147483647", "2147483648", "-2147483648", "4294967296",
-        "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1e400", "1.5", "0x10",
-        "00", "1099511627776", "null", "true", "[]", "{}", "\\\"\\\""};
-    static const char *const WORDS[] = {"F32", "I8", "BF16", "U8", "I32", "I64", "F64", "LSTM", "GRU",
-        "RNN_TANH", "skew", "rows", "columns", "groups", "numbers", "inputs", "outputs", "symmetric",
+    static const char *const NUMBERS[] = {
+        "0", "-1", "1", "2", "3", "5", "15", "16", "17", "64", "255", "65535", "65536",
+        "2147483647", "2147483648", "-2147483648", "4294967296", "1099511627776",
+        "9223372036854775807", "9223372036854775808", "-9223372036854775808",
+        "1e400", "1.5", "0x10", "00", "null", "true", "[]", "{}", "\\\"\\\""};
+    static const char *const WORDS[] = {
+        "F32", "I8", "BF16", "U8", "I32", "I64", "F64", "LSTM", "GRU", "RNN_TANH", "skew",
+        "rows", "columns", "groups", "numbers", "inputs", "outputs", "symmetric",
         "sentencepiece", "word", "callable", "\\u0000", "\\ud800", "\\ud83d\\ude00", "null"};
     const size_t at = random.below(header.size());
     switch (random.below(10)) {
     case 0: header[at] ^= static_cast<char>(1 << random.below(8)); break;
     case 1: header[at] = static_cast<char>(random.next()); break;
     case 2: header.erase(at, 1 + random.below(random.below(2) ? 4 : 200)); break;
-    case 3: header.insert(at, header.substr(random.below(header.size()), 1 + random.below(100))); break;
-    case 4: header.insert(at, std::string(random.below(3) ? 70 : 20000, random.below(2) ? '[' : '{')); break;
+    case 3:
+        header.insert(at, header.substr(random.below(header.size()), 1 + random.below(100)));
+        break;
+    case 4:
+        header.insert(at, std::string(random.below(3) ? 70 : 20000, random.below(2) ? '[' : '{'));
+        break;
     case 5: replace_run(random, header, is_letter, any_of(random, WORDS)); break;
-    case 6: replace_run(random, header, is_letter, word_of(random, header)); break;  // ties what was not
+    case 6:  // ties what was not
+        replace_run(random, header, is_letter, word_of(random, header));
+        break;
     default: replace_run(random, header, is_digit, any_of(random, NUMBERS));
     }
 }
@@ -121,8 +132,9 @@ void change_data(Random &random, const std::string &header, std::string &data) {
     const char *const at = header.c_str() + places[random.below(places.size())];
     const size_t first = strtoul(at, &end, 10), last = strtoul(end + 1, nullptr, 10);
     if (last > data.size() || first + 8 > last) return;
-    static const int64_t VALUES[] = {0, -1, 1, 7, 16, 255, 65536, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN,
-                                     int64_t(1) << 32, 0x7f80000000000000, 0x7fc000007fc00000, -8};
+    static const int64_t VALUES[] = {
+        0, -1, 1, 7, 16, 255, 65536, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, -8,
+        int64_t(1) << 32, 0x7f80000000000000, 0x7fc000007fc00000};
     const int64_t value = VALUES[random.below(sizeof VALUES / sizeof *VALUES)];
     for (size_t times = 1 + random.below(4); times; --times) {
         const size_t place = first + random.below((last - first) / 8) * 8;
@@ -177,7 +189,8 @@ void run(const symrnn_model *model) {
         for (int64_t first = 0; first < about.tokens; first += T * B) {
             for (int64_t k = 0; k < T * B; ++k)
                 tokens[k] = static_cast<int32_t>((first + k) % about.tokens);
-            expect(symrnn_run_tokens(session, T, tokens.data(), T, output.data()) == SYMRNN_OK, "run");
+            expect(symrnn_run_tokens(session, T, tokens.data(), T, output.data()) == SYMRNN_OK,
+                   "run");
         }
         tokens[1] = about.tokens;
         expect(symrnn_run_tokens(session, 1, tokens.data(), 0, nullptr) == SYMRNN_TOKEN, "token");
@@ -192,8 +205,10 @@ void run(const symrnn_model *model) {
     symrnn_generator generator;
     symrnn_seed(&generator, 1);
     int32_t token;
-    const int drawn = symrnn_draw(about.output_size, output.data(), &generator, 0.7, 3, 0.9, &token);
-    expect(drawn == SYMRNN_OK ? token >= 0 && token < about.output_size : drawn == SYMRNN_LOGITS, "draw");
+    const int drawn =
+        symrnn_draw(about.output_size, output.data(), &generator, 0.7, 3, 0.9, &token);
+    expect(drawn == SYMRNN_OK ? token >= 0 && token < about.output_size : drawn == SYMRNN_LOGITS,
+           "draw");
     int32_t line = 0;
     char text[8];
     for (int32_t n = 0; n < about.tokens; ++n) {
