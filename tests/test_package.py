@@ -72,6 +72,7 @@ def test_library_needs_neither_programs_nor_extras(repository: Path) -> None:
     loaded = loaded_by("import symrnn", repository) - loaded_by("import torch", repository)
     extras = {"tensorboard", "tqdm", "matplotlib", "pooch", "PIL", "sentencepiece", "torchtext"}
     assert loaded & {"lm", "data", *extras} == set()
+    assert "sympy" not in loaded  # as torch's compiler is, which takes 70 MiB
 
 
 def test_corpora_know_no_models(repository: Path) -> None:
