@@ -61,7 +61,7 @@ def _dtypes_of(how: How, mode: str, input: Tensor, state: State, w: LayerWeights
     return _dtypes(how, mode, w.hr is not None, device, torch.get_autocast_dtype(device), *given)
 
 
-@torch.compiler.assume_constant_result
+@torch_state.constant_in_graphs
 def _dtypes(
     how: How, mode: str, projects: bool, device: str, low: torch.dtype, *given: torch.dtype
 ) -> Dtypes:

@@ -34,8 +34,12 @@ def layer(
     mode: str, x: Tensor, batch_sizes: Tensor | None, state: State, w: LayerWeights, reverse: bool
 ) -> tuple[Tensor, State]:
     """One layer in one direction; the arguments of :func:`symrnn.rnn.reference.layer`."""
-    run = _layer if torch.compiler.is_exporting() else _layer_untraced
-    return run(mode, x, batch_sizes, state, w, reverse)
+    run: Any = _layer
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        _make_untraced()
+        run = _layer_untraced
+    found: tuple[Tensor, State] = run(mode, x, batch_sizes, state, w, reverse)
+    return found
 
 
 BACKEND = by_layer(layer)
@@ -68,7 +72,15 @@ def _is_transformed() -> bool:
 
 
 # torch.compile leaves the loop alone: traced, it would be unrolled.
-_layer_untraced = torch.compiler.disable(_layer)
+_layer_untraced: Any = None
+
+
+@torch_state.constant_in_graphs
+def _make_untraced() -> bool:
+    """Made when a graph is, as it imports the compiler."""
+    global _layer_untraced
+    _layer_untraced = _layer_untraced or torch.compiler.disable(_layer)
+    return True
 
 
 # ---- the arithmetic of each kind, with its gradient --------------------------------------------

@@ -414,7 +414,7 @@ PACKED: dict[Any, type[PackedRecurrent]] = {
 """By PyTorch's class that they stand in for."""
 
 
-@torch.compiler.assume_constant_result
+@torch_state.constant_in_graphs
 def have_operators() -> bool:
     """Have them while a graph is made, which is when they are first wanted."""
     with torch_state.without_modes():

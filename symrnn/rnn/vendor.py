@@ -44,7 +44,11 @@ def run(
         return reference.BACKEND.run(input, batch_sizes, state, weights, attributes)
     if torch.compiler.is_exporting():
         return _call(input, batch_sizes, state, weights, attributes)
-    return _call_untraced(input, batch_sizes, state, weights, attributes)
+    if torch.compiler.is_compiling():
+        _make_untraced()
+        found: tuple[Tensor, State] = _call_untraced(input, batch_sizes, state, weights, attributes)
+        return found
+    return _call(input, batch_sizes, state, weights, attributes)
 
 
 BACKEND = Backend(run, cell)
@@ -81,7 +85,15 @@ def _call(
 
 
 # torch.compile leaves the operator alone: traced, it would be taken apart into a loop.
-_call_untraced = torch.compiler.disable(_call)
+_call_untraced: Any = None
+
+
+@torch_state.constant_in_graphs
+def _make_untraced() -> bool:
+    """Made when a graph is, as it imports the compiler."""
+    global _call_untraced
+    _call_untraced = _call_untraced or torch.compiler.disable(_call)
+    return True
 
 
 @contextmanager

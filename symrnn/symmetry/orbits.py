@@ -105,7 +105,6 @@ class Constant:
         tensor: Tensor = getattr(self, name)
         return tensor
 
-    @torch.compiler.assume_constant_result  # run where the rest is traced
     def _make(self, name: str, device: torch.device, wide: bool) -> None:
         if name in vars(self):
             return
@@ -116,6 +115,10 @@ class Constant:
         with ThreadPoolExecutor(1) as thread:
             made = thread.submit(lambda: torch.from_numpy(array).to(device)).result()
         vars(self).setdefault(name, made)
+
+    # Run where the rest is traced: torch.compiler.assume_constant_result, which imports the
+    # compiler, sets this mark and no more.
+    _make._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)

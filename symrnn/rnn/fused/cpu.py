@@ -19,12 +19,13 @@ from symrnn.rnn.fused.packing import (
     library,
     plan_of,
 )
+from symrnn.rnn.torch_state import constant_in_graphs
 
 ENOUGH_ROWS = 64
 """From so many rows on ``matmul`` is the faster product; for a few PyTorch's packs nothing."""
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def multiplies_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 by units of its own, rather than as float32."""
     return _has_bfloat16_units()

@@ -27,7 +27,7 @@ from symrnn.native import cuda
 from symrnn.native.interface import Dtype, Fit
 from symrnn.rnn.fused.packing import Plan, address, library
 from symrnn.rnn.modes import MODES
-from symrnn.rnn.torch_state import rounds_to_tf32
+from symrnn.rnn.torch_state import constant_in_graphs, rounds_to_tf32
 from symrnn.rnn.weights import LayerWeights
 
 DTYPES: dict[torch.dtype, Dtype] = {
@@ -60,7 +60,7 @@ def why_not(
     return _why_not_there(device.index or 0, mode, dtype, layout.rows, int(batch))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_not_there(device: int, mode: str, dtype: torch.dtype, side: int, batch: int) -> str:
     if not native.available():
         return native.why_not()
