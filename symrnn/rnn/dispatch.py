@@ -180,7 +180,7 @@ def _takes_masks(traits: Traits, tensors: Sequence[Tensor]) -> bool:
     return same and weight.dtype in (torch.float32, torch.float64) and _has_kernels()
 
 
-@torch.compiler.assume_constant_result
+@torch_state.constant_in_graphs
 def _has_kernels() -> bool:
     native.notice()
     return native.available()
