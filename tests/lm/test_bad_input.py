@@ -27,6 +27,7 @@ import lm.train
 from data import DataError
 from lm.model import LanguageModel
 from lm.options import DEFAULTS, MARKS, resume_config
+from lm.recipes import ADDED
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
 from symrnn.files import UserError, run_program
@@ -478,7 +479,7 @@ def test_any_change_of_a_configuration(run_copy: Path) -> None:
         for name in config.keys() - {*MARKS}:
             value, found = config[name], resumed[name]
             if found is None:
-                assert DEFAULTS[name] is None
+                assert {**DEFAULTS, **ADDED}[name] is None
                 continue
             assert value == found or value is None or type(value) in (type(found), float), name
     assert 0 < kept < 60
