@@ -207,6 +207,7 @@ FUNCTIONS: Functions = {
         c_int,
         [POINTER(Gpu), c_int, c_int, c_int64, c_int64, c_int, POINTER(Fit)],
     ),
+    "symrnn_prefer_huge_pages": (None, [c_void_p, c_int64, c_int]),  # from, bytes, now
     "symrnn_sample": (c_uint64, [c_int64, c_void_p, c_void_p]),  # count, arrays, bytes
     "symrnn_read": (c_int, [c_void_p, c_int64, c_int, c_int, c_void_p]),  # …, repeat, threads, sum
 }

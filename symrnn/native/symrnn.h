@@ -263,6 +263,13 @@ typedef struct symrnn_fit {
 int symrnn_fit_gpu(const symrnn_gpu *gpu, int mode, int dtype, int64_t side, int64_t batch,
                    int backward, symrnn_fit *fit);
 
+/* Asks the operating system for huge pages under an array, where it has such and leaves the choice to
+ * programs (Linux). A step reads all packed weights, one page after the other, and a page of 4 KiB costs
+ * it a search for its address. Numbers stay as they are, nothing is promised, and there is no error.
+ * from: (bytes), of which whole pages of 2 MiB count.
+ * now: whether what is written there already is moved at once; else what is written from now on. */
+void symrnn_prefer_huge_pages(const void *from, int64_t bytes, int now);
+
 /* A hash of 16 numbers of 4 bytes spread over each array, or of all where it is shorter: it tells
  * whether most of an array was written to since.
  * arrays: (count), each aligned to 4 bytes.  bytes: (count), their sizes. */

@@ -486,3 +486,15 @@ def test_without_python_s_headers(
     assert not (tmp_path / building.CALLS).exists()
     said = f"calls are made by Python's code: there is no {tmp_path}/Python.h"
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not())
+@pytest.mark.parametrize("now", [0, 1])
+def test_huge_pages_leave_numbers_as_they_are(now: int) -> None:
+    """Of arrays that hold no such page, one, or a few; and of whatever lies around them."""
+    lib = native.library()
+    assert lib is not None
+    numbers = torch.arange(3 << 20, dtype=torch.int32)  # 12 MiB
+    for first, bytes_ in [(0, 0), (3, 5), (0, 12 << 20), (1 << 20, 3 << 20), (12, (12 << 20) - 12)]:
+        lib.symrnn_prefer_huge_pages(numbers.data_ptr() + first, bytes_, now)
+    assert torch.equal(numbers, torch.arange(3 << 20, dtype=torch.int32))

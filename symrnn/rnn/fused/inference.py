@@ -32,6 +32,7 @@ from symrnn.rnn.fused.packing import (
     layer_structure,
     library,
     plan_of,
+    prefer_huge_pages,
     source_of,
 )
 from symrnn.rnn.stack import Attributes, over_layers
@@ -98,6 +99,8 @@ class _PackedLayer:
         layout = matrix.layout
         plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
         packed = plan.pack(tensors, self.packed_dtype)
+        if self.most_rows:  # to be read more than once; the memory may have been others' before
+            prefer_huge_pages(packed, now=True)
         self.arrays += [plan, packed]
         # Measured: int8 pays for a second thread from eight times as many entries on.
         self.entries += len(packed) // (8 if packed.dtype == torch.int8 else 1)

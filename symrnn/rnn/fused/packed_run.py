@@ -16,7 +16,7 @@ from torch import Tensor
 from symrnn import native
 from symrnn.rnn.fused.inference import MOST_ROWS, PackedStack, threads_for
 from symrnn.rnn.fused.operators import check_lengths
-from symrnn.rnn.fused.packing import library
+from symrnn.rnn.fused.packing import library, prefer_huge_pages
 from symrnn.rnn.fused.structure import Reader
 from symrnn.rnn.modes import MODES
 
@@ -39,6 +39,8 @@ class PackedRun:
         self._entries: list[int] = []
         for k in range(0, len(weights), each):
             some = weights[k : k + each]
+            for numbers in some[:2]:
+                prefer_huge_pages(numbers, now=True)  # they may have come from a file
             self._layers.append(reader.layer(mode, gates, self._side, *some))
             packed = sum(len(numbers) for numbers in some[:2])
             self._entries.append(packed // 8 if some[0].dtype == torch.int8 else packed)

@@ -81,6 +81,18 @@ def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:
         raise ValueError(f"{name} should have shape {shape}, got: {tuple(tensor.shape)}")
 
 
+def prefer_huge_pages(packed: Tensor, *, now: bool = False) -> None:
+    """Have packed numbers lie in huge pages, for the reading of them takes most of a step.
+
+    now: whether they are written already.
+    """
+    if packed.nbytes >= _WORTH_HUGE_PAGES:
+        library().symrnn_prefer_huge_pages(packed.data_ptr(), packed.nbytes, now)
+
+
+_WORTH_HUGE_PAGES = 1 << 22
+"""Bytes that hold one whole page of 2 MiB, wherever they begin."""
+
 _TILE = 16
 """The side of a tile of the packed layout."""
 
@@ -312,6 +324,7 @@ class Plan:
             raise ValueError(f"dtype should be {names} for numbers of {source}, got: {dtype}")
         # PyTorch aligns what it allocates to 64 bytes, and every group is a multiple of that long.
         packed = torch.empty(self.length(dtype), dtype=dtype, device="cpu")
+        prefer_huge_pages(packed)
         place = packed.data_ptr()
         for group, of_group in zip(self.groups, hidden, strict=True):
             if group.is_empty:
