@@ -23,6 +23,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -109,6 +110,17 @@ int threads_for(int64_t entries, int64_t steps, int64_t batch) {
     return static_cast<int>(std::min<int64_t>(threads, 64));
 }
 
+// Moves packed weights into huge pages when they are first met: they were written before they came
+// here. Those met last are remembered by their addresses, where others may lie by the next time: these
+// are not moved, and only read more slowly.
+void settle(const char *packed, int64_t bytes) {
+    static std::atomic<const char *> met[256];
+    if (bytes < int64_t(1) << 22) return;  // room for one, wherever it begins
+    std::atomic<const char *> &own = met[reinterpret_cast<uintptr_t>(packed) / 64 % 251];
+    if (own.exchange(packed, std::memory_order_relaxed) == packed) return;
+    symrnn_prefer_huge_pages(packed, bytes, 1);
+}
+
 // ---- structures --------------------------------------------------------------------------------
 
 // A product, its parts beside it. It must not be moved once it is read.
@@ -142,6 +154,7 @@ class Structure {
                         "structure does not fit the packed weights");
         const char *place = bytes(numbers);
         const char *const end = place + numbers.numel() * size_of(dtype);
+        settle(place, end - place);
         to.entries = numbers.numel() / (dtype == SYMRNN_INT8 ? 8 : 1);
         for (int n = 0; n < groups; ++n) {
             const int symmetric = next(), r = next(), c = next(), of = next();
