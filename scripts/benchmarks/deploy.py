@@ -20,8 +20,8 @@ the median of several, after one that is not counted.
 
 Worker: a new process that loads a file of two layers of H = 1500, symmetric on hidden and input
 weights, and makes a step of them: what is resident then, in MiB, and in brackets beyond what the
-same process has where it only imports what it needs (torch, onnxruntime, symrnn, or nothing in C).
-Beside it the size of the file.
+same process has where it only imports what it needs (torch, onnxruntime, symrnn). Beside it the
+size of the file.
 """
 
 from __future__ import annotations
