@@ -9,8 +9,8 @@ sequence from a given state, one thread; medians of calls, the doors in turn, a 
 is the layer by `auto`; "packed" and "plain" are `symrnn.deploy`'s forms of it, called, compiled by
 `torch.compile` (fullgraph), exported by `torch.export`, and a package of AOTInductor's loaded into
 Python. "C runtime" is `symrnn_run_vectors` and "kernel" `symrnn_advance`, both called by ctypes
-with arguments that stand ready. ONNX Runtime has the plain form. The difference is the largest
-from the eager layer's output.
+with arguments that stand ready. ONNX Runtime has the plain form. "Opens" is the time from a file
+to what can be called, once. The difference is the largest from the eager layer's output.
 
 Language model: `lm`'s of the size `small` with random weights and 10,000 words, `avg` on the
 hidden weights: tokens a second of one stream, drawn at temperature 1, by `lm.generate`, by
@@ -27,6 +27,7 @@ size of the file.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -135,56 +136,94 @@ def compiled_ahead(program: Any, path: Path) -> Path:
 def layer_tables(size: int, seconds: float, folder: Path, with_onnx: bool) -> list[str]:
     eager = stack(size)
     x, h, c = example(size)
-    steps = {
-        "nn.LSTM": Step(eager.to_plain().eval()),
-        EAGER: Step(eager),
-        "packed": Step(symrnn.deploy(eager, "packed")),
-    }
-    calls: dict[str, Callable[[], Any]] = {
-        name: partial(step, x, h, c) for name, step in steps.items()
-    }
-    files: dict[str, Path] = {}
-    packed = steps["packed"]
-    calls["packed, compiled"] = partial(torch.compile(packed, fullgraph=True), x, h, c)
-    program = exported(packed, size)
-    files["packed, exported"] = folder / f"packed{size}.pt2"
-    torch.export.save(program, files["packed, exported"])
-    loaded = torch.export.load(files["packed, exported"]).module()
-    calls["packed, exported"] = partial(loaded, x, h, c)
-    files["packed, AOTInductor"] = compiled_ahead(program, folder / f"packed{size}.aoti.pt2")
-    package = torch._inductor.aoti_load_package(str(files["packed, AOTInductor"]))
-    calls["packed, AOTInductor"] = partial(package, x, h, c)
-    plain = Step(symrnn.deploy(eager, "plain"))
-    program = exported(plain, size)
-    files["plain, exported"] = folder / f"plain{size}.pt2"
-    torch.export.save(program, files["plain, exported"])
-    calls["plain, exported"] = partial(program.module(), x, h, c)
+    packed, plain = (Step(symrnn.deploy(eager, form)) for form in ("packed", "plain"))
+    doors = Doors(folder, str(size), (x, h, c))
+    doors.pickled("nn.LSTM", Step(eager.to_plain().eval()))
+    doors.pickled(EAGER, Step(eager))
+    doors.pickled("packed", packed)
+    doors.add("packed, compiled", torch.compile(packed, fullgraph=True))
+    doors.exported("packed, exported", exported(packed, size))
+    path = compiled_ahead(exported(packed, size), folder / f"{size}.aoti.pt2")
+    doors.opened("packed, AOTInductor", path, lambda: torch._inductor.aoti_load_package(str(path)))
+    doors.exported("plain, exported", exported(plain, size))
     if with_onnx:
-        files["ONNX Runtime"] = folder / f"plain{size}.onnx"
-        calls["ONNX Runtime"] = onnx_call(plain, files["ONNX Runtime"], x, h, c)
+        written = folder / f"{size}.onnx"
+        write_onnx(plain, written, x, h, c)
+        doors.opened("ONNX Runtime", written, lambda: onnx_function(written))
     for dtype in DTYPES:
-        path = folder / f"layer{size}{dtype}.symrnn"
-        symrnn.save_runtime(eager, path, dtype=getattr(torch, dtype))
-        files[f"C runtime, {dtype}"] = path
-        calls[f"C runtime, {dtype}"], calls[f"kernel, {dtype}"] = c_calls(
-            path, eager, dtype, x, h, c
-        )
+        doors.runtime(f"C runtime, {dtype}", eager, dtype)
+        doors.add(f"kernel, {dtype}", kernel(eager, dtype, x, h, c))
     with torch.inference_mode():
-        outputs = {name: _output(call()) for name, call in calls.items()}
-        peers = [Peer(name, call) for name, call in calls.items()]
+        outputs = {name: _output(call()) for name, call in doors.calls.items()}
+        peers = [Peer(name, call) for name, call in doors.calls.items()]
         times = {one.stmt: statistics.median(one.times) for one in in_blocks(peers, seconds)}
     rows = [
         [
             name,
+            f"{1e3 * doors.seconds[name]:.1f}" if name in doors.seconds else "–",
             f"{1e6 * times[name]:,.1f}",
             f"{times[name] / times[EAGER]:.3f}",
-            f"{files[name].stat().st_size / 2**20:.1f}" if name in files else "–",
+            f"{doors.files[name].stat().st_size / 2**20:.1f}" if name in doors.files else "–",
             f"{float((outputs[name] - outputs[EAGER]).abs().max()):.2g}",
         ]
-        for name in calls
+        for name in doors.calls
     ]
-    head = ["door", "µs a step", f"of {EAGER}", "file, MiB", "largest difference"]
+    head = ["door", "opens, ms", "µs a step", f"of {EAGER}", "file, MiB", "largest difference"]
     return [f"## Layer, H = {size}", table(head, rows)]
+
+
+class Doors:
+    """The ways out of one layer: what is called, what it was opened from, and how long that took.
+
+    given: the input and the state that all are called with.
+    """
+
+    def __init__(self, folder: Path, name: str, given: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.folder, self.name, self.given = folder, name, given
+        self.calls: dict[str, Callable[[], Any]] = {}
+        self.files: dict[str, Path] = {}
+        self.seconds: dict[str, float] = {}
+
+    def add(self, name: str, function: Callable[..., Any]) -> None:
+        self.calls[name] = partial(function, *self.given)
+
+    def opened(self, name: str, path: Path, open_it: Callable[[], Callable[..., Any]]) -> None:
+        started = time.perf_counter()
+        function = open_it()
+        self.seconds[name], self.files[name] = time.perf_counter() - started, path
+        self.add(name, function)
+
+    def pickled(self, name: str, step: Step) -> None:
+        path = self.folder / f"{self.name}-{len(self.files)}.pt"
+        torch.save(step.layer, path)
+        self.opened(name, path, lambda: Step(torch.load(path, weights_only=False)))
+
+    def exported(self, name: str, program: Any) -> None:
+        path = self.folder / f"{self.name}-{len(self.files)}.pt2"
+        torch.export.save(program, path)
+        self.opened(name, path, lambda: torch.export.load(path).module())
+
+    def runtime(self, name: str, layer: SymLSTM, dtype: str) -> None:
+        """A step of the C runtime, the first of which is from the given state."""
+        from symrnn import runtime
+
+        path = self.folder / f"{self.name}-{dtype}.symrnn"
+        symrnn.save_runtime(layer, path, dtype=getattr(torch, dtype))
+        x, h, c = self.given
+        run, output = runtime_library().symrnn_run_vectors, torch.empty(x.size(-1))
+
+        def open_it() -> Callable[..., Tensor]:
+            session = runtime.open(path).session()
+            session.state = h.numpy(), c.numpy()
+            arguments = session._pointer, 1, x.data_ptr(), 1, output.data_ptr()
+
+            def step(*_: Tensor, _alive: Any = session) -> Tensor:
+                native.check(run(*arguments))
+                return output
+
+            return step
+
+        self.opened(name, path, open_it)
 
 
 def _output(result: Any) -> Tensor:
@@ -192,49 +231,37 @@ def _output(result: Any) -> Tensor:
     return torch.as_tensor(first).flatten().clone()
 
 
-def onnx_call(step: Step, path: Path, x: Tensor, h: Tensor, c: Tensor) -> Callable[[], Any]:
-    import onnxruntime
-
+def write_onnx(step: Step, path: Path, x: Tensor, h: Tensor, c: Tensor) -> None:
     with torch.no_grad():
         torch.onnx.export(
             step, (x, h, c), path, input_names=["x", "h", "c"], opset_version=OPSET, dynamo=False
         )
+
+
+def onnx_function(path: Path) -> Callable[..., Any]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {"x": x.numpy(), "h": h.numpy(), "c": c.numpy()}
-    return lambda: session.run(None, given)
+    return lambda x, h, c: session.run(None, {"x": x.numpy(), "h": h.numpy(), "c": c.numpy()})
 
 
-def c_calls(
-    path: Path, layer: SymLSTM, dtype: str, x: Tensor, h: Tensor, c: Tensor
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """A step of the C runtime, and one of the kernels on the same weights, from the same state."""
-    from symrnn import runtime
-
-    session = runtime.open(path).session()
-    session.state = h.numpy(), c.numpy()
-    run, output = runtime_library().symrnn_run_vectors, torch.empty(x.size(-1))
-    arguments = session._pointer, 1, x.data_ptr(), 1, output.data_ptr()
-
-    def by_runtime(_alive: Any = session) -> Tensor:
-        native.check(run(*arguments))
-        return output
-
+def kernel(layer: SymLSTM, dtype: str, x: Tensor, h: Tensor, c: Tensor) -> Callable[..., Tensor]:
+    """A step of the kernels, the first of which is from the given state."""
     low = stack(x.size(-1))
     low.load_state_dict(layer.state_dict())
     low.inference_dtype = DTYPES[dtype]
     stream = low.stream()
     stream.state = (h, c)
-    packed, bound = stream._packed, stream._bound
     advance, result = native.library().symrnn_advance, torch.empty(1, 1, x.size(-1))
-    given = bound.address, 1, 1, x.data_ptr(), None, result.data_ptr(), 1
+    given = stream._bound.address, 1, 1, x.data_ptr(), None, result.data_ptr(), 1
 
-    def by_kernel(_alive: Any = (packed, stream)) -> Tensor:
+    def step(*_: Tensor, _alive: Any = stream) -> Tensor:
         native.check(advance(*given))
         return result
 
-    return by_runtime, by_kernel
+    return step
 
 
 # ---- a language model --------------------------------------------------------------------------
@@ -304,8 +331,17 @@ def language_tables(options: argparse.Namespace, folder: Path) -> list[str]:
     return [
         "## Language model",
         table(head, rows),
-        f"The library of the kernels and the runtime: {library:.2f} MiB.",
+        f"The library of the kernels and the runtime: {library:.2f} MiB.{_size_of_onnx_runtime()}",
     ]
+
+
+def _size_of_onnx_runtime() -> str:
+    """A sentence on the libraries of that package, if it is installed."""
+    found = importlib.util.find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        return ""
+    files = Path(found.origin).parent.rglob("*.so*")
+    return f" Those of ONNX Runtime: {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB."
 
 
 def by_torch(model: LanguageModel, tokens: int) -> float:
@@ -425,7 +461,7 @@ def worker_tables(folder: Path, with_onnx: bool) -> list[str]:
     )
     if with_onnx:
         files["ONNX Runtime"] = folder / "worker.onnx"
-        onnx_call(steps["nn.LSTM, torch.load"], files["ONNX Runtime"], x, h, c)
+        write_onnx(steps["nn.LSTM, torch.load"], files["ONNX Runtime"], x, h, c)
     runtimes = {}
     for dtype in DTYPES:
         path = folder / f"worker-{dtype}.symrnn"
