@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lm.train
+from lm.export import linear_end
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
 from lm.optimizers import make_optimizer
@@ -76,6 +77,16 @@ def test_a_tied_decoder_of_another_width_has_a_projection() -> None:
     assert isinstance(LanguageModel(11, 6, 6, tied=True).projection, nn.Identity)
     stream = model.stream(2)
     torch.testing.assert_close(torch.cat([stream(ids[:2]), stream(ids[2:])]), expected)
+
+
+def test_the_runtime_gets_projection_and_decoder_as_one() -> None:
+    torch.manual_seed(1)
+    model = LanguageModel(11, 4, 6, 1, tied=True)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(linear_end(model)(x), model.decoder(model.projection(x)))
+    assert linear_end(LanguageModel(11, 6, 6, tied=True)).weight.shape == (11, 6)
+    with pytest.raises(UserError, match="--to runtime has no adaptive softmax"):
+        linear_end(LanguageModel(11, 6, 6, adaptive=[4]))
 
 
 def test_the_forget_gates_start_open() -> None:
