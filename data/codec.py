@@ -109,6 +109,16 @@ class Codec(abc.ABC):
             raise DataError(f"id must be in 0 … {len(self) - 1}, got {id}")
         return int(id)
 
+    def _lines_of(self, ids: Iterable[int]) -> list[list[int]]:
+        """The ids of each line, without their ends."""
+        lines: list[list[int]] = [[]]
+        for id in ids:
+            if self._check_id(id) == self.eos_id:
+                lines.append([])
+            else:
+                lines[-1].append(int(id))
+        return lines
+
 
 class WordCodec(Codec):
     """Words between white space, each an id of a vocabulary.
@@ -380,13 +390,7 @@ class SentencePieceCodec(Codec):
         return np.array(ids, dtype=np.uint32), words
 
     def decode(self, ids: Iterable[int]) -> str:
-        lines: list[list[int]] = [[]]
-        for id in ids:
-            self._check_id(id)
-            if id == self.eos_id:
-                lines.append([])
-            else:
-                lines[-1].append(int(id))
+        lines = self._lines_of(ids)
         text = "\n".join(" ".join(self._processor.DecodeIds(line).split()) for line in lines)
         return _unescaped(text)
 
@@ -464,15 +468,8 @@ class TokenizersCodec(Codec):
         return np.array(ids, dtype=np.uint32), len(block.text.split()) + len(lines)
 
     def decode(self, ids: Iterable[int]) -> str:
-        lines: list[list[int]] = [[]]
-        for id in ids:
-            self._check_id(id)
-            if id == self.eos_id:
-                lines.append([])
-            else:
-                lines[-1].append(int(id))
         decode = self._tokenizer.decode
-        return "\n".join(decode(line, skip_special_tokens=False) for line in lines)
+        return "\n".join(decode(line, skip_special_tokens=False) for line in self._lines_of(ids))
 
     def token(self, id: int) -> str:
         return self._tokenizer.id_to_token(self._check_id(id)) or f"<{id}>"
