@@ -76,6 +76,11 @@ struct Group {  // fibers that wait for one another: a block, or a warp of it
     std::vector<struct Fiber *> here;
 };
 
+struct Copy {
+    void *to;
+    const void *from;
+};
+
 struct Fiber {
     int block, thread;
     unsigned rank;  // under UNEVEN the higher goes first
@@ -85,6 +90,7 @@ struct Fiber {
     bool begun = false;
     alignas(16) unsigned char shown[64];  // to the other lanes
     std::vector<Fiber *> *warp;
+    std::deque<std::vector<Copy>> copies;  // the groups that were begun; the last is not committed
 };
 
 class EmulatedGpu {
@@ -172,6 +178,9 @@ class EmulatedGpu {
         ready_.push_back(current);
         leave();
     }
+
+    // In a random order: whether an asynchronous copy takes place where it is begun.
+    bool at_once() { return order_ != FIRST && order_ != LAST && random_() % 2 == 0; }
 
     void signalled() {
         for (Fiber *f : watching_) ready_.push_back(f);
@@ -263,6 +272,30 @@ template <typename T>
 T load_past_l1(const T *from) {
     gpu().pause();
     return load_aligned<T>(from);
+}
+
+// Asynchronous copies take place as late as they may, or, in a random order, now and then at once: who
+// reads too early reads what was there before.
+inline void copy_16(const Copy &copy) { memcpy(copy.to, copy.from, 16); }
+inline void copy_async(void *shared, const void *global) {
+    gpu().pause();
+    for (const void *address : {static_cast<const void *>(shared), global})
+        if (reinterpret_cast<uintptr_t>(address) % 16) gpu().misaligned = true;
+    std::deque<std::vector<Copy>> &copies = gpu().current->copies;
+    if (copies.empty()) copies.emplace_back();
+    const Copy copy{shared, global};
+    if (gpu().at_once()) copy_16(copy);
+    else copies.back().push_back(copy);
+}
+inline void commit_copies() { gpu().current->copies.emplace_back(); }
+template <int PENDING>
+void wait_for_copies() {
+    std::deque<std::vector<Copy>> &copies = gpu().current->copies;
+    while (copies.size() > PENDING + 1) {
+        for (const Copy &copy : copies.front()) copy_16(copy);
+        copies.pop_front();
+    }
+    gpu().pause();
 }
 
 // What each lane shows, once all lanes have.

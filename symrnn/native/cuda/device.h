@@ -88,6 +88,21 @@ SYMRNN_DEVICE Quad<T> load_past_l1(const Quad<T> *from) {
     return quad;
 }
 
+// Copies 16 bytes from global to shared memory, past L1, without waiting. Both addresses are multiples
+// of 16. What is copied is there for this thread after wait_for_copies, for its block after a barrier.
+SYMRNN_DEVICE void copy_async(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                 "l"(global) : "memory");
+}
+// What was copied since the last commit is a group.
+SYMRNN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for this thread's groups but for the last `PENDING`.
+template <int PENDING>
+SYMRNN_DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // ---- floating-point types ------------------------------------------------------------------------
 
 SYMRNN_DEVICE float to_float(float x) { return x; }
