@@ -85,7 +85,7 @@ class LanguageLearner(Learner):
             after.append([tensor.detach() for tensor in state])
         self.hidden = tuple(torch.cat(parts, 1) for parts in zip(*after, strict=True))
         value = world.sum([value / world.size])[0]
-        self.progress.nats += value
+        self.progress.nats += value * (len(inputs) / config["steps"])  # as of a whole window
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config["clip"]).item()
         self.optimizer.step()
         if self.average is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data import TOKENIZERS, list_corpora
+from data.batching import SHORTEST
 from lm.model import CELLS
 from lm.recipes import (
     ADDED,
@@ -157,6 +158,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="streams read side by side, in all processes",
     )
     add("--steps", type=number(int, 1), metavar="T", help="unrolled time steps")
+    add(
+        "--random-steps",
+        action=argparse.BooleanOptionalAction,
+        help="windows of random length, around T, that differ from epoch to epoch, with the rate "
+        "in proportion",
+    )
     add("--lr", type=number(float, 0, open_low=True), help="learning rate of the first epoch")
     add(
         "--schedule",
@@ -278,6 +285,11 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--accumulate {config['accumulate']} should divide the batch, got: --batch-size "
             f"{config['batch_size']}"
+        )
+    if config["random_steps"] and config["steps"] < SHORTEST:
+        raise UserError(
+            f"--random-steps makes windows of {SHORTEST} steps and more, got: --steps "
+            f"{config['steps']}"
         )
     if config["symm_hh"] is None:
         config["symm_hh"] = CELLS[config["cell"]].GATES

@@ -49,6 +49,8 @@ class Recipe:
     averaging: epochs without a better validation after which the mean of the weights after each
         step is taken, and from then on validated and saved; None for never.
     accumulate: into how many parts the batch's streams are divided, whose gradients are added up.
+    random_steps: whether windows have random lengths, around ``steps``, and the rate is in
+        proportion (:class:`data.RandomBatches`).
     """
 
     hidden_size: int
@@ -83,6 +85,7 @@ class Recipe:
     patience: int | None = None
     averaging: int | None = None
     accumulate: int = 1
+    random_steps: bool = False
 
 
 ADDED: dict[str, Any] = {

@@ -113,6 +113,7 @@ OVERRIDES = {
     "patience": "5",
     "averaging": "6",
     "accumulate": "2",
+    "random_steps": "",
 }
 
 
