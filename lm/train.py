@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             streams = world.part_of(config["batch_size"])
             seed_everything(config["seed"])
             model = build_model(config, len(corpus.codec))
-            model.initialize(config["init_range"], config["forget_bias"])
+            model.initialize(config["init_range"], config["forget_bias"], config["init"])
             check_parts(config, streams)
             if isinstance(model.decoder, AdaptiveDecoder):
                 model.decoder.order_by(corpus.train.counts())
@@ -158,7 +158,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
             "epoch": progress.epoch,
         }
     )
-    run.figure("recurrent eigenvalues", lambda: spectrum_figure(model.rnn))
+    run.figure("recurrent eigenvalues", lambda: spectrum_figure(*model.layers))
     print(
         f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
         f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_unit(score, corpus)}  "
@@ -166,11 +166,13 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
         f"{run.epoch_seconds():6.1f} s",
         flush=True,
     )
+    learner.progress.validations.append(nats)
     return run.keep_best(nats, lambda path: _save_best(path, run, model, corpus, score))
 
 
 def _save_best(path: Path, run: Run, model: LanguageModel, corpus: Corpus, score: Score) -> None:
-    config = {**run.config, "symm": model.rnn.symm, "symm_hh": model.rnn.symm_hh}
+    rnn = model.layers[0]
+    config = {**run.config, "symm": rnn.symm, "symm_hh": rnn.symm_hh}
     epoch, perplexity = run.progress.epoch, score.perplexity
     save_best(path, model, config, corpus.codec, epoch=epoch, valid_perplexity=perplexity)
 
@@ -293,10 +295,11 @@ def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
 
 def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict[str, str]:
     """What is trained, and on what, in words."""
+    rnn, last = model.layers[0], model.layers[-1].hidden_size
     tokens = [f"{split} {corpus.split(split).tokens:,}" for split in ("train", "valid", "test")]
     form = f"full weights, penalty {config['soft_symmetry']:g}"
     if not config["soft_symmetry"]:
-        symmetric = {"hidden": model.rnn.symm_hh, "input": model.rnn.symm_ih}
+        symmetric = {"hidden": rnn.symm_hh, "input": rnn.symm_ih}
         gates = [f"{weights} {names}" for weights, names in symmetric.items() if names]
         form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
     cutoffs = config["adaptive_softmax"]
@@ -305,6 +308,7 @@ def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict
     return {
         "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
         "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
+        f"{f'the last of {last}, ' * (last != config['hidden_size'])}"
         f"embedding {config['embedding_size']}, {form}{decoder}",
         "parameters": f"{counts['parameters, training']}, of these recurrent "
         f"{counts['parameters, recurrent']}",
