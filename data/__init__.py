@@ -14,7 +14,7 @@ symrnn and pooch for downloads only. It runs on torch 2.3 beside torchtext, and 
 gives (`encode_corpus`).
 """
 
-from data.batching import TrainBatches, stream_windows
+from data.batching import RandomBatches, TrainBatches, stream_windows
 from data.codec import (
     TOKENIZERS,
     CallableCodec,
@@ -39,6 +39,7 @@ __all__ = [
     "Corpus",
     "DataError",
     "EncodedText",
+    "RandomBatches",
     "SentencePieceCodec",
     "TokenizersCodec",
     "TrainBatches",

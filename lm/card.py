@@ -63,7 +63,8 @@ def card_of(
     symmetric = {"hidden": config["symm_hh"], "input": config["symm_ih"]}
     where = [f"{weights} {gates}" for weights, gates in symmetric.items() if gates]
     facts = {
-        "layers": f"{config['num_layers']} of {cell}, {config['hidden_size']} units",
+        "layers": f"{config['num_layers']} of {cell}, {config['hidden_size']} units"
+        + (f", the last {last}" if (last := config.get("last_hidden_size")) else ""),
         "embedding": f"{config['embedding_size']}{', tied to the decoder' * config['tied']}",
         "symmetry": f"{symm} ({', '.join(where)})" if where else "none: full weights",
     }

@@ -170,7 +170,7 @@ def adaptation(options: argparse.Namespace, saved: Saved) -> dict[str, Any]:
         names = {"cache_theta": "theta", "cache_lambda": "share"}
         own = {names[name]: value for name, value in parts["cache"].items()}
         found["cache"] = Cache(options.cache, **own)
-        width, item = saved.model.rnn.hidden_size, saved.model.encoder.weight.element_size()
+        width, item = saved.model.feature_size, saved.model.encoder.weight.element_size()
         require_memory(options.cache, width, item, saved.device)
     if options.dynamic:
         parts["dynamic"].pop("dynamic_statistics", None)  # a text, no number

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data import Codec, DataError, SentencePieceCodec, TokenizersCodec, WordCodec
 from lm.model import LanguageModel
 from lm.saved import Saved, load_saved
+from lm.stack import RecurrentStack
 from symrnn import native
 from symrnn.deployment import FORMS
 from symrnn.export import (
@@ -129,6 +130,14 @@ class _LSTM(_Parts):
         return self.decoder(output), hn, cn
 
 
+class _Stacked(_Parts):
+    """Of a stack of layers: each has a state of its own."""
+
+    def forward(self, tokens: Tensor, *state: Tensor) -> Tensors:
+        output, state = self.rnn(self.encoder(tokens), state)
+        return self.decoder(output), *state
+
+
 class _SingleState(_Parts):
     def forward(self, tokens: Tensor, h0: Tensor) -> Tensors:
         output, hn = self.rnn(self.encoder(tokens), h0)
@@ -151,26 +160,42 @@ def program_of(
     expected = None
     if dtype is not None and dtype != torch.float32:
         expected = copy.deepcopy(model)
-        expected.rnn.inference_dtype = dtype
+        for layer in expected.layers:
+            layer.inference_dtype = dtype
         if kind == "runtime":
             _lower_ends(expected, dtype)
-    states = model.states
-    layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
+    stacked = isinstance(model.rnn, RecurrentStack)
+    if stacked and kind != "plain":
+        raise UserError(
+            f"--to {kind} takes recurrent layers of one module, and this model has a stack of "
+            f"{len(model.layers)} (fixed masks, or a last layer of another size): --to plain has it"
+        )
     size = model.encoder.num_embeddings
-    state: Axes = (layers, "batch", hidden)
+    names = [f"{s}{{}}" for s in model.states]
+    if stacked:
+        names = [f"{s}{{}}_l{k}" for k in range(len(model.layers)) for s in model.states]
+    state: dict[str, Axes] = {
+        name: (shape[0], "batch", shape[2])
+        for name, shape in zip(names, model.state_shapes(1), strict=True)
+    }
 
     def draw(sizes: Mapping[str, int]) -> Tensors:
         generator = torch.Generator().manual_seed(1)
         time, batch = sizes["time"], sizes["batch"]
         tokens = torch.randint(size, (time, batch), generator=generator)
-        return tokens, *(torch.randn(layers, batch, hidden, generator=generator) for _ in states)
+        shapes = model.state_shapes(batch)
+        return tokens, *(torch.randn(shape, generator=generator) for shape in shapes)
 
+    flat: Any = _Stacked if stacked else _LSTM if len(model.states) == 2 else _SingleState
     return Program(
         model=model,
         deployed=model.deployed(form, dtype=dtype if form == "packed" else None),
-        flat=_LSTM if len(states) == 2 else _SingleState,  # type: ignore[arg-type]
-        inputs={"tokens": ("time", "batch"), **{f"{s}0": state for s in states}},
-        outputs={"logits": ("time", "batch", size), **{f"{s}n": state for s in states}},
+        flat=flat,
+        inputs={"tokens": ("time", "batch"), **{s.format(0): a for s, a in state.items()}},
+        outputs={
+            "logits": ("time", "batch", size),
+            **{s.format("n"): a for s, a in state.items()},
+        },
         draw=draw,
         about=about(saved, vocabulary),
         form=form,

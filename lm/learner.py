@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -26,9 +26,11 @@ class LanguageProgress(Progress):
     tested: dict[str, Any] | None = None  # the fields of the test text's score, at the end
     waited: int = 0  # epochs since the best validation
     stale: int = 0  # the same, or since the rate was divided last
+    validations: list[float] = field(default_factory=list)  # of each epoch, in nats per token
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_like(self.validations, [0.0], "validations")
         if self.tested is not None:
             check_like(self.tested, asdict(Score(0.0, 1, 1)), "tested")
             if min(self.tested["tokens"], self.tested["words"]) < 1:
@@ -53,7 +55,8 @@ class LanguageLearner(Learner):
         self.hidden: State | None = None
         self.device = next(model.parameters()).device
         self.precision = autocast(config["precision"], self.device)
-        self.forward = world.parallel(_Losses(model))
+        penalties = config["activation_penalty"], config["temporal_penalty"]
+        self.forward = world.parallel(_Losses(model, *penalties))
         if config["compile"]:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
@@ -73,9 +76,10 @@ class LanguageLearner(Learner):
         after: list[list[Tensor]] = []
         for part in zip(inputs.chunk(count, 1), targets.chunk(count, 1), states, strict=True):
             with self.precision():
-                losses, state = self.forward(*part)
+                losses, penalty, state = self.forward(*part)
             loss = losses.mean() / count
-            value += loss.item()
+            value += loss.item()  # without penalties: of the perplexity
+            loss = loss + penalty / count
             if config["loss"] == "sum":  # the mean is over both; Zaremba's is over the batch alone
                 loss = loss * config["steps"]
             if config["soft_symmetry"] and not after:
@@ -85,7 +89,7 @@ class LanguageLearner(Learner):
             after.append([tensor.detach() for tensor in state])
         self.hidden = tuple(torch.cat(parts, 1) for parts in zip(*after, strict=True))
         value = world.sum([value / world.size])[0]
-        self.progress.nats += value
+        self.progress.nats += value * (len(inputs) / config["steps"])  # as of a whole window
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config["clip"]).item()
         self.optimizer.step()
         if self.average is not None:
@@ -112,9 +116,18 @@ class LanguageLearner(Learner):
             progress.lr /= config["lr_divide"]
             progress.stale = 0
         averaging, patience = config["averaging"], config["patience"]
-        if averaging is not None and self.average is None and progress.waited >= averaging:
+        begins = averaging is not None and progress.waited >= averaging
+        if self.average is None and (begins or self._is_worse_than_before()):
             self.average = AveragedModel(self.model)
         return patience is not None and progress.waited >= patience
+
+    def _is_worse_than_before(self) -> bool:
+        """Whether the last validation is worse than the best of all but the n before it.
+
+        With n of ``non_monotone``: what makes NT-ASGD average (Merity et al. 2018, algorithm 1).
+        """
+        count, seen = self.config["non_monotone"], self.progress.validations
+        return count is not None and any(value < seen[-1] for value in seen[: -1 - count])
 
     def final(self) -> LanguageModel:
         """The model as it is measured and saved: the mean, if one is taken, and made symmetric."""
@@ -162,16 +175,17 @@ class LanguageLearner(Learner):
 
     def _check_hidden(self, hidden: Any) -> None:
         """Raise ValueError unless that is the state of the model's layers for the whole batch."""
-        shape = tuple(self.config[name] for name in ("num_layers", "batch_size", "hidden_size"))
+        shapes = self.model.state_shapes(self.config["batch_size"])
         types = {next(self.model.parameters()).dtype}
         if self.config["precision"] == "bf16":
             types.add(torch.bfloat16)
-        right = isinstance(hidden, tuple) and len(hidden) == len(self.model.rnn.STATES)
+        right = isinstance(hidden, tuple) and len(hidden) == len(shapes)
         if not right or not all(
             isinstance(part, Tensor) and part.shape == shape and part.dtype in types
-            for part in hidden
+            for part, shape in zip(hidden, shapes, strict=True)
         ):
-            raise ValueError(f"hidden is not {len(self.model.rnn.STATES)} tensors of shape {shape}")
+            each = ", ".join(map(str, dict.fromkeys(shapes)))
+            raise ValueError(f"hidden is not {len(shapes)} tensors of shape {each}")
 
 
 def _streams(state: State, count: int) -> list[State]:
@@ -182,11 +196,33 @@ def _streams(state: State, count: int) -> list[State]:
 class _Losses(nn.Module):
     """A language model with its loss: one module, for DDP and for the compiler."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, activation: float, temporal: float) -> None:
         super().__init__()
         self.model = model
+        self.activation, self.temporal = activation, temporal
 
-    def forward(self, inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """inputs, targets int64 (T, B), state -> losses (T·B,), state."""
-        features, state = self.model.features(inputs, state)
-        return self.model.losses(features, targets), state
+    def forward(
+        self, inputs: Tensor, targets: Tensor, state: State | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """inputs, targets int64 (T, B), state -> losses (T·B,), penalty, state."""
+        output, state = self.model.outputs(inputs, state)
+        dropped = self.model.output_drop(output)
+        losses = self.model.losses(self.model.projection(dropped), targets)
+        penalty = activation_penalty(output, dropped, self.activation, self.temporal)
+        return losses, penalty, state
+
+
+def activation_penalty(output: Tensor, dropped: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha · mean(dropped²) + beta · mean((change of output)²): a scalar, at least in float32.
+
+    Activation regularization and temporal activation regularization of Merity et al. (2018).
+
+    output, dropped: of the highest layer, before and after the dropout, (T, B, H).
+    """
+    whole = torch.promote_types(output.dtype, torch.float32)
+    penalty = torch.zeros((), dtype=whole, device=output.device)
+    if alpha:
+        penalty = penalty + alpha * dropped.to(whole).square().mean()
+    if beta and len(output) > 1:  # of one step there is no change
+        penalty = penalty + beta * output.to(whole).diff(dim=0).square().mean()
+    return penalty

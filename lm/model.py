@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,11 @@ from torch.nn import functional as F
 
 from data import Codec
 from lm.adaptive import AdaptiveDecoder
+from lm.stack import FixedDropout, RecurrentStack, State, run_layers, states_of
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.card import Card
 from symrnn.hub import HubMixin
 from symrnn.rnn import RecurrentLayer
-from symrnn.rnn.modes import MODES
 from symrnn.storage import Packed
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
@@ -27,22 +28,26 @@ CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
 }
 """The recurrent layers by the names that --cell has for them."""
 
-State = tuple[Tensor, ...]
-"""h, and of an LSTM c too, each (L, B, H): a tuple whatever the cell."""
-
 
 class LanguageModel(HubMixin, nn.Module):
     """Predicts the next token; Zaremba's model with symmetric recurrent weights.
 
     Dropout sits after the embedding, between the layers and before the decoder: on the
     non-recurrent connections alone, unless ``state_dropout`` or ``weight_dropout`` is asked for.
+    Layers that differ in size, or have fixed masks between them, are a
+    :class:`lm.stack.RecurrentStack` of single ones.
 
     vocab_size: V.  embedding_size: E.  hidden_size: H.  num_layers: L.
     input_dropout, output_dropout: after the embedding and before the decoder, where those differ
         from ``dropout``.
     state_dropout, weight_dropout: of :class:`symrnn.SymLSTM`.
-    tied: the decoder's weight is the embedding's. Where E is not H, the output is projected to E
-        before it, without a bias.
+    embedding_dropout: in training the chance that a type of the vocabulary is embedded as zeros,
+        wherever it stands in a call; the others are divided by 1 - p. A tied decoder keeps all.
+    fixed_masks: whether the masks after the embedding, between the layers and before the decoder
+        are the same at all time steps of a call.
+    last_hidden_size: of the highest of several layers, where it is not H.
+    tied: the decoder's weight is the embedding's. Where E is not the size of the highest layer, its
+        output is projected to E, without a bias.
     adaptive: the cutoffs of an adaptive softmax (:mod:`lm.adaptive`), for large vocabularies, in
         place of a decoder that is one matrix; its logits are log-probabilities.
     cell: of the recurrent layers, one of :data:`CELLS`.
@@ -66,6 +71,9 @@ class LanguageModel(HubMixin, nn.Module):
         output_dropout: float | None = None,
         state_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        fixed_masks: bool = False,
+        last_hidden_size: int | None = None,
         tied: bool = False,
         adaptive: Sequence[int] | None = None,
         cell: str = "lstm",
@@ -79,57 +87,96 @@ class LanguageModel(HubMixin, nn.Module):
             raise ValueError("tied wants a decoder that is one matrix, not an adaptive softmax")
         if cell not in CELLS:
             raise ValueError(f"cell should be one of {', '.join(CELLS)}, got: {cell!r}")
+        top = hidden_size if last_hidden_size is None else last_hidden_size
+        if num_layers == 1 and top != hidden_size:
+            raise ValueError(
+                f"last_hidden_size={top} is that of the highest of several layers, got: one layer "
+                f"of hidden_size={hidden_size}"
+            )
         self.encoder = nn.Embedding(vocab_size, embedding_size)
-        self.input_drop = nn.Dropout(dropout if input_dropout is None else input_dropout)
-        self.output_drop = nn.Dropout(dropout if output_dropout is None else output_dropout)
-        layers = CELLS[cell]
+        self.embedding_dropout = embedding_dropout
+        self.fixed_masks = fixed_masks
+        drop = FixedDropout if fixed_masks else nn.Dropout
+        self.input_drop = drop(dropout if input_dropout is None else input_dropout)
+        self.output_drop = drop(dropout if output_dropout is None else output_dropout)
+        kind = CELLS[cell]
+
+        def layers(input_size: int, hidden_size: int, count: int) -> RecurrentLayer:
+            return kind(
+                input_size,
+                hidden_size,
+                count,
+                dropout=dropout if count > 1 else 0.0,  # it acts between layers only
+                symm=symm,
+                symm_hh=kind.GATES if symm_hh is None else symm_hh,
+                symm_ih=symm_ih,
+                backend=backend,
+                state_dropout=state_dropout,
+                weight_dropout=weight_dropout,
+            )
+
         # In a deployed model PyTorch's own, or one that holds packed weights.
-        self.rnn: RecurrentLayer = layers(
-            embedding_size,
-            hidden_size,
-            num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,  # it acts between layers only
-            symm=symm,
-            symm_hh=layers.GATES if symm_hh is None else symm_hh,
-            symm_ih=symm_ih,
-            backend=backend,
-            state_dropout=state_dropout,
-            weight_dropout=weight_dropout,
-        )
+        self.rnn: RecurrentLayer | RecurrentStack
+        if num_layers > 1 and (fixed_masks or top != hidden_size):
+            sizes = [embedding_size, *[hidden_size] * (num_layers - 1), top]
+            if symm_ih and symm != "none" and len(set(sizes)) > 1:
+                raise ValueError(
+                    f"symm_ih={symm_ih!r} wants square input weights, but the layers go from "
+                    f'{" to ".join(map(str, sizes))}: use symm_ih="", or one size'
+                )
+            each = [layers(below, size, 1) for below, size in pairwise(sizes)]
+            self.rnn = RecurrentStack(each, drop(dropout))
+        else:
+            self.rnn = layers(embedding_size, hidden_size, num_layers)
         self.codec: Codec | None = None
-        projects = tied and embedding_size != hidden_size
-        features = embedding_size if projects else hidden_size
+        projects = tied and embedding_size != top
+        features = embedding_size if projects else top
         self.projection: nn.Module = nn.Identity()
         if projects:
-            self.projection = nn.Linear(hidden_size, embedding_size, bias=False)
+            self.projection = nn.Linear(top, embedding_size, bias=False)
         self.decoder: nn.Linear | AdaptiveDecoder
         if adaptive is not None:
-            self.decoder = AdaptiveDecoder(hidden_size, vocab_size, adaptive)
+            self.decoder = AdaptiveDecoder(top, vocab_size, adaptive)
             return
         self.decoder = nn.Linear(features, vocab_size)
         if tied:
             self.decoder.weight = self.encoder.weight
 
-    def initialize(self, bound: float, forget_bias: float | None = None) -> None:
+    def initialize(
+        self, bound: float, forget_bias: float | None = None, init: str = "uniform"
+    ) -> None:
         """Every weight starts uniform in ±bound, biases too; ``avg`` forms as the paper does.
 
         forget_bias: what is added to the biases of an LSTM's forget gates.
+        init: "uniform" is that. With "torch" the recurrent layers start as PyTorch's, uniform in
+            ±1/√H of each, and the decoder's biases as zeros.
         """
 
         def draw(tensor: Tensor) -> Tensor:
             return tensor.uniform_(-bound, bound)
 
+        own = init == "torch"
         with torch.no_grad():
             draw(self.encoder.weight)
-            self.rnn.reset_parameters(draw)
-            for parameter in (*self.projection.parameters(), *self.decoder.parameters()):
-                if parameter is not self.encoder.weight:
+            for rnn in self.layers:
+                rnn.reset_parameters(None if own else draw)
+            ends = [*self.projection.named_parameters(), *self.decoder.named_parameters()]
+            for name, parameter in ends:
+                if own and name.endswith("bias"):
+                    parameter.zero_()
+                elif parameter is not self.encoder.weight:
                     draw(parameter)
             if forget_bias is not None:
-                size = self.rnn.hidden_size
-                for layer in range(self.rnn.num_layers):
-                    bias = getattr(self.rnn, f"bias_ih_l{layer}")
-                    bias[size : 2 * size] += forget_bias
+                for rnn in self.layers:
+                    size = rnn.hidden_size
+                    for layer in range(rnn.num_layers):
+                        bias = getattr(rnn, f"bias_ih_l{layer}")
+                        bias[size : 2 * size] += forget_bias
+
+    @property
+    def layers(self) -> list[Any]:
+        """The recurrent modules, lowest first: of a stack its single layers, else the one."""
+        return [*self.rnn.layers] if isinstance(self.rnn, RecurrentStack) else [self.rnn]
 
     @property
     def tied(self) -> bool:
@@ -143,11 +190,16 @@ class LanguageModel(HubMixin, nn.Module):
 
     def features(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """ids int64 (T, B), state -> what the decoder takes (T, B, H or E), state."""
-        # Layers whose state is one tensor take and give it as it is.
-        single = len(self.states) == 1
-        hx = state[0] if state is not None and single else state
-        output, hx = self.rnn(self.input_drop(self.encoder(ids)), hx)
-        return self.projection(self.output_drop(output)), (hx,) if single else hx
+        output, state = self.outputs(ids, state)
+        return self.projection(self.output_drop(output)), state
+
+    def outputs(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """ids int64 (T, B), state -> the highest layer's output before any dropout, state."""
+        x = self.encoder(ids)
+        if self.training and self.embedding_dropout:
+            types = torch.ones_like(self.encoder.weight[:, :1])
+            x = x * F.dropout(types, self.embedding_dropout)[ids]
+        return run_layers(self.rnn, self.input_drop(x), state)
 
     def losses(self, features: Tensor, targets: Tensor) -> Tensor:
         """The negative log-probability of each target, in nats: at least in single precision.
@@ -163,21 +215,34 @@ class LanguageModel(HubMixin, nn.Module):
     @property
     def states(self) -> str:
         """The tensors of the state, by letter: "hc" of an LSTM, "h" of others."""
-        return MODES[self.rnn.mode].states
+        return states_of(self.layers[0])
+
+    def state_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """The shapes of the state's tensors, for so many sequences."""
+        return [shape for layer in self.layers for shape in layer.state_shapes(batch)]
+
+    @property
+    def feature_size(self) -> int:
+        """How many numbers the decoder takes for each token."""
+        decoder = self.decoder
+        return (decoder if isinstance(decoder, nn.Linear) else decoder.softmax).in_features
 
     def configuration(self) -> dict[str, object]:
         """What it is made of, by the names that the configuration of a run has for it."""
-        rnn: nn.Module = self.rnn
+        rnn, last = self.layers[0], self.layers[-1].hidden_size
         cell = next(name for name, kind in CELLS.items() if isinstance(rnn, kind | kind.PLAIN))
         return {
             "embedding_size": self.encoder.embedding_dim,
-            "hidden_size": self.rnn.hidden_size,
-            "num_layers": self.rnn.num_layers,
-            "dropout": self.rnn.dropout,
+            "hidden_size": rnn.hidden_size,
+            "last_hidden_size": None if last == rnn.hidden_size else last,
+            "num_layers": sum(layer.num_layers for layer in self.layers),
+            "dropout": self.rnn.drop.p if isinstance(self.rnn, RecurrentStack) else rnn.dropout,
             "input_dropout": self.input_drop.p,
             "output_dropout": self.output_drop.p,
             "state_dropout": getattr(rnn, "state_dropout", 0.0),
             "weight_dropout": getattr(rnn, "weight_dropout", 0.0),
+            "embedding_dropout": self.embedding_dropout,
+            "fixed_masks": self.fixed_masks,
             "tied": self.tied,
             "adaptive_softmax": getattr(self.decoder, "cutoffs", None),
             "cell": cell,
@@ -189,6 +254,8 @@ class LanguageModel(HubMixin, nn.Module):
         }
 
     def __prepare_scriptable__(self) -> nn.Module:
+        if self.training and self.embedding_dropout:
+            raise ValueError("a scripted model has no embedding_dropout: call eval() first")
         return (_ScriptableLSTM if len(self.states) == 2 else _Scriptable)(self)
 
     def stream(self, batch: int = 1) -> Callable[[Tensor], Tensor]:
@@ -196,16 +263,24 @@ class LanguageModel(HubMixin, nn.Module):
 
         At inference, with the recurrent weights of now (:meth:`symrnn.SymLSTM.stream`).
         """
-        rnn: Any = self.rnn
-        plain = next((kind for kind in CELLS.values() if type(rnn) is kind.PLAIN), None)
-        layers = (rnn if plain is None else plain.from_plain(rnn, "none")).stream(batch)
-        return lambda ids: self.decoder(self.projection(layers(self.encoder(ids))))
+        streams = [_with_stream(layer).stream(batch) for layer in self.layers]
+
+        def go_on(ids: Tensor) -> Tensor:
+            x = self.encoder(ids)
+            for stream in streams:
+                x = stream(x)
+            return self.decoder(self.projection(x))
+
+        return go_on
 
     def without_dropout(self) -> LanguageModel:
         """A copy that is in training mode, and yet drops nothing."""
         made = copy.deepcopy(self).train()
-        made.input_drop.p = made.output_drop.p = 0.0
-        made.rnn.dropout = made.rnn.state_dropout = made.rnn.weight_dropout = 0.0
+        made.input_drop.p = made.output_drop.p = made.embedding_dropout = 0.0
+        if isinstance(made.rnn, RecurrentStack):
+            made.rnn.drop.p = 0.0
+        for layer in made.layers:
+            layer.dropout = layer.state_dropout = layer.weight_dropout = 0.0
         return made
 
     def hardened(self) -> LanguageModel:
@@ -215,9 +290,7 @@ class LanguageModel(HubMixin, nn.Module):
         """
         made = copy.deepcopy(self)
         harden(made.rnn)
-        kind = type(made.rnn)
-        made.rnn = kind.from_plain(made.rnn.to_plain(), "tri", backend=made.rnn.backend)
-        made.rnn.inference_dtype = self.rnn.inference_dtype
+        made._replace_layers(lambda layer: _as_form(layer, "tri"))
         return made
 
     def deployed(
@@ -232,16 +305,21 @@ class LanguageModel(HubMixin, nn.Module):
         dtype: as of :func:`symrnn.deploy`; only where form is not None.
         autocast: whether it is to run under that; only where form is None.
         """
-        if form is not None or not isinstance(self.rnn, RecurrentLayer):
-            rnn: nn.Module = self.rnn
+        rnn = self.layers[0]
+        if form is not None or not isinstance(rnn, RecurrentLayer):
             same = "plain" if isinstance(rnn, nn.RNNBase) else "packed"
             return cast(LanguageModel, deploy(self, form or same, dtype))
         made = copy.deepcopy(self).eval()
-        if not self._runs_symmetric(autocast):
-            made.rnn = self.rnn.from_plain(self.rnn.to_plain(), "none", backend=self.rnn.backend)
-            made.rnn.inference_dtype = self.rnn.inference_dtype
-            made.rnn.eval()
+        made._replace_layers(
+            lambda layer: layer if _runs_symmetric(layer, autocast) else _as_form(layer, "none")
+        )
         return made
+
+    def _replace_layers(self, make: Callable[[Any], Any]) -> None:
+        if isinstance(self.rnn, RecurrentStack):
+            self.rnn.layers = nn.ModuleList(map(make, self.layers))
+        else:
+            self.rnn = make(self.rnn)
 
     # What stores a model imports this module: it is imported when it is asked.
 
@@ -261,11 +339,25 @@ class LanguageModel(HubMixin, nn.Module):
 
         return card_of(self, self.configuration(), title)
 
-    def _runs_symmetric(self, autocast: bool) -> bool:
-        """Whether the recurrent layers, without gradients, do without expanded weights."""
-        if autocast and self.rnn.backend == "auto":
-            return False
-        return not self.rnn.expands_weights(steps=2, batch=1)
+
+def _runs_symmetric(layer: RecurrentLayer, autocast: bool) -> bool:
+    """Whether recurrent layers, without gradients, do without expanded weights."""
+    if autocast and layer.backend == "auto":
+        return False
+    return not layer.expands_weights(steps=2, batch=1)
+
+
+def _as_form(layer: RecurrentLayer, symm: str) -> RecurrentLayer:
+    """Recurrent layers with the matrices of these, or the nearest, in another form."""
+    made = layer.from_plain(layer.to_plain(), symm, backend=layer.backend)
+    made.inference_dtype = layer.inference_dtype
+    return made
+
+
+def _with_stream(layer: Any) -> Any:
+    """A recurrent module that has streams, for one of PyTorch's or of ours."""
+    plain = next((kind for kind in CELLS.values() if type(layer) is kind.PLAIN), None)
+    return layer if plain is None else plain.from_plain(layer, "none")
 
 
 # ---- torch.jit.script --------------------------------------------------------------------------

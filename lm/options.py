@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data import TOKENIZERS, list_corpora
+from data.batching import SHORTEST
 from lm.model import CELLS
 from lm.recipes import (
     ADDED,
     ENDLESS,
+    INITS,
     LOSSES,
     OPTIMIZERS,
     RECIPES,
@@ -137,6 +139,12 @@ def make_parser() -> argparse.ArgumentParser:
         "others by clusters that end at the further cutoffs, as 20000 60000 (one matrix for all)",
     )
     add("--hidden-size", type=number(int, 1), metavar="H")
+    add(
+        "--last-hidden-size",
+        type=number(int, 1),
+        metavar="H",
+        help="of the highest of several layers (the hidden size)",
+    )
     add("--embedding-size", type=number(int, 1), metavar="E", help="(the hidden size)")
     add("--layers", type=number(int, 1, 1000), metavar="L", dest="num_layers")
     add(
@@ -157,6 +165,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="streams read side by side, in all processes",
     )
     add("--steps", type=number(int, 1), metavar="T", help="unrolled time steps")
+    add(
+        "--random-steps",
+        action=argparse.BooleanOptionalAction,
+        help="windows of random length, around T, that differ from epoch to epoch, with the rate "
+        "in proportion",
+    )
     add("--lr", type=number(float, 0, open_low=True), help="learning rate of the first epoch")
     add(
         "--schedule",
@@ -188,14 +202,50 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output-dropout", type=number(float, 0, 1), metavar="P", help="before the decoder")
     add("--state-dropout", type=number(float, 0, 1), metavar="P", help="of h, one mask a window")
     add("--weight-dropout", type=number(float, 0, 1), metavar="P", help="of hidden parameters")
+    add(
+        "--embedding-dropout",
+        type=number(float, 0, 1),
+        metavar="P",
+        help="of whole types of the vocabulary, one mask a window",
+    )
+    add(
+        "--fixed-masks",
+        action=argparse.BooleanOptionalAction,
+        help="dropout of input, layers and output by one mask for all steps of a window "
+        "(variational dropout)",
+    )
+    add(
+        "--activation-penalty",
+        type=number(float, 0),
+        metavar="ALPHA",
+        help="of the mean square of the last layer's output, after its dropout",
+    )
+    add(
+        "--temporal-penalty",
+        type=number(float, 0),
+        metavar="BETA",
+        help="of the mean square of its change from step to step, before the dropout",
+    )
     add("--reset-state", type=number(float, 0, 1), metavar="P", help="zeros for a stream's state")
     add("--init-range", type=number(float, 0), metavar="R", help="weights start uniform in ±R")
+    add(
+        "--init",
+        choices=INITS,
+        help="all weights in ±R, or recurrent layers as PyTorch starts them (uniform)",
+    )
     add("--forget-bias", type=number(float, 0), metavar="B", help="added to an LSTM's at the start")
     add(
         "--averaging",
         type=number(int, 1),
         metavar="EPOCHS",
         help="without a better validation, after which the mean of the weights is taken",
+    )
+    add(
+        "--non-monotone",
+        type=number(int, 1),
+        metavar="N",
+        help="that mean is taken once a validation is worse than the best of all but the N before "
+        "it (NT-ASGD)",
     )
     add(
         "--patience",
@@ -273,11 +323,24 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     narrow = recipe["embedding_size"] != recipe["hidden_size"]
     if "hidden_size" in given and "embedding_size" not in given and not narrow:
         recipe["embedding_size"] = given["hidden_size"]
+    if "embedding_size" in given and recipe["last_hidden_size"] == recipe["embedding_size"]:
+        recipe["last_hidden_size"] = given["embedding_size"]
     config = {**config, **recipe, **{name: given[name] for name in recipe if name in given}}
     if config["batch_size"] % config["accumulate"]:
         raise UserError(
             f"--accumulate {config['accumulate']} should divide the batch, got: --batch-size "
             f"{config['batch_size']}"
+        )
+    last = config["last_hidden_size"]
+    if config["num_layers"] == 1 and last not in (None, config["hidden_size"]):
+        raise UserError(
+            f"--last-hidden-size {last} is that of the highest of several layers, got: --layers 1 "
+            f"of --hidden-size {config['hidden_size']}"
+        )
+    if config["random_steps"] and config["steps"] < SHORTEST:
+        raise UserError(
+            f"--random-steps makes windows of {SHORTEST} steps and more, got: --steps "
+            f"{config['steps']}"
         )
     if config["symm_hh"] is None:
         config["symm_hh"] = CELLS[config["cell"]].GATES

@@ -10,6 +10,9 @@
   experiment/mogrifier, …ptb_24m_lstm_d2…/trial_833). Those programs cap the input gate at 1 - f and
   add the outputs of both layers up, which our layers do not, and draw starting values from
   truncated normal distributions; ours are uniform, of about the same variance.
+- "awd": Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models" (2018), with
+  the numbers of their program (salesforce/awd-lstm-lm) for the Penn Treebank. Its ASGD uses the
+  rate of a window one step late, and its mean leaves out the first step.
 """
 
 from __future__ import annotations
@@ -49,6 +52,15 @@ class Recipe:
     averaging: epochs without a better validation after which the mean of the weights after each
         step is taken, and from then on validated and saved; None for never.
     accumulate: into how many parts the batch's streams are divided, whose gradients are added up.
+    last_hidden_size: of the highest of several layers, where it is not ``hidden_size``.
+    fixed_masks, embedding_dropout: of :class:`lm.model.LanguageModel`.
+    activation_penalty, temporal_penalty: factors α and β of what is added to the mean loss
+        (:func:`lm.learner.activation_penalty`).
+    non_monotone: n of NT-ASGD: the mean is taken, as with ``averaging``, once a validation is worse
+        than the best of all but the n before it; None for never.
+    init: one of :data:`INITS`, of :meth:`lm.model.LanguageModel.initialize`.
+    random_steps: whether windows have random lengths, around ``steps``, and the rate is in
+        proportion (:class:`data.RandomBatches`).
     """
 
     hidden_size: int
@@ -83,6 +95,14 @@ class Recipe:
     patience: int | None = None
     averaging: int | None = None
     accumulate: int = 1
+    random_steps: bool = False
+    last_hidden_size: int | None = None
+    fixed_masks: bool = False
+    embedding_dropout: float = 0.0
+    activation_penalty: float = 0.0
+    temporal_penalty: float = 0.0
+    non_monotone: int | None = None
+    init: str = "uniform"
 
 
 ADDED: dict[str, Any] = {
@@ -193,7 +213,39 @@ COMPACT = {
     ),
 }
 
-RECIPES = ("zaremba", "annealed", "compact")
+AWD = Recipe(
+    hidden_size=1150,
+    embedding_size=400,
+    num_layers=3,
+    last_hidden_size=400,
+    steps=70,
+    batch_size=20,
+    dropout=0.25,
+    init_range=0.1,
+    lr=30.0,
+    schedule="plateau",
+    lr_divide=1.0,
+    lr_after=0,
+    epochs=500,
+    clip=0.25,
+    loss="mean",
+    tied=True,
+    input_dropout=0.4,
+    output_dropout=0.4,
+    weight_dropout=0.5,
+    weight_decay=1.2e-6,
+    random_steps=True,
+    fixed_masks=True,
+    embedding_dropout=0.1,
+    activation_penalty=2.0,
+    temporal_penalty=1.0,
+    non_monotone=5,
+    init="torch",
+)
+
+RECIPES = ("zaremba", "annealed", "compact", "awd")
+
+INITS = ("uniform", "torch")
 
 SCHEDULES = ("epochs", "plateau", "cosine")
 
@@ -209,12 +261,16 @@ def recipe_of(size: str, recipe: str) -> Recipe:
     """The recipe of one of :data:`SIZES` and one of :data:`RECIPES`.
 
     "annealed" keeps the size's widths, unrolled steps and dropout. Raises ValueError for "compact"
-    in a size that it does not have.
+    and "awd" in a size that they do not have.
     """
     if recipe == "compact":
         if size not in COMPACT:
             raise ValueError(f"the recipe compact has the sizes {', '.join(COMPACT)}, got: {size}")
         return COMPACT[size]
+    if recipe == "awd":
+        if size != "small":
+            raise ValueError(f"the recipe awd has the one size small, got: {size}")
+        return AWD
     zaremba = SIZES[size]
     if recipe == "zaremba":
         return zaremba

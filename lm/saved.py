@@ -20,6 +20,7 @@ from lm.adaptive import AdaptiveDecoder
 from lm.model import LanguageModel
 from symrnn import count_parameters, native, open_packed, save_packed
 from symrnn.files import UserError
+from symrnn.rnn import RecurrentLayer
 from symrnn.storage import Packed, is_packed
 from symrnn.symmetry import check_symmetry_name
 from symrnn.training import (
@@ -40,8 +41,17 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 """--weights: as what the recurrent weights are packed for inference."""
 
 
-DROPOUTS = ("input_dropout", "output_dropout", "state_dropout", "weight_dropout")
+DROPOUTS = (
+    "input_dropout",
+    "output_dropout",
+    "state_dropout",
+    "weight_dropout",
+    "embedding_dropout",
+)
 """What a configuration says of dropout besides; those of former models do not."""
+
+LATER = (*DROPOUTS, "fixed_masks", "last_hidden_size")
+"""What else a configuration says of the model, and those of former ones do not."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["hidden_size"],
             config["num_layers"],
             config["dropout"],
-            **{name: config[name] for name in DROPOUTS if name in config},
+            **{name: config[name] for name in LATER if name in config},
             tied=config["tied"],
             adaptive=config.get("adaptive_softmax"),
             cell=config["cell"],
@@ -133,7 +143,8 @@ def load_saved(
         check_machine(config, device)
         model = _fill(stored, config)
     if config.get("weights", "float32") != "float32":
-        model.rnn.inference_dtype = getattr(torch, config["weights"])
+        for layer in model.layers:
+            layer.inference_dtype = getattr(torch, config["weights"])
     assert model.codec is not None
     return Saved(file, device, model.to(device), model.codec, config, stored.meta)
 
@@ -189,7 +200,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _OUTCOME: dict[str, tuple[type, ...]] = {"epoch": (int,), "valid_perplexity": (int, float)}
 """What else the meta of a best model says."""
 
-_LATER: dict[str, tuple[type, ...]] = dict.fromkeys(DROPOUTS, (int, float, type(None)))
+_LATER: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(DROPOUTS, (int, float, type(None))),
+    "fixed_masks": (bool,),
+    "last_hidden_size": (int, type(None)),
+}
 """What else a configuration says."""
 
 
@@ -234,11 +249,14 @@ def _check_sizes(config: Mapping[str, Any], vocab_size: int, stored: Packed | Ch
         stored.check_plain(model)
         return
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for layout in model.rnn.gate_layouts() if symm != "none" else ():
-        gates = config["symm_hh" if layout.name.startswith("weight_hh") else "symm_ih"]
-        del shapes[f"rnn.{layout.name}"]
-        stored_as = replace(layout, symmetric=gates, form=symm).shapes
-        shapes |= {f"rnn.{name}": shape for name, shape in stored_as.items()}
+    for path, part in model.named_modules():
+        if symm == "none" or not isinstance(part, RecurrentLayer):
+            continue
+        for layout in part.gate_layouts():
+            gates = config["symm_hh" if layout.name.startswith("weight_hh") else "symm_ih"]
+            del shapes[f"{path}.{layout.name}"]
+            stored_as = replace(layout, symmetric=gates, form=symm).shapes
+            shapes |= {f"{path}.{name}": shape for name, shape in stored_as.items()}
     check_shapes(stored, shapes, tied=["decoder.weight"] if tied else [])
 
 

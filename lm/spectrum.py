@@ -23,10 +23,14 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvals(matrix)
 
 
-def spectrum_figure(rnn: RecurrentLayer) -> Figure:
-    """One panel for each layer and gate with the eigenvalues of its hidden weights."""
-    rows = {f"layer {k}": _gates(w.hh) for k, w in enumerate(rnn.layer_weights())}
-    return _figure(rows, rnn.GATES)
+def spectrum_figure(*layers: RecurrentLayer) -> Figure:
+    """One panel for each layer and gate with the eigenvalues of its hidden weights.
+
+    layers: recurrent modules of one or more layers, lowest first.
+    """
+    weights = [w for rnn in layers for w in rnn.layer_weights()]
+    rows = {f"layer {k}": _gates(w.hh) for k, w in enumerate(weights)}
+    return _figure(rows, layers[0].GATES)
 
 
 def compare_spectra(models: Mapping[str, RecurrentLayer], layer: int, weights: str) -> Figure:

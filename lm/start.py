@@ -35,15 +35,19 @@ def start_from(model: LanguageModel, path: str | Path, codec: Codec) -> str:
             f"--init-from {path}: its model has another vocabulary than the corpus, of the same "
             f"{len(codec):,} types"
         )
-    plain, rnn = saved.model.rnn.to_plain(), model.rnn
-    nearest = rnn.from_plain(plain, rnn.symm, rnn.symm_hh, rnn.symm_ih, backend=rnn.backend)
-    rnn.load_state_dict(nearest.state_dict())
+    former, new = [], []
+    for layer, rnn in zip(saved.model.layers, model.layers, strict=True):
+        plain = layer.to_plain()
+        nearest = rnn.from_plain(plain, rnn.symm, rnn.symm_hh, rnn.symm_ih, backend=rnn.backend)
+        rnn.load_state_dict(nearest.state_dict())
+        former.append(_flat(plain))
+        new.append(_flat(nearest.to_plain()))
     with torch.no_grad():
         like.copy_(saved.model.encoder.weight)
     # With tied weights that is the embedding again.
     model.decoder.load_state_dict(saved.model.decoder.state_dict())
-    former, new = _flat(plain), _flat(nearest.to_plain())
-    share = ((new - former).norm() / former.norm()).item()
+    norm = torch.cat(former).norm()
+    share = ((torch.cat(new) - torch.cat(former)).norm() / norm).item()
     return f"{saved.path}, recurrent weights moved by {share:.2%} of their norm"
 
 
@@ -51,9 +55,11 @@ def _check(model: LanguageModel, other: LanguageModel, path: str | Path) -> None
     """Raise UserError unless the weights of ``other`` fit into ``model``."""
     for what, of in {
         "vocabulary size": lambda m: m.encoder.num_embeddings,
-        "kind of layers": lambda m: type(m.rnn).__name__,
-        "number of layers": lambda m: m.rnn.num_layers,
-        "hidden size": lambda m: m.rnn.hidden_size,
+        "kind of layers": lambda m: type(m.layers[0]).__name__,
+        "number of layers": lambda m: sum(layer.num_layers for layer in m.layers),
+        "number of layers in each module": lambda m: m.layers[0].num_layers,
+        "hidden size": lambda m: m.layers[0].hidden_size,
+        "size of the last layer": lambda m: m.layers[-1].hidden_size,
         "embedding size": lambda m: m.encoder.embedding_dim,
         "adaptive softmax": _cutoffs,
     }.items():

@@ -218,13 +218,14 @@ class Resolver:
 
         Each corpus is opened once, and is on the disk when the runs begin.
         """
-        names = ("data", "tokenizer", "vocab_size", "min_count", "batch_size", "steps")
-        key = json.dumps([config[name] for name in names])
+        names = ("data", "tokenizer", "vocab_size", "min_count")
+        sizes = ("batch_size", "steps", "random_steps")
+        key = json.dumps([config[name] for name in (*names, *sizes)])
         if key not in self._corpora:
             marked = dict(config)
-            corpus, batches = open_training_corpus(marked, None)
+            corpus, batches_in = open_training_corpus(marked, None)
             marks = {k: v for k, v in marked.items() if k not in config}
-            self._corpora[key] = len(corpus.codec), len(batches), marks
+            self._corpora[key] = len(corpus.codec), len(batches_in(1)), marks
         return self._corpora[key]
 
 

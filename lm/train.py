@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from data import Corpus, DataError, TrainBatches, open_corpus
+from data import Corpus, DataError, RandomBatches, TrainBatches, open_corpus
 from lm.adaptive import AdaptiveDecoder
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # ---- data ------------------------------------------------------------------------------
         with world.agreeing():
             check_machine(config, run.device)
-        corpus, batches = world.one_first(lambda: open_training_corpus(config, run.resumed))
+        corpus, batches_in = world.one_first(lambda: open_training_corpus(config, run.resumed))
         if world.first:
             _warn_of_untrained_unknown(config, corpus)
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             streams = world.part_of(config["batch_size"])
             seed_everything(config["seed"])
             model = build_model(config, len(corpus.codec))
-            model.initialize(config["init_range"], config["forget_bias"])
+            model.initialize(config["init_range"], config["forget_bias"], config["init"])
             check_parts(config, streams)
             if isinstance(model.decoder, AdaptiveDecoder):
                 model.decoder.order_by(corpus.train.counts())
@@ -63,24 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             learner,
             config,
             name=_folder_name(config),
-            batches=len(batches),
+            batches=len(batches_in(1)),
             batch_size=config["steps"] * config["batch_size"],
             unit="tok",
             lowest_is_best=True,
+            bounds=_token_bounds(batches_in, config) if config["random_steps"] else None,
             facts=_facts(config, corpus, model) | start,
             meta={"codec": corpus.codec.state()},
         )
         length = None
         if config["schedule"] == "cosine":
-            length = config["epochs"] * len(batches)
+            length = sum(len(batches_in(epoch + 1)) for epoch in range(config["epochs"]))
         for epoch in run.epochs(config["epochs"]):
             if config["schedule"] == "epochs":
                 run.progress.lr = lr_in(
                     epoch, config["lr"], config["lr_divide"], config["lr_after"]
                 )
-            for inputs, targets in run.steps(_windows(batches, run.progress.batch, streams)):
+            windows = _windows(batches_in(epoch), run.progress.batch, streams)
+            for inputs, targets in run.steps(windows):
                 rate = lr_at(run.progress.step, run.progress.lr, config["warmup"], length)
-                learner.set_rate(rate)
+                learner.set_rate(rate * (len(inputs) / config["steps"]))  # 1 of whole windows
                 loss, norm = learner.step(inputs.to(run.device), targets.to(run.device))
                 run.require_finite(f"perplexity (loss {loss:g})", exponential(loss))
                 run.require_finite("gradient's norm", norm)
@@ -92,8 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         "gradient_norm": norm,
                         "tokens_per_second": run.speed(),
                     }
-                    running = exponential(run.progress.nats / run.progress.batch)
-                    run.log(values, note=f"perplexity {running:.1f}")
+                    run.log(values, note=f"perplexity {_train_perplexity(run):.1f}")
             if run.stopped:
                 break
             with run.measuring():
@@ -120,6 +121,19 @@ def _windows(batches: TrainBatches, start: int, streams: slice) -> Iterator[tupl
         yield inputs[:, streams], targets[:, streams]
 
 
+def _token_bounds(
+    batches_in: Callable[[int], TrainBatches], config: dict[str, Any]
+) -> Callable[[int], Sequence[int]]:
+    """How many tokens are before each window of an epoch, and in all."""
+    return lambda epoch: [config["batch_size"] * place for place in batches_in(epoch).bounds]
+
+
+def _train_perplexity(run: Run) -> float:
+    """Per token, of the epoch so far, while the weights changed."""
+    windows = run.done / (run.config["steps"] * run.config["batch_size"])  # of whole length
+    return exponential(run.progress.nats / windows)
+
+
 def _measure(run: Run, model: LanguageModel, corpus: Corpus, split: str) -> Score:
     return measure(
         model,
@@ -136,8 +150,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
     score = run.world.share(lambda: _measure(run, model, corpus, "valid"))
     nats = score.nats / score.tokens
     run.require_finite(f"validation perplexity (loss {nats:g})", score.perplexity)
-    train = exponential(progress.nats / run.batches)
-    unknown = Unknown.of(corpus.valid, corpus.codec)
+    train, unknown = _train_perplexity(run), Unknown.of(corpus.valid, corpus.codec)
     run.log(
         {
             **_scalars("valid", score, corpus),
@@ -145,7 +158,7 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
             "epoch": progress.epoch,
         }
     )
-    run.figure("recurrent eigenvalues", lambda: spectrum_figure(model.rnn))
+    run.figure("recurrent eigenvalues", lambda: spectrum_figure(*model.layers))
     print(
         f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
         f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_unit(score, corpus)}  "
@@ -153,11 +166,13 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
         f"{run.epoch_seconds():6.1f} s",
         flush=True,
     )
+    learner.progress.validations.append(nats)
     return run.keep_best(nats, lambda path: _save_best(path, run, model, corpus, score))
 
 
 def _save_best(path: Path, run: Run, model: LanguageModel, corpus: Corpus, score: Score) -> None:
-    config = {**run.config, "symm": model.rnn.symm, "symm_hh": model.rnn.symm_hh}
+    rnn = model.layers[0]
+    config = {**run.config, "symm": rnn.symm, "symm_hh": rnn.symm_hh}
     epoch, perplexity = run.progress.epoch, score.perplexity
     save_best(path, model, config, corpus.codec, epoch=epoch, valid_perplexity=perplexity)
 
@@ -228,8 +243,8 @@ def _per_unit(score: Score, corpus: Corpus) -> str:
 
 def open_training_corpus(
     config: dict[str, Any], resumed: Path | None
-) -> tuple[Corpus, TrainBatches]:
-    """The corpus of a run, and its windows.
+) -> tuple[Corpus, Callable[[int], TrainBatches]]:
+    """The corpus of a run, and its windows in an epoch, which is counted from 1.
 
     Raises UserError for what is no corpus, a text that is too short, and if a run to be resumed
     was started with another.
@@ -248,10 +263,15 @@ def open_training_corpus(
                 "started with: a run is continued on the same text, tokenizer and vocabulary"
             )
     config[TRAINED_UNKNOWN] = Unknown.of(corpus.train, corpus.codec).count
+    ids, sizes = corpus.train.ids, (config["batch_size"], config["steps"])
     try:
-        return corpus, TrainBatches(corpus.train.ids, config["batch_size"], config["steps"])
+        batches = TrainBatches(ids, *sizes)
     except DataError as error:
         raise UserError(str(error)) from error
+    if not config["random_steps"]:
+        return corpus, lambda _: batches
+    seed = config["seed"]
+    return corpus, lambda epoch: RandomBatches(ids, *sizes, seed=seed, epoch=epoch)
 
 
 def _unknown(corpus: Corpus) -> str:
@@ -275,10 +295,11 @@ def _warn_of_untrained_unknown(config: dict[str, Any], corpus: Corpus) -> None:
 
 def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict[str, str]:
     """What is trained, and on what, in words."""
+    rnn, last = model.layers[0], model.layers[-1].hidden_size
     tokens = [f"{split} {corpus.split(split).tokens:,}" for split in ("train", "valid", "test")]
     form = f"full weights, penalty {config['soft_symmetry']:g}"
     if not config["soft_symmetry"]:
-        symmetric = {"hidden": model.rnn.symm_hh, "input": model.rnn.symm_ih}
+        symmetric = {"hidden": rnn.symm_hh, "input": rnn.symm_ih}
         gates = [f"{weights} {names}" for weights, names in symmetric.items() if names]
         form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
     cutoffs = config["adaptive_softmax"]
@@ -287,6 +308,7 @@ def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict
     return {
         "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
         "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
+        f"{f'the last of {last}, ' * (last != config['hidden_size'])}"
         f"embedding {config['embedding_size']}, {form}{decoder}",
         "parameters": f"{counts['parameters, training']}, of these recurrent "
         f"{counts['parameters, recurrent']}",

@@ -26,7 +26,7 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -267,6 +267,7 @@ class Run:
         batch_size: int,
         unit: str,
         lowest_is_best: bool,
+        bounds: Callable[[int], Sequence[int]] | None = None,
         facts: Mapping[str, object] | None = None,
         meta: dict[str, Any] | None = None,
     ) -> None:
@@ -276,13 +277,16 @@ class Run:
         batches, batch_size, unit: how many batches are in an epoch, how much is in each, and of
             what.
         lowest_is_best: of what :meth:`keep_best` compares.
+        bounds: of an epoch, how much is before each of its batches, and last, how much there is;
+            where not all are of that size. ``batches`` is then about how many there are.
         facts: what is trained and on what, to be printed before the first step.
         meta: what a checkpoint's meta holds beside configuration and state.
         """
         self.learner = learner
         self.config = config
-        self.batches = batches
-        self._batch_size = batch_size
+        whole = range(0, batches * batch_size + 1, batch_size)
+        self._bounds_of = bounds or (lambda _: whole)
+        self._bounds: tuple[int, Sequence[int]] = (0, [])  # an epoch, and those of it
         self._unit = unit
         self._lowest_is_best = lowest_is_best
         self._meta = meta or {}
@@ -305,7 +309,8 @@ class Run:
             print(f"continuing after step {progress.step}, in epoch {progress.epoch}", flush=True)
         if self._folder is None or self._finished:
             return
-        length = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)} of {batches:,} steps"
+        epochs = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}"
+        length = f"{epochs} of {'about ' * (bounds is not None)}{batches:,} steps"
         print_table({**(facts or {}), "runs on": self._place(), "length": length}, 16)
         step = progress.step if begun else None
         self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
@@ -355,11 +360,12 @@ class Run:
     def _check_progress(self) -> None:
         """Raise ValueError unless epoch, batch and step fit together and the run's length."""
         progress = self.progress
-        begun = (progress.epoch - 1) * self.batches + progress.batch
+        former = range(1, progress.epoch)
         if not (
             1 <= progress.epoch <= self.config["epochs"] + (progress.batch == 0)
             and progress.batch <= self.batches
-            and progress.step == begun
+            and progress.step - progress.batch
+            == sum(len(self._bounds_of(epoch)) - 1 for epoch in former)
         ):
             raise ValueError(
                 f"step {progress.step} is not batch {progress.batch} of {self.batches} in epoch "
@@ -372,6 +378,22 @@ class Run:
     def progress(self) -> Progress:
         """Where the run stands."""
         return self.learner.progress
+
+    @property
+    def batches(self) -> int:
+        """How many there are in the epoch under way."""
+        return len(self._epoch_bounds) - 1
+
+    @property
+    def done(self) -> int:
+        """How much of the epoch was begun, in units (tokens, pictures), of all processes."""
+        return self._epoch_bounds[self.progress.batch]
+
+    @property
+    def _epoch_bounds(self) -> Sequence[int]:
+        if self._bounds[0] != self.progress.epoch:
+            self._bounds = self.progress.epoch, self._bounds_of(self.progress.epoch)
+        return self._bounds[1]
 
     @property
     def _finished(self) -> bool:
@@ -408,11 +430,12 @@ class Run:
         batches: from ``progress.batch`` on, this process's part of each.
         """
         progress = self.progress
-        self._since = (time.perf_counter(), progress.batch)
+        bounds, done = self._epoch_bounds, self.done
+        self._since = (time.perf_counter(), done)
         self.learner.model.train()
         self._bar = progress_bar(
-            total=self.batches * self._batch_size,
-            initial=progress.batch * self._batch_size,
+            total=bounds[-1],
+            initial=done,
             desc=f"epoch {progress.epoch}/{self.config['epochs']}",
             unit=self._unit,
         )
@@ -421,7 +444,7 @@ class Run:
                 progress.batch += 1
                 progress.step += 1
                 yield batch
-                self._bar.update(self._batch_size)
+                self._bar.update(bounds[progress.batch] - bounds[progress.batch - 1])
                 if progress.batch == self.batches:
                     break  # the checkpoint comes after the validation
                 self.stopped = self._interrupted()
@@ -474,8 +497,8 @@ class Run:
 
     def speed(self) -> float:
         """Units (tokens, pictures) a second, of all processes, since it was last asked."""
-        (since, first), self._since = self._since, (time.perf_counter(), self.progress.batch)
-        return (self.progress.batch - first) * self._batch_size / (self._since[0] - since)
+        (since, before), self._since = self._since, (time.perf_counter(), self.done)
+        return (self.done - before) / (self._since[0] - since)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """Log a picture at the present step; it is not drawn where there is no tracker of such."""

@@ -46,7 +46,7 @@ def _as_before() -> Iterator[None]:
 def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the eigenvalues takes longer than training these models; one test has it."""
     if "with_picture" not in request.fixturenames:
-        monkeypatch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
+        monkeypatch.setattr("lm.train.spectrum_figure", lambda *_: matplotlib.figure.Figure((1, 1)))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def train(corpus: Path) -> Callable[..., int]:
 def trained(folder: Path, corpus: Path, *options: str) -> Path:
     """`folder`, with a finished run on `corpus`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm.train.spectrum_figure", lambda _: matplotlib.figure.Figure((1, 1)))
+        patch.setattr("lm.train.spectrum_figure", lambda *_: matplotlib.figure.Figure((1, 1)))
         command = ["--data", str(corpus), *TINY.split(), *options, "--out", str(folder)]
         assert lm.train.main(command) == 0
     return folder

@@ -113,6 +113,14 @@ OVERRIDES = {
     "patience": "5",
     "averaging": "6",
     "accumulate": "2",
+    "random_steps": "",
+    "last_hidden_size": "5",
+    "fixed_masks": "",
+    "embedding_dropout": "0.35",
+    "activation_penalty": "2.5",
+    "temporal_penalty": "1.25",
+    "non_monotone": "3",
+    "init": "torch",
 }
 
 

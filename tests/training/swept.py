@@ -41,7 +41,7 @@ class Forked:
                 signal.signal(number, signal.SIG_DFL)
             os.closerange(3, 256)  # the sweep's lock, too
             worlds.begin({}, str(log))
-            lm.train.spectrum_figure = lambda _: matplotlib.figure.Figure((1, 1))
+            lm.train.spectrum_figure = lambda *_: matplotlib.figure.Figure((1, 1))
             run_program(functools.partial(lm.train.main, command[3:]), DataError)
         except SystemExit as end:
             os._exit(end.code if isinstance(end.code, int) else 1)

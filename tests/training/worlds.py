@@ -80,7 +80,7 @@ def program(arguments: list[str], environment: dict[str, str], output: str) -> N
     begin(environment, output)
     module = importlib.import_module(arguments[0])
     drawing = "spectrum_figure" if hasattr(module, "spectrum_figure") else "draw_filters"
-    setattr(module, drawing, lambda _: matplotlib.figure.Figure((1, 1)))
+    setattr(module, drawing, lambda *_: matplotlib.figure.Figure((1, 1)))
     run_program(functools.partial(module.main, arguments[1:]))
 
 
