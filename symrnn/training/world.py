@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from symrnn.files.errors import UserError
@@ -27,6 +31,12 @@ T = TypeVar("T")
 
 POLL, GRACE = 1.0, 10.0
 """Seconds: how often a process looks whether another has failed; how long it may take to end."""
+
+PATIENCE = 120.0
+"""Seconds in which the processes should find each other: all load Python, on some machines slowly.
+
+``torchrun`` starts them when all its machines are there; for those it waits by a rule of its own.
+"""
 
 _left: list[object] = []
 """Groups that were left, until the interpreter ends.
@@ -52,7 +62,8 @@ class World:
     a process that is killed by SIGKILL nobody knows but ``torchrun`` on its machine, which ends
     the others there, and whoever is connected to it.)
 
-    Raises UserError for an environment that is not torchrun's.
+    Raises UserError for an environment that is not torchrun's; its ``with``, if the processes do
+    not find each other within PATIENCE seconds.
     """
 
     def __init__(self) -> None:
@@ -79,17 +90,20 @@ class World:
     def __enter__(self) -> World:
         if self.size == 1:
             return self
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._failed = f"symrnn/failed/{attempt}"
+        host, port = _address()
+        if self.rank:
+            self._look_for(host, port)
         try:
-            dist.init_process_group()  # of gloo on CPUs, NCCL on GPUs; address and rank as above
+            self._meet(f"symrnn/here/{attempt}")
             # A connection of our own: that of the group belongs to the thread that waits in it.
-            self._store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-            )
-        except (KeyError, ValueError, dist.DistError) as error:
+            self._store = dist.TCPStore(host, port, is_master=False)
+        except dist.DistError as error:
+            why, *_ = str(error).splitlines()
             raise UserError(
-                f"the {self.size} processes did not find each other: {error}"
+                f"process {self.rank} of {self.size} did not find the others: {why}"
             ) from error
-        self._failed = f"symrnn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
         if not self.first:
@@ -97,6 +111,40 @@ class World:
             self._open.enter_context(contextlib.redirect_stdout(nowhere))
             self._open.enter_context(contextlib.redirect_stderr(nowhere))
         return self
+
+    def _look_for(self, host: str, port: int) -> None:
+        """Wait until somebody listens there: the first process, or its ``torchrun``.
+
+        Raises UserError if nobody does in time. (TCPStore waits too, but is not brief about it.)
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection((host, port), timeout=PATIENCE).close()
+                return
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"process {self.rank} of {self.size} found nobody at MASTER_ADDR={host}, "
+                        f"MASTER_PORT={port} within {PATIENCE:g} seconds: {error}"
+                    ) from error
+            time.sleep(0.1)
+
+    def _meet(self, here: str) -> None:
+        """Wait until all processes are there, and make their group.
+
+        here: what the names begin with under which they say so.
+
+        Raises an error of ``torch.distributed`` if one is not there in time.
+        """
+        patience = timedelta(seconds=PATIENCE)
+        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        store.set(f"{here}/{self.rank}", "")
+        store.wait([f"{here}/{rank}" for rank in range(self.size)], patience)
+        # From here on who waits does so for another's work, which may take long.
+        store.set_timeout(default_pg_timeout)
+        # Of gloo on CPUs, NCCL on GPUs.
+        dist.init_process_group(store=store, rank=self.rank, world_size=self.size)
 
     def __exit__(
         self,
@@ -282,12 +330,51 @@ class World:
         # The name it has in newer releases, where the former one warns.
         send = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {send: False}
-        return DistributedDataParallel(
+        parallel = DistributedDataParallel(
             model,
             device_ids=[self.local_rank] if on_gpu else None,
             gradient_as_bucket_view=True,
             **options,
         )
+        _lay_out_gradients(parallel)
+        return parallel
+
+
+def _address() -> tuple[str, int]:
+    """Where the processes meet. Raises UserError for what is no address or no port."""
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    host, port = (os.environ.get(name, "") for name in names)
+    if host and port.isdecimal() and 0 < int(port) < 2**16:
+        return host, int(port)
+    got = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+    raise UserError(
+        f"the environment is none that torchrun makes, of a host and a port from 1 to 65535: {got}"
+    )
+
+
+class _SumOfParameters(nn.Module):
+    """A module whose gradient is 1 everywhere, so that each parameter has one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self) -> Tensor:
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.stack([p.sum() for p in parameters]).sum()
+
+
+def _lay_out_gradients(parallel: DistributedDataParallel) -> None:
+    """Have the first backward pass of DDP over, after which it lays out its buckets anew, once.
+
+    Where a gradient lies in a bucket decides in which order those of three and more processes are
+    added up. A resumed run, whose first step is a later one, would add up otherwise there.
+    """
+    model = parallel.module
+    parallel.module = _SumOfParameters(model)
+    parallel().backward()
+    parallel.module = model
+    model.zero_grad(set_to_none=True)
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -158,9 +158,11 @@ def spawn(forks: multiprocessing.context.ForkServerContext) -> Callable[..., Bas
 def together(
     forks: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> Callable[..., list[BaseProcess]]:
-    """`together(function, …)` starts it, of `worlds`, in two processes of lm.train."""
+    """`together(function, …)` starts it, of `worlds`, in two processes of lm.train, or `size`."""
 
-    def start(function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
-        return worlds.together(forks, tmp_path, function, "lm.train", *arguments)
+    def start(
+        function: Callable[..., None], *arguments: object, size: int = 2
+    ) -> list[BaseProcess]:
+        return worlds.together(forks, tmp_path, function, "lm.train", *arguments, size=size)
 
     return start

@@ -1,4 +1,4 @@
-"""Two processes train as one with the whole batch; what ends one of them ends the other."""
+"""Two and four processes train as one with the whole batch; what ends one of them ends all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import worlds
 from resumed import assert_same_run, lines_of
-from worlds import ended, failing, interrupted, program, python
+from worlds import ended, failing, impatient, interrupted, program, python
 
 import lm.train
 from symrnn.training import RunFolder, load_checkpoint
@@ -55,18 +56,64 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert ended(processes) == [0, 0]
     assert said(tmp_path, 1) == ""
     lm.train.main(arguments(corpus, tmp_path / "one", options))
-    one, two = (lines_of(tmp_path / name) for name in ("one", "two"))
-    assert len(one) == len(two) > 20
-    assert any(line.get("gradient_norm", 0) > 0.1 for line in one)
-    for line, other in zip(one, two, strict=True):
+    assert_nearly_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def assert_nearly_same_run(one: Path, many: Path) -> None:
+    """In the logs and the weights, to 1e-5; the gradients were clipped to 0.1."""
+    lines, others = lines_of(one), lines_of(many)
+    assert len(lines) == len(others) > 20
+    assert any(line.get("gradient_norm", 0) > 0.1 for line in lines)
+    for line, other in zip(lines, others, strict=True):
         assert other == pytest.approx(line, rel=1e-5)
-    first, second = (
-        load_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("one", "two")
-    )
+    first, second = (load_checkpoint(run / "last.safetensors").tensors for run in (one, many))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         if not name.startswith("state/rng"):  # nothing was drawn from it
             torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+# ---- four processes ------------------------------------------------------------------------------
+
+OF_FOUR = f"{TINY} --symm avg --epochs 1 --clip 0.1 --save-every 5"
+
+
+@pytest.fixture(scope="module")
+def four(
+    forks: multiprocessing.context.ForkServerContext,
+    tmp_path_factory: pytest.TempPathFactory,
+    corpus: Path,
+) -> Path:
+    """The folder of a run of four processes that nothing stopped."""
+    folder = tmp_path_factory.mktemp("four")
+    command = ["lm.train", *arguments(corpus, folder / "run", OF_FOUR)]
+    assert ended(worlds.together(forks, folder, program, *command, size=4)) == [0, 0, 0, 0]
+    return folder / "run"
+
+
+def test_four_processes_are_one_with_the_whole_batch(
+    four: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """One stream in each."""
+    lm.train.main(arguments(corpus, tmp_path / "one", OF_FOUR))
+    assert_nearly_same_run(tmp_path / "one", four)
+
+
+def test_one_of_four_is_killed_and_the_run_resumed(
+    four: Path, together: Together, corpus: Path, tmp_path: Path
+) -> None:
+    """No step is lost or done twice: the run ends equal to the one that nothing stopped."""
+    run = tmp_path / "run"
+    processes = together(program, *arguments(corpus, run, OF_FOUR), size=4)
+    while not (run / "last.safetensors").exists():
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.001)
+    processes[2].kill()
+    assert ended(processes, 60) == [2, 2, -9, 2]
+    assert "lost another one, which ended" in said(tmp_path, 0)
+    assert not any("Traceback" in said(tmp_path, rank) for rank in range(4))
+    assert ended(together(program, "--resume", run, size=4)) == [0, 0, 0, 0]
+    assert_same_run(four, run)
 
 
 # ---- checkpoints, folders, ends ------------------------------------------------------------------
@@ -141,6 +188,23 @@ def test_a_killed_process_ends_the_other(
 
 
 @pytest.mark.parametrize(
+    ("rank", "error"),
+    [(0, "did not find the others: "), (1, "found nobody at MASTER_ADDR=127.0.0.1, MASTER_PORT=")],
+)
+def test_a_process_without_the_others_ends(
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path, rank: int, error: str
+) -> None:
+    """The first waits for the others, which look for the first."""
+    environment = worlds.environment_of(rank, 2, worlds.free_port())
+    values = (["lm.train"], environment, str(tmp_path / "output.txt"))
+    process = forks.Process(target=impatient, args=values)
+    process.start()
+    assert ended([process]) == [2]
+    (line,) = (tmp_path / "output.txt").read_text().splitlines()
+    assert line.startswith(f"error: process {rank} of 2 {error}")
+
+
+@pytest.mark.parametrize(
     ("option", "error"),
     [
         ("--batch-size 3", "--batch-size should be a multiple of the 2 processes, got: 3"),
@@ -167,17 +231,51 @@ def test_a_folder_in_use_ends_both(together: Together, whole: Path, tmp_path: Pa
     assert said(tmp_path, 1) == ""
 
 
+def process_of(rank: int, run: Path) -> int:
+    """The number of the process of a rank that torchrun started with a run's folder."""
+    (found,) = (
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if str(run).encode() in bytes_of(process / "cmdline")
+        and f"RANK={rank}".encode() in bytes_of(process / "environ").split(b"\0")
+    )
+    return found
+
+
+def bytes_of(file: Path) -> bytes:
+    """What is in it; nothing of a process that has ended."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
 def test_torchrun(
+    whole: Path,
     corpus: Path,
     tmp_path: Path,
     repository: Path,
     forks: multiprocessing.context.ForkServerContext,
 ) -> None:
-    out, output = tmp_path / "run", tmp_path / "said.txt"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "lm.train", *arguments(corpus, out, f"{TINY} --epochs 1")]
-    process = forks.Process(target=python, args=(command, {"PWD": str(repository)}, str(output)))
-    process.start()
-    assert ended([process]) == [0], output.read_text()
+    """It ends what is left of the processes, one of which is killed; the run goes on by it."""
+    run, output = tmp_path / "run", tmp_path / "said.txt"
+
+    def torchrun(*options: str) -> BaseProcess:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["-m", "lm.train", *options]
+        environment = {"PWD": str(repository)}
+        process = forks.Process(target=python, args=(command, environment, str(output)))
+        process.start()
+        return process
+
+    first = torchrun(*arguments(corpus, run, WHOLE))
+    while not (run / "last.safetensors").exists():
+        assert first.is_alive()
+        time.sleep(0.001)
+    os.kill(process_of(1, run), signal.SIGKILL)
+    assert ended([first]) == [1]
+    assert output.read_text().count("test perplexity") == 0
+    assert ended([torchrun("--resume", str(run))]) == [0], output.read_text()
     assert output.read_text().count("test perplexity") == 1
-    assert (out / "best.safetensors").exists()
+    assert_same_run(whole, run)

@@ -1,4 +1,4 @@
-"""Two processes of a training program, with around them what torchrun puts there.
+"""The processes of a training program, with around them what torchrun puts there.
 
 What a child process does here has for its arguments the program's module, then the program's own.
 """
@@ -29,30 +29,47 @@ from symrnn.training.loop import Learner, Run
 
 
 def together(
-    context: ForkServerContext, folder: Path, function: Callable[..., None], *arguments: object
+    context: ForkServerContext,
+    folder: Path,
+    function: Callable[..., None],
+    *arguments: object,
+    size: int = 2,
 ) -> list[BaseProcess]:
-    """Start `function` in two processes.
+    """Start `function` in so many processes.
 
     It gets the arguments as strings, the environment and a file for stdout and stderr, for which
-    see `begin`: `output0.txt`, `output1.txt` in the folder.
+    see `begin`: `output0.txt`, `output1.txt`, … in the folder.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        values = ([str(a) for a in arguments], environment, str(folder / f"output{rank}.txt"))
+    for rank in range(size):
+        values = (
+            [str(argument) for argument in arguments],
+            environment_of(rank, size, port),
+            str(folder / f"output{rank}.txt"),
+        )
         process = context.Process(target=function, args=values, daemon=True)
         process.start()
         processes.append(process)
     return processes
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def environment_of(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process, of so many on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def begin(environment: dict[str, str], output: str) -> None:
@@ -99,6 +116,12 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def impatient(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """The program, which gives up soon where the others are not there."""
+    world.PATIENCE = 0.5
+    program(arguments, environment, output)
 
 
 def interrupted(arguments: list[str], environment: dict[str, str], output: str) -> None:
