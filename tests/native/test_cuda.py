@@ -180,8 +180,8 @@ class Case:
     def forward_call(self, results: Results, space: Tensor) -> dict[str, object]:
         """The arguments of emulate_forward."""
         return {
-            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps, "batch": self.batch,
-            "reverse": self.reverse, "gates": at(results["gates"]),
+            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps,
+            "batch": self.batch, "reverse": self.reverse, "gates": at(results["gates"]),
             "cells": at(results.get("cells")),
             "h0": at(self.h0), "c0": at(self.c0), "output": at(results["output"]),
             "hn": at(results["hn"]), "cn": at(results.get("cn")), "workspace": at(space),
@@ -191,8 +191,8 @@ class Case:
     def backward_call(self, forward: Results, results: Results, space: Tensor) -> dict[str, object]:
         """The arguments of emulate_backward."""
         return {
-            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps, "batch": self.batch,
-            "reverse": self.reverse, "gates": at(forward["gates"]),
+            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps,
+            "batch": self.batch, "reverse": self.reverse, "gates": at(forward["gates"]),
             "cells": at(forward.get("cells")), "h0": at(self.h0), "c0": at(self.c0),
             "output": at(forward["output"]),
             "d_output": at(self.d_output), "d_hn": at(self.d_hn), "d_cn": at(self.d_cn),

@@ -61,7 +61,7 @@ class RowWorker {
     using Stored = typename Policy::Stored;
     using Product = RowProduct<Policy>;
     static constexpr int COLUMNS_AT_ONCE = N * 8;
-    static constexpr int FORWARD_TILES = 4, BACKWARD_TILES = 2;  // multiplied at once
+    static constexpr int FORWARD_TILES = Product::TILES, BACKWARD_TILES = 2;  // multiplied at once
     static constexpr int AHEAD = 4 / Product::STEPS;             // chunks on their way from L2
 
   public:
@@ -234,7 +234,7 @@ class RowWorker {
         for (int tile = 0; tile < tiles; tile += MOST) {
             const int left = tiles - tile;
             if (MOST > 3 && left > 3) product<BACKWARD, (MOST > 3 ? 4 : 1)>(tile, operand, of);
-            else if (MOST > 2 && left == 3) product<BACKWARD, (MOST > 2 ? 3 : 1)>(tile, operand, of);
+            else if (MOST > 2 && left >= 3) product<BACKWARD, (MOST > 2 ? 3 : 1)>(tile, operand, of);
             else if (left >= 2) product<BACKWARD, 2>(tile, operand, of);
             else product<BACKWARD, 1>(tile, operand, of);
         }

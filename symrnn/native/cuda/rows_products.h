@@ -2,6 +2,7 @@
 // and of each sequence) at a time: for each policy of products.h. RowProduct<Policy> has
 //
 //   STEPS        in how many equal steps a chunk is multiplied
+//   TILES        how many tiles of 16 rows a warp multiplies at once; one more spills registers
 //   A, load_a    a thread's part of the 16 rows in such a step: of two of them
 //   B, load_b    a thread's part of the 8 sequences
 //   multiply     sum += A · B
@@ -33,6 +34,7 @@ struct RowPair {
 template <typename Policy>
 struct RowProduct {
     static constexpr int STEPS = 1;
+    static constexpr int TILES = 4;
     struct A {
         Words row[2];
     };
@@ -80,6 +82,7 @@ struct RowProduct {
 template <>
 struct RowProduct<Exact> {
     static constexpr int STEPS = 4;
+    static constexpr int TILES = 2;
     struct A {
         Words row[2];
     };
