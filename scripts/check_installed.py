@@ -15,7 +15,14 @@ import torch
 import symrnn
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 
-HEADERS = ("symrnn.h", "layout.h", "schedule.h", "cuda/symrnn_cuda.h", "cuda/layer.h")
+HEADERS = (
+    "symrnn.h",
+    "layout.h",
+    "schedule.h",
+    "rows_schedule.h",
+    "cuda/symrnn_cuda.h",
+    "cuda/layer.h",
+)
 
 
 def main() -> str:

@@ -273,7 +273,7 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
                 subprocess.run([*compiler, *flags, *sources, "-o", str(made)], check=True)
                 made.rename(path)
         library = ctypes.CDLL(str(path))
-        layer = [POINTER(Layer), c_int, c_int64, c_int64, c_int]
+        layer = [POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int]
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
         library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
         library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]

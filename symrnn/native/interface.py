@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 6  # SYMRNN_INTERFACE
+INTERFACE = 7  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -52,6 +52,14 @@ class Mode(IntEnum):
     GRU = 1
     RNN_TANH = 2
     RNN_RELU = 3
+
+
+class Kernel(IntEnum):
+    """Which kernel runs a layer on a GPU, as symrnn.h has them"""
+
+    ANY = 0
+    ROWS = 1
+    PACKED = 2
 
 
 class Map(ctypes.Structure):
@@ -136,7 +144,9 @@ class Fit(ctypes.Structure):
     """struct symrnn_fit"""
 
     _fields_ = (
+        ("kernel", c_int32),
         ("blocks", c_int32),
+        ("units", c_int32),
         ("squares", c_int32),
         ("together", c_int32),
         ("columns", c_int32),
@@ -202,10 +212,10 @@ FUNCTIONS: Functions = {
     # threads
     "symrnn_backward": (c_int, [*_RUN, *[c_void_p] * 12, c_int]),
     "symrnn_activate": (c_int, [c_int, c_int, c_int64, c_void_p, c_void_p]),  # kind, dtype, n, x, y
-    # gpu, mode, dtype, side, batch, backward, fit
+    # gpu, kernel, mode, dtype, side, batch, backward, fit
     "symrnn_fit_gpu": (
         c_int,
-        [POINTER(Gpu), c_int, c_int, c_int64, c_int64, c_int, POINTER(Fit)],
+        [POINTER(Gpu), *[c_int] * 3, c_int64, c_int64, c_int, POINTER(Fit)],
     ),
     "symrnn_prefer_huge_pages": (None, [c_void_p, c_int64, c_int]),  # from, bytes, now
     "symrnn_sample": (c_uint64, [c_int64, c_void_p, c_void_p]),  # count, arrays, bytes

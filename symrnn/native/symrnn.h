@@ -48,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 6
+#define SYMRNN_INTERFACE 7
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -246,22 +246,33 @@ typedef struct symrnn_gpu {
     int32_t multiprocessors, shared_bytes;
 } symrnn_gpu;
 
+/* Which kernel runs a layer on a GPU. */
+enum {
+    SYMRNN_KERNEL_ANY = 0,     /* by rows where these fit, else packed */
+    SYMRNN_KERNEL_ROWS = 1,    /* a thread block has whole rows of the full matrices */
+    SYMRNN_KERNEL_PACKED = 2   /* a thread block has squares of the packed ones: half the memory */
+};
+
 /* How the hidden weights of a layer are distributed over a GPU's multiprocessors. */
 typedef struct symrnn_fit {
+    int32_t kernel;            /* which kernel; not SYMRNN_KERNEL_ANY */
     int32_t blocks;            /* thread blocks, at most one on a multiprocessor */
-    int32_t squares;           /* square blocks of weights along a side of each gate's matrix */
-    int32_t together;          /* gates of which a thread block has the same square */
+    int32_t units;             /* by rows: of which a thread block has the rows; else 0 */
+    int32_t squares;           /* packed: square blocks of weights along a side of each gate's
+                                * matrix; else 0 */
+    int32_t together;          /* packed: gates of which a thread block has the same square; else 0 */
     int32_t columns;           /* sequences that are multiplied at once */
-    int64_t shared_bytes;      /* of a thread block: its weights, and the operand of its products */
+    int64_t shared_bytes;      /* of a thread block: its weights, and operands or sums */
     int64_t workspace_bytes;   /* of symrnn_cuda_forward or symrnn_cuda_backward */
 } symrnn_fit;
 
 /* Whether a layer whose gates are all symmetric runs on a GPU with its weights in shared memory,
- * and how they are distributed: SYMRNN_OK, or SYMRNN_FIT where they do not fit. schedule.h has the
- * rule.
+ * and how they are distributed: SYMRNN_OK, or SYMRNN_FIT where they do not fit. rows_schedule.h and
+ * schedule.h have the rules.
+ * kernel: which may run it, a value of the enumeration above; SYMRNN_SIZE for any other.
  * dtype: of the packed weights; float, bfloat16 or half.  backward: 1 for the backward pass, else 0. */
-int symrnn_fit_gpu(const symrnn_gpu *gpu, int mode, int dtype, int64_t side, int64_t batch,
-                   int backward, symrnn_fit *fit);
+int symrnn_fit_gpu(const symrnn_gpu *gpu, int kernel, int mode, int dtype, int64_t side,
+                   int64_t batch, int backward, symrnn_fit *fit);
 
 /* Asks the operating system for huge pages under an array, where it has such and leaves the choice to
  * programs (Linux). A step reads all packed weights, one page after the other, and a page of 4 KiB costs

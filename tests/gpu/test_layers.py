@@ -236,8 +236,8 @@ def fits(layer: Any, dtype: torch.dtype, batch: int, device: torch.device) -> bo
     of = native.Dtype[numbers[str(dtype).removeprefix("torch.")]]
     for backward in (False, True):
         status = library.symrnn_fit_gpu(
-            machine, native.Mode[layer.mode], of, layer.hidden_size, batch, backward,
-            ctypes.byref(native.Fit()),
+            machine, native.Kernel.ANY, native.Mode[layer.mode], of, layer.hidden_size, batch,
+            backward, ctypes.byref(native.Fit()),
         )  # fmt: skip
         if status == native.Status.FIT:
             return False

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "call.h"
@@ -20,9 +21,9 @@ namespace {
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
 constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
 
-template <typename Policy, int N>
-int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsigned order) {
-    memset(job.partial_sums_flags, 0, flag_bytes(job.schedule));
+// Runs a kernel's worker, `Worker(job, shared)`, in each block.
+template <typename Worker, typename Job>
+int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
     // NaN in any of the types.
     std::vector<std::unique_ptr<char, void (*)(void *)>> shared;
     const size_t fit = (shared_bytes + GUARD + 127) / 128 * 128;
@@ -31,8 +32,8 @@ int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsign
         memset(shared.back().get(), 0xff, fit);
     }
     EmulatedGpu gpu;
-    const bool ended = gpu.launch(job.schedule.blocks(), THREADS, order, [&](int block) {
-        Worker<Policy, N>(job, shared[block].get()).run();
+    const bool ended = gpu.launch(job.schedule.blocks(), threads, order, [&](int block) {
+        Worker(job, shared[block].get()).run();
     });
     if (!ended) return DEADLOCK;
     if (gpu.misaligned) return MISALIGNED;
@@ -42,13 +43,37 @@ int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsign
     return SYMRNN_OK;
 }
 
+template <typename Policy, typename T>
+int start_job(const Job<T> &job, const Fit &fit, unsigned order) {
+    memset(job.partial_sums_flags, 0, flag_bytes(job.schedule));
+    const auto start = [&](auto eights) {
+        return launch<Worker<Policy, eights>>(job, THREADS, fit.shared_bytes, order);
+    };
+    switch (fit.columns) {
+    case 8: return start(std::integral_constant<int, 1>());
+    case 16: return start(std::integral_constant<int, 2>());
+    default: return start(std::integral_constant<int, 3>());
+    }
+}
+
+template <typename Policy, typename T>
+int start_job(const RowJob<T> &job, const RowFit &fit, unsigned order) {
+    memset(job.flags, 0, row_flag_bytes(job.schedule));
+    const auto start = [&](auto eights) {
+        return launch<RowWorker<Policy, eights>>(job, ROW_THREADS, fit.shared_bytes, order);
+    };
+    switch (fit.columns) {
+    case 8: return start(std::integral_constant<int, 1>());
+    case 16: return start(std::integral_constant<int, 2>());
+    case 24: return start(std::integral_constant<int, 3>());
+    default: return start(std::integral_constant<int, 4>());
+    }
+}
+
 template <typename Arrays>
 int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigned order) {
-    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Fit &fit) {
-        using Policy = decltype(policy);
-        return fit.columns == COLUMNS[0]   ? launch<Policy, COLUMNS[0] / 8>(job, fit.shared_bytes, order)
-               : fit.columns == COLUMNS[1] ? launch<Policy, COLUMNS[1] / 8>(job, fit.shared_bytes, order)
-                                            : launch<Policy, COLUMNS[2] / 8>(job, fit.shared_bytes, order);
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const auto &fit) {
+        return start_job<decltype(policy)>(job, fit, order);
     });
 }
 
@@ -56,20 +81,20 @@ int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigne
 
 extern "C" {
 
-int emulate_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
-                    void *gates, float *saved_cells, const void *h0, const void *c0, void *output,
-                    void *hn, void *cn, void *workspace, int64_t bytes, const symrnn_gpu *gpu,
-                    unsigned order) {
-    const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+int emulate_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps, int64_t batch,
+                    int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
+                    void *output, void *hn, void *cn, void *workspace, int64_t bytes,
+                    const symrnn_gpu *gpu, unsigned order) {
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, *gpu, order);
 }
 
-int emulate_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch, int reverse,
-                     const void *gates, const float *saved_cells, const void *h0, const void *c0,
+int emulate_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps, int64_t batch,
+                     int reverse, const void *gates, const float *saved_cells, const void *h0, const void *c0,
                      const void *output, const void *d_output, const void *d_hn, const void *d_cn,
                      void *d_gates, void *d_hidden, void *d_h0, void *d_c0, void *workspace,
                      int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
-    const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes};
     return start(call,
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},
@@ -116,6 +141,17 @@ StoredTile share_tile(const Schedule *s, int block, int to, int a, int k) {
 Share::Position share_position(const Schedule *s, int block, int index) {
     return Share(*s, block).position(index);
 }
+
+// ---- the arithmetic of rows_schedule.h -----------------------------------------------------------
+
+Span rows_units_of(const RowSchedule *s, int block) { return s->units_of(block); }
+Span rows_chunks_of(const RowSchedule *s, int warp) { return s->chunks_of(warp); }
+Span rows_producers(const RowSchedule *s, int warp) { return s->producers(s->chunks_of(warp)); }
+int rows_exchange_offset(const RowSchedule *s, int vector, int sequence, int unit) {
+    return s->exchange_offset(vector, sequence, unit);
+}
+int rows_shard_quad(int row, int quad) { return shard_quad(row, quad); }
+int rows_sum_index(int eights, int row, int column) { return sum_index(eights, row, column); }
 
 int float_index(int row, int column) { return FloatLayout::index(row, column); }
 int float_place(int b, int unit) { return FloatLayout::operand_index(b, unit); }

@@ -237,6 +237,7 @@ inline EmulatedGpu &gpu() { return *EmulatedGpu::running(); }
 inline int block_index() { return gpu().current->block; }
 inline int thread_index() { return gpu().current->thread; }
 inline void sync_block() { gpu().meet(*gpu().current->of_block); }
+inline void sync_warp() { gpu().meet(*gpu().current->of_warp); }
 inline void signal_flag(uint32_t *flag, uint32_t value) {
     gpu().pause();
     *flag = value;
@@ -255,6 +256,9 @@ struct alignas(4 * sizeof(T)) Quad {
 struct alignas(8) Pair {
     float at[2];
 };
+struct alignas(16) Words {
+    uint32_t at[4];
+};
 
 // A GPU faults at an address that is no multiple of the size.
 template <typename T>
@@ -267,6 +271,12 @@ T load_aligned(const void *from) {
 
 inline Quad<float> load_quad(const float *from) { return load_aligned<Quad<float>>(from); }
 inline Pair load_pair(const float *from) { return load_aligned<Pair>(from); }
+inline Words load_words(const Words *from) { return load_aligned<Words>(from); }
+inline float float_of(uint32_t word) {
+    float x;
+    memcpy(&x, &word, sizeof x);
+    return x;
+}
 
 template <typename T>
 T load_past_l1(const T *from) {

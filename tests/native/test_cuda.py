@@ -22,7 +22,18 @@ from torch import Tensor
 
 from symrnn import native
 from symrnn.native import building
-from symrnn.native.interface import Dtype, Fit, Gpu, Layer, Map, Mode, Product, Status, Term
+from symrnn.native.interface import (
+    Dtype,
+    Fit,
+    Gpu,
+    Kernel,
+    Layer,
+    Map,
+    Mode,
+    Product,
+    Status,
+    Term,
+)
 
 GATES = {Mode.LSTM: 4, Mode.GRU: 3, Mode.RNN_TANH: 1, Mode.RNN_RELU: 1}
 DTYPES = {
@@ -46,12 +57,18 @@ Results = dict[str, Tensor]
 
 
 def fit(
-    gpu: Gpu, mode: Mode, dtype: torch.dtype, side: int, batch: int, backward: bool
+    gpu: Gpu,
+    mode: Mode,
+    dtype: torch.dtype,
+    side: int,
+    batch: int,
+    backward: bool,
+    kernel: Kernel = Kernel.PACKED,
 ) -> Fit | None:
     """How such a layer is laid out; None if it does not fit."""
     found = Fit()
     status = native.library().symrnn_fit_gpu(
-        gpu, mode, DTYPES[dtype], side, batch, backward, byref(found)
+        gpu, kernel, mode, DTYPES[dtype], side, batch, backward, byref(found)
     )
     assert status in (Status.OK, Status.FIT)
     return found if status == Status.OK else None
@@ -97,6 +114,7 @@ class Case:
     gpu: Gpu = SMALL
     order: int = 0
     left_behind: int = 255  # in each byte of the workspace; 255 makes NaNs
+    kernel: Kernel = Kernel.PACKED
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.side * 1000 + self.batch)
@@ -123,7 +141,7 @@ class Case:
         self.layer = Layer(self.mode, pointer(self.product), None, None, at(self.bias_n))
 
     def fit(self, backward: bool) -> Fit:
-        found = fit(self.gpu, self.mode, self.dtype, self.side, self.batch, backward)
+        found = fit(self.gpu, self.mode, self.dtype, self.side, self.batch, backward, self.kernel)
         assert found is not None
         return found
 
@@ -162,8 +180,8 @@ class Case:
     def forward_call(self, results: Results, space: Tensor) -> dict[str, object]:
         """The arguments of emulate_forward."""
         return {
-            "layer": self.layer, "tf32": self.tf32, "steps": self.steps, "batch": self.batch,
-            "reverse": self.reverse, "gates": at(results["gates"]),
+            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps,
+            "batch": self.batch, "reverse": self.reverse, "gates": at(results["gates"]),
             "cells": at(results.get("cells")),
             "h0": at(self.h0), "c0": at(self.c0), "output": at(results["output"]),
             "hn": at(results["hn"]), "cn": at(results.get("cn")), "workspace": at(space),
@@ -173,8 +191,8 @@ class Case:
     def backward_call(self, forward: Results, results: Results, space: Tensor) -> dict[str, object]:
         """The arguments of emulate_backward."""
         return {
-            "layer": self.layer, "tf32": self.tf32, "steps": self.steps, "batch": self.batch,
-            "reverse": self.reverse, "gates": at(forward["gates"]),
+            "layer": self.layer, "kernel": self.kernel, "tf32": self.tf32, "steps": self.steps,
+            "batch": self.batch, "reverse": self.reverse, "gates": at(forward["gates"]),
             "cells": at(forward.get("cells")), "h0": at(self.h0), "c0": at(self.c0),
             "output": at(forward["output"]),
             "d_output": at(self.d_output), "d_hn": at(self.d_hn), "d_cn": at(self.d_cn),
@@ -573,6 +591,7 @@ REFUSED: list[tuple[str, Change, Status]] = [
         lambda case, call: setattr(case.term, "packed", case.term.packed + 8),
         Status.SIZE,
     ),
+    ("no such kernel", argument("kernel", 3), Status.SIZE),
     ("no steps", argument("steps", 0), Status.SIZE),
     ("negative steps", argument("steps", -1), Status.SIZE),
     ("steps beyond counting", argument("steps", 2**31 - 1), Status.SIZE),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from symrnn import native
-from symrnn.native.interface import Dtype, Fit, Gpu, Mode, Status
+from symrnn.native.interface import Dtype, Fit, Gpu, Kernel, Mode, Status
 
 SIDE = 16  # of a tile
 FLAG = 32  # from one to the next, in numbers
@@ -353,13 +353,19 @@ def test_a_packed_tile_is_where_the_library_packs_it(c: ctypes.CDLL) -> None:
 
 def fit(gpu: Gpu, mode: Mode, dtype: Dtype, side: int, batch: int, backward: bool) -> Fit | None:
     found = Fit()
-    status = native.library().symrnn_fit_gpu(gpu, mode, dtype, side, batch, backward, byref(found))
+    status = native.library().symrnn_fit_gpu(
+        gpu, Kernel.PACKED, mode, dtype, side, batch, backward, byref(found)
+    )
     assert status in (Status.OK, Status.FIT)
     return found if status == Status.OK else None
 
 
 def layout(found: Fit | None) -> tuple[int, ...] | None:
-    return found and tuple(getattr(found, name) for name, _ in Fit._fields_)
+    if found is None:
+        return None
+    assert (found.kernel, found.units) == (Kernel.PACKED, 0)
+    names = ("blocks", "squares", "together", "columns", "shared_bytes", "workspace_bytes")
+    return tuple(getattr(found, name) for name in names)
 
 
 def by_the_rule(
@@ -544,6 +550,8 @@ def test_so_many_sequences_that_parts_could_not_be_counted_do_not_fit() -> None:
     [
         ({"gpu": None}, Status.NULL),
         ({"fit": None}, Status.NULL),
+        ({"kernel": 3}, Status.SIZE),
+        ({"kernel": -1}, Status.SIZE),
         ({"mode": 4}, Status.MODE),
         ({"mode": -1}, Status.MODE),
         ({"dtype": Dtype.DOUBLE}, Status.DTYPE),
@@ -561,7 +569,8 @@ def test_what_makes_no_sense_is_told_and_nothing_is_written(
     changed: dict[str, object], status: Status
 ) -> None:
     found = Fit(blocks=77)
-    given = {"gpu": GPUS["H200"], "mode": Mode.LSTM, "dtype": Dtype.FLOAT, "side": 64, "batch": 20}
+    given = {"gpu": GPUS["H200"], "kernel": Kernel.PACKED, "mode": Mode.LSTM}
+    given |= {"dtype": Dtype.FLOAT, "side": 64, "batch": 20}
     given |= {"backward": 0, "fit": byref(found)} | changed
     assert native.library().symrnn_fit_gpu(*given.values()) == status
     assert (found.blocks == 77) == (status != Status.OK)

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report import make_parser, table
 
 from symrnn import native
-from symrnn.native import Dtype, Fit, Gpu, Mode, Status
+from symrnn.native import Dtype, Fit, Gpu, Kernel, Mode, Status
 
 
 class Kind(NamedTuple):
@@ -99,7 +99,7 @@ def layout(
     found = Fit()
     dtype = DTYPES[KINDS[kind].dtype]
     status = library.symrnn_fit_gpu(
-        Gpu(*gpu), Mode[mode], dtype, side, batch, backward, ctypes.byref(found)
+        Gpu(*gpu), Kernel.PACKED, Mode[mode], dtype, side, batch, backward, ctypes.byref(found)
     )
     if status != Status.OK:
         raise ValueError(f"{mode} H={side} B={batch} {kind} does not fit (status {status})")

@@ -46,7 +46,7 @@ from symrnn.native.building import (
 from symrnn.native.cached import build_once, cache, refuse_untrusted
 
 FOLDER = Path(__file__).resolve().parent
-SHARED_HEADERS = ("layout.h", "schedule.h", "symrnn.h")  # from the folder above
+SHARED_HEADERS = ("layout.h", "rows_schedule.h", "schedule.h", "symrnn.h")  # from the folder above
 
 OLDEST = 80  # the first whose matrix units take TF32 and bfloat16
 DEFAULT = "/usr/local/cuda/bin/nvcc"

@@ -6,16 +6,17 @@
 
 #include <stdint.h>
 
-#include "../schedule.h"
+#include "../rows_schedule.h"
 #include "../symrnn.h"
 #include "layer.h"
+#include "rows.h"
 
 namespace symrnn {
 
 // The arguments that both passes share.
 struct Call {
     const symrnn_layer *layer;
-    int tf32;
+    int kernel, tf32;
     int64_t steps, batch;
     bool reverse, backward;
     void *workspace;
@@ -60,7 +61,7 @@ inline int check(const BackwardArrays &a, bool lstm, bool gru) {
 }
 
 // Checks a call but for its arrays, and distributes the layer over a GPU.
-inline int prepare(const Call &call, const symrnn_gpu &gpu, Fit &fit) {
+inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found) {
     const symrnn_layer *const layer = call.layer;
     if (!layer || !layer->hh || !layer->hh->term || !layer->hh->term->packed) return SYMRNN_NULL;
     const symrnn_product &hh = *layer->hh;
@@ -75,14 +76,19 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Fit &fit) {
         hh.rows != hh.columns || term.rows != hh.rows || term.columns != hh.rows ||
         !aligned(term.packed, 16))
         return SYMRNN_SIZE;
-    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1) return SYMRNN_SIZE;
+    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1 || !is_kernel(call.kernel))
+        return SYMRNN_SIZE;
     if (hh.rows > MAX_ROWS || call.batch > MAX_ROWS ||
-        !find_fit(gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
-                   static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, fit))
+        !distribute(call.kernel, gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
+                    static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, found))
         return SYMRNN_FIT;
+    const bool rows = found.kernel == SYMRNN_KERNEL_ROWS;
+    // What a flag counts, with the initial state and the last product, has 32 bits.
+    if (rows && (call.steps + 2) * passes(found.rows) > UINT32_MAX) return SYMRNN_SIZE;
     if (!call.workspace) return SYMRNN_NULL;
     if (!aligned(call.workspace, 64) ||
-        call.bytes < workspace_bytes(fit.schedule, call.backward))
+        call.bytes < (rows ? workspace_bytes(found.rows.schedule, call.backward)
+                           : workspace_bytes(found.packed.schedule, call.backward)))
         return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
@@ -92,45 +98,67 @@ void set(T *&to, const void *from) {
     to = static_cast<T *>(const_cast<void *>(from));
 }
 
-template <typename T>
-void set_arrays(Job<T> &job, const ForwardArrays &a) {
+template <typename Job>
+void set_arrays(Job &job, const ForwardArrays &a) {
     set(job.gates, a.gates), set(job.saved_cells, a.saved_cells), set(job.h0, a.h0), set(job.c0, a.c0);
     set(job.output, a.output), set(job.hn, a.hn), set(job.cn, a.cn);
 }
 
-template <typename T>
-void set_arrays(Job<T> &job, const BackwardArrays &a) {
+template <typename Job>
+void set_arrays(Job &job, const BackwardArrays &a) {
     set(job.gates, a.gates), set(job.saved_cells, a.saved_cells), set(job.h0, a.h0), set(job.c0, a.c0);
     set(job.output, a.output), set(job.d_output, a.d_output), set(job.d_hn, a.d_hn);
     set(job.d_cn, a.d_cn), set(job.d_gates, a.d_gates), set(job.d_hidden, a.d_hidden);
     set(job.d_h0, a.d_h0), set(job.d_c0, a.d_c0);
 }
 
-// Calls `start` with the arithmetic policy, the job, and how it fits the GPU. Returns its status, or
-// that of the argument that is wrong.
+// The part of a job that both kernels share.
+template <typename Job, typename Arrays>
+void set_call(Job &job, const Call &call, const Arrays &arrays) {
+    job.mode = call.layer->mode;
+    job.steps = static_cast<int>(call.steps);
+    job.reverse = call.reverse;
+    job.backward = call.backward;
+    set(job.packed, call.layer->hh->term->packed);
+    set(job.bias_n, call.layer->bias_n);
+    set_arrays(job, arrays);
+}
+
+template <typename T>
+void set_fit(Job<T> &job, const Fit &fit, char *workspace) {
+    job.schedule = fit.schedule;
+    job.partial_sum_width = fit.schedule.partial_sum_width();
+    set(job.partial_sums_flags, workspace);
+    job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
+    set(job.carry, workspace + carry_start(fit.schedule));
+    set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
+}
+
+template <typename T>
+void set_fit(RowJob<T> &job, const RowFit &fit, char *workspace) {
+    job.schedule = fit.schedule;
+    set(job.flags, workspace);
+    set(job.carry, workspace + row_carry_start(fit.schedule));
+    job.exchange = workspace + exchange_begin(fit.schedule);
+}
+
+// Calls `start` with the arithmetic policy, the job of one of the two kernels, and how it fits the GPU.
+// Returns its status, or that of the argument that is wrong.
 template <typename Arrays, typename Start>
 int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Start &start) {
-    Fit fit{};
-    if (int bad = prepare(call, gpu, fit)) return bad;
+    Distribution found{};
+    if (int bad = prepare(call, gpu, found)) return bad;
     const int mode = call.layer->mode;
     if (int bad = check(arrays, mode == SYMRNN_LSTM, mode == SYMRNN_GRU)) return bad;
-    const auto start_with = [&](auto policy) {
-        Job<typename decltype(policy)::Number> job = {};
-        job.schedule = fit.schedule;
-        job.partial_sum_width = fit.schedule.partial_sum_width();
-        job.mode = mode;
-        job.steps = static_cast<int>(call.steps);
-        job.reverse = call.reverse;
-        job.backward = call.backward;
-        set(job.packed, call.layer->hh->term->packed);
-        set(job.bias_n, call.layer->bias_n);
-        char *const workspace = static_cast<char *>(call.workspace);
-        set(job.partial_sums_flags, workspace);
-        job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
-        set(job.carry, workspace + carry_start(fit.schedule));
-        set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
-        set_arrays(job, arrays);
+    const auto start_job = [&](auto policy, auto job, const auto &fit) {
+        set_call(job, call, arrays);
+        set_fit(job, fit, static_cast<char *>(call.workspace));
         return start(policy, job, fit);
+    };
+    const auto start_with = [&](auto policy) {
+        using T = typename decltype(policy)::Number;
+        return found.kernel == SYMRNN_KERNEL_ROWS ? start_job(policy, RowJob<T>{}, found.rows)
+                                                  : start_job(policy, Job<T>{}, found.packed);
     };
     switch (call.layer->hh->dtype) {
     case SYMRNN_BFLOAT16: return start_with(Bits16<bfloat16>());

@@ -29,6 +29,8 @@ SYMRNN_DEVICE int thread_index() { return threadIdx.x; }
 
 // A barrier for the threads of a block; what they wrote before it is visible to all of them.
 SYMRNN_DEVICE void sync_block() { __syncthreads(); }
+// The same for the threads of a warp.
+SYMRNN_DEVICE void sync_warp() { __syncwarp(); }
 
 // Signal and wait. By one thread, after sync_block: who sees the flag sees all that the block wrote.
 SYMRNN_DEVICE void signal_flag(uint32_t *flag, uint32_t value) {
@@ -87,6 +89,20 @@ SYMRNN_DEVICE Quad<T> load_past_l1(const Quad<T> *from) {
     memcpy(&quad, &v, sizeof quad);
     return quad;
 }
+
+// 16 bytes, whatever they are.
+struct alignas(16) Words {
+    uint32_t at[4];
+};
+SYMRNN_DEVICE Words load_words(const Words *from) {
+    const uint4 v = *reinterpret_cast<const uint4 *>(from);
+    return {{v.x, v.y, v.z, v.w}};
+}
+SYMRNN_DEVICE Words load_past_l1(const Words *from) {
+    const uint4 v = __ldcg(reinterpret_cast<const uint4 *>(from));
+    return {{v.x, v.y, v.z, v.w}};
+}
+SYMRNN_DEVICE float float_of(uint32_t word) { return __uint_as_float(word); }
 
 // Copies 16 bytes from global to shared memory, past L1, without waiting. Both addresses are multiples
 // of 16. What is copied is there for this thread after wait_for_copies, for its block after a barrier.

@@ -7,6 +7,7 @@
 #include "call.h"
 #include "launch.h"
 #include "pack.h"
+#include "rows_launch.h"
 
 namespace symrnn {
 namespace {
@@ -64,7 +65,7 @@ int start(const Call &call, const Arrays &arrays, int device, void *stream) {
     if (int bad = gpu_of(device, &gpu)) return bad;
     const DeviceGuard guard(device);
     if (guard.error) return status_of(guard.error);
-    return run(call, arrays, gpu, [&](auto policy, const auto &job, const Fit &fit) {
+    return run(call, arrays, gpu, [&](auto policy, const auto &job, const auto &fit) {
         return status_of(launch<decltype(policy)>(job, fit.columns, fit.shared_bytes,
                                                   gpu.shared_bytes,
                                                   static_cast<cudaStream_t>(stream)));
@@ -90,6 +91,10 @@ int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (!error) error = load<Tf32>();
     if (!error) error = load<Bits16<bfloat16>>();
     if (!error) error = load<Bits16<half>>();
+    if (!error) error = load_rows<Exact>();
+    if (!error) error = load_rows<Tf32>();
+    if (!error) error = load_rows<Bits16<bfloat16>>();
+    if (!error) error = load_rows<Bits16<half>>();
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
         cudaGetLastError();
         return SYMRNN_FIT;
@@ -111,21 +116,21 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
                           static_cast<cudaStream_t>(stream)));
 }
 
-int symrnn_cuda_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                        int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
+int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps,
+                        int64_t batch, int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
                         void *output, void *hn, void *cn, void *workspace, int64_t bytes,
                         int device, void *stream) {
-    const Call call{layer, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
 }
 
-int symrnn_cuda_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                         int reverse, const void *gates, const float *saved_cells, const void *h0,
+int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps,
+                         int64_t batch, int reverse, const void *gates, const float *saved_cells, const void *h0,
                          const void *c0, const void *output, const void *d_output,
                          const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
                          void *stream) {
-    const Call call{layer, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes};
     return start(call,
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},

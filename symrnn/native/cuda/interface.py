@@ -10,7 +10,8 @@ from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 
 from symrnn.native.interface import Functions, Gpu, Layer
 
-_RUN = (POINTER(Layer), c_int, c_int64, c_int64, c_int)  # layer, tf32, steps, batch, reverse
+# layer, kernel, tf32, steps, batch, reverse
+_RUN = (POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int)
 _PLACE = (c_void_p, c_int64, c_int, c_void_p)  # workspace, bytes, device, stream
 
 # Each function's result, and its arguments.

@@ -6,6 +6,7 @@
  * of the packed weights (SYMRNN_FLOAT, SYMRNN_BFLOAT16, SYMRNN_HALF) unless another is named.
  * Accumulation and the cell state are in float.
  *
+ * kernel: which kernel may run the layer, as in `symrnn_fit_gpu`.
  * tf32: whether factors of float are rounded to TF32 (11 bits of significand). If not, products
  * are exact and summed in float. Every sum has one fixed order: two calls give the same bits.
  *
@@ -52,14 +53,14 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
  * h0, c0: (B, H); null for zeros.  output: (T·B, H).  hn, cn: (B, H); cn for an LSTM, else null.
  * workspace: scratch space, aligned to 64 bytes.  bytes: its size, at least the workspace_bytes of
  *     `symrnn_fit_gpu`. */
-int symrnn_cuda_forward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                        int reverse, void *gates, float *saved_cells, const void *h0,
+int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps,
+                        int64_t batch, int reverse, void *gates, float *saved_cells, const void *h0,
                         const void *c0, void *output, void *hn, void *cn, void *workspace,
                         int64_t bytes, int device, void *stream);
 
 /* The backward pass: the arguments of symrnn_backward, in GPU memory; saved_cells are float. */
-int symrnn_cuda_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t batch,
-                         int reverse, const void *gates, const float *saved_cells, const void *h0,
+int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps,
+                         int64_t batch, int reverse, const void *gates, const float *saved_cells, const void *h0,
                          const void *c0, const void *output, const void *d_output,
                          const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,

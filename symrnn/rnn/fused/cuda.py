@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from symrnn import native
 from symrnn.native import cuda
-from symrnn.native.interface import Dtype, Fit
+from symrnn.native.interface import Dtype, Fit, Kernel
 from symrnn.rnn.fused.packing import Plan, address, library
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.torch_state import constant_in_graphs, rounds_to_tf32
@@ -36,6 +36,9 @@ DTYPES: dict[torch.dtype, Dtype] = {
     torch.float16: Dtype.HALF,
 }
 """The types of all numbers."""
+
+KERNEL = Kernel.ANY
+"""By rows where the full matrices fit, packed else; :attr:`Fit.kernel` says which."""
 
 _MODE_NAMES = {mode.native: name for name, mode in MODES.items()}
 
@@ -87,7 +90,7 @@ def fit(
         raise RuntimeError(cuda.why_not(device))
     found = Fit()
     status = library().symrnn_fit_gpu(
-        machine, mode, DTYPES[dtype], side, batch, backward, ctypes.byref(found)
+        machine, KERNEL, mode, DTYPES[dtype], side, batch, backward, ctypes.byref(found)
     )
     if status == native.Status.FIT:
         return None
@@ -230,7 +233,7 @@ def forward(
     memory, workspace = _workspace(structure, h0, False)
     tensors = (gates, cells, h0, c0, output, hn, cn)
     status = _library().symrnn_cuda_forward(
-        *(structure, rounds_to_tf32(), steps, h0.size(0), reverse),
+        *(structure, KERNEL, rounds_to_tf32(), steps, h0.size(0), reverse),
         *map(address, tensors), *workspace, *place(h0),
     )  # fmt: skip
     cuda.check(status)
@@ -251,7 +254,7 @@ def backward(
     assert h0 is not None
     memory, workspace = _workspace(structure, h0, True)
     status = _library().symrnn_cuda_backward(
-        *(structure, rounds_to_tf32(), steps, h0.size(0), reverse),
+        *(structure, KERNEL, rounds_to_tf32(), steps, h0.size(0), reverse),
         *map(address, given), *map(address, results), *workspace, *place(h0),
     )  # fmt: skip
     cuda.check(status)

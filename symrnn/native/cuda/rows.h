@@ -1,0 +1,600 @@
+// A layer in one direction, all its steps in one launch, by rows of the full matrices: what each thread
+// block does. rows_schedule.h says which block has which rows, rows_products.h has the products.
+//
+// Forward, at each step:   multiply the state before by this block's rows; pointwise → the state after, of
+//                          this block's units.
+// Backward, at each step:  multiply the gates' gradients of the step after; pointwise → those of this
+//                          step. A last product gives the gradient of h0.
+//
+// What a step is multiplied by goes through one exchange buffer in global memory, already rounded and in
+// the order in which it is read. The initial state too: so it need not be aligned, and null is zeros like
+// any others. A step takes the sequences in passes of as many as are multiplied at once. A block has one
+// flag, which counts the passes that it has written; it is raised before anything else is stored that no
+// other block reads. While a pass is on its way, the block is busy with the next.
+//
+// Each warp multiplies its own stretch of the rows, and waits for the blocks that compute these units and
+// for no others. It does not wait for them one after the other: all blocks do the same work, so their
+// flags come up together, and what can be had is a first load that starts early, not a later one.
+//
+// The buffer is double: a step writes where the step before the last did. That is safe. A block writes
+// step n after its warps have seen step n - 1 from all blocks; each of these wrote that after it had
+// multiplied step n - 2, for the last time.
+
+#ifndef SYMRNN_CUDA_ROWS_H
+#define SYMRNN_CUDA_ROWS_H
+
+#include "../rows_schedule.h"
+#include "../symrnn.h"
+#include "device.h"
+#include "layer.h"
+#include "pointwise.h"
+#include "rows_products.h"
+
+namespace symrnn {
+
+constexpr int ROW_THREADS = ROW_WARPS * WARP;
+static_assert(ROW_WARPS == 2 * PARTIAL_SUMS, "of two warps one adds its sums to the other's");
+
+// The arguments of symrnn_cuda_forward and symrnn_cuda_backward, as symrnn_cuda.h has them.
+template <typename T>
+struct RowJob {
+    RowSchedule schedule;
+    int mode, steps;
+    bool reverse, backward;
+    const T *packed, *bias_n;
+    T *gates;                             // backward: only read
+    float *saved_cells;                   // backward: only read
+    const T *h0, *c0;
+    T *output;                            // backward: only read
+    T *hn, *cn;                           // forward
+    const T *d_output, *d_hn, *d_cn;      // backward
+    T *d_gates, *d_hidden, *d_h0, *d_c0;  // backward
+    uint32_t *flags;                      // (blocks), zeros at first
+    float *carry;                         // (B, H)
+    void *exchange;
+};
+
+// One thread block. N: the sequences that are multiplied at once, in eights.
+template <typename Policy, int N>
+class RowWorker {
+    using T = typename Policy::Number;
+    using Stored = typename Policy::Stored;
+    using Product = RowProduct<Policy>;
+    static constexpr int COLUMNS_AT_ONCE = N * 8;
+    static constexpr int FORWARD_TILES = Product::TILES, BACKWARD_TILES = 2;  // multiplied at once
+    static constexpr int AHEAD = 4 / Product::STEPS;             // chunks on their way from L2
+
+  public:
+    SYMRNN_DEVICE RowWorker(const RowJob<T> &job, char *shared)
+        : job_(job),
+          s_(job.schedule),
+          units_(s_.units_of(block_index())),
+          chunks_(s_.chunks_of(warp_index())),
+          producers_(s_.producers(chunks_)),
+          passes_((s_.batch + COLUMNS_AT_ONCE - 1) / COLUMNS_AT_ONCE),
+          shard_(reinterpret_cast<Words *>(shared)),
+          sums_(reinterpret_cast<float *>(shared + shard_bytes(s_))) {}
+
+    SYMRNN_DEVICE void run() {
+        load_shard();
+        clear_padding();
+        if (job_.backward) backward();
+        else forward();
+    }
+
+  private:
+    // The sequences of a pass.
+    SYMRNN_DEVICE Span sequences(int pass) const {
+        const int first = pass * COLUMNS_AT_ONCE, last = first + COLUMNS_AT_ONCE;
+        return {first, last < s_.batch ? last : s_.batch};
+    }
+
+    SYMRNN_DEVICE void forward() {
+        publish_initial_state();
+        for (int n = 0; n < job_.steps; ++n)
+            for (int pass = 0; pass < passes_; ++pass) {
+                Stored *const next = exchange((n + 1) % 2);
+                each_cell<false>(
+                    pass, n + 1, exchange(n % 2), [&](const Cell &c) { return read_forward(c, n); },
+                    [&](const Cell &c, const ForwardInput &in) {
+                        const ForwardResult result = step_forward(c, in);
+                        publish(next, 0, c, result.h);
+                        return result;
+                    },
+                    [&](const Cell &c, const ForwardResult &result) { store_forward(c, n, result); });
+            }
+    }
+
+    SYMRNN_DEVICE void backward() {
+        for (int done = 0; done <= job_.steps; ++done)  // steps of the backward pass that are behind
+            for (int pass = 0; pass < passes_; ++pass) {
+                const int n = job_.steps - 1 - done;
+                Stored *const next = exchange(done % 2);
+                each_cell<true>(
+                    pass, done, exchange((done + 1) % 2),
+                    [&](const Cell &c) { return read_backward(c, n, done); },
+                    [&](const Cell &c, const BackwardInput &in) {
+                        float d_h = in.d_h;
+                        if (done > 0) d_h += sum(c.own, c.column);
+                        const BackwardResult result = n >= 0 ? step_backward(in, d_h)
+                                                             : first_state_gradient(in, d_h);
+                        if (n >= 0)
+                            for (int g = 0; g < MAX_GATES; ++g)
+                                if (g < s_.gates) publish(next, g, c, gradient_of_product(result, g));
+                        return result;
+                    },
+                    [&](const Cell &c, const BackwardResult &result) {
+                        if (n >= 0) store_backward(c, n, result);
+                        else store_first(c, result);
+                    });
+            }
+    }
+
+    // The first row, of all steps and sequences, of the n-th step of the forward pass.
+    SYMRNN_DEVICE int64_t row_of(int n) const {
+        return static_cast<int64_t>(job_.reverse ? job_.steps - 1 - n : n) * s_.batch;
+    }
+
+    // ---- the rows --------------------------------------------------------------------------------
+
+    // Unpacks this block's rows. Rows and units that do not exist are zeros.
+    SYMRNN_DEVICE void load_shard() {
+        constexpr int WIDTH = sizeof(Words) / sizeof(Stored);  // elements of a quad
+        const int rows = s_.rows(), quads = s_.chunks() * rows * CHUNK_QUADS;
+#pragma unroll 4
+        for (int k = thread_index(); k < quads; k += ROW_THREADS) {
+            const int at = k / CHUNK_QUADS, chunk = at / rows, row = at - chunk * rows;
+            const int gate = row / s_.own, unit = units_.first + row - gate * s_.own,
+                      first = chunk * s_.chunk + k % CHUNK_QUADS * WIDTH;
+            const bool exists = gate < s_.gates && unit < units_.last;
+            struct alignas(16) {
+                Stored at[WIDTH];
+            } quad;
+            const Entries entries(s_, gate, unit, first);
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j)
+                quad.at[j] = Policy::rounded(exists && first + j < s_.units
+                                                 ? job_.packed[entries.start + j * entries.stride]
+                                                 : from_float<T>(0));
+            *reinterpret_cast<decltype(quad) *>(shard_ + chunk * rows * CHUNK_QUADS +
+                                                shard_quad(row, k % CHUNK_QUADS)) = quad;
+        }
+    }
+
+    // Adjacent entries of a row of a symmetric packed matrix, from column `first` on, all of one tile: as
+    // they are, or below the diagonal in its mirror image.
+    struct Entries {
+        int64_t start;
+        int stride;
+
+        SYMRNN_DEVICE Entries(const RowSchedule &s, int gate, int row, int first) : start(), stride() {
+            constexpr int SIDE_ = static_cast<int>(SIDE);
+            const int i = row / SIDE_, j = first / SIDE_, r = row % SIDE_, c = first % SIDE_;
+            const bool below = i >= j;
+            start = packed_tile(tiles_of(s.units), s.gates, gate, below ? i : j, below ? j : i) +
+                    (below ? c * SIDE_ + r : r * SIDE_ + c);
+            stride = below ? SIDE_ : 1;
+        }
+    };
+
+    // ---- the exchange ----------------------------------------------------------------------------
+
+    SYMRNN_DEVICE Stored *exchange(int parity) const {
+        return static_cast<Stored *>(job_.exchange) + s_.exchange_start(parity, job_.backward);
+    }
+
+    // Zeros for the units that fill the last chunk, which nobody computes: zeros of the weights do not
+    // make zeros of what is left in memory. By the block that has the last units.
+    SYMRNN_DEVICE void clear_padding() {
+        const int padding = s_.chunks() * s_.chunk - s_.units;
+        if (units_.last < s_.units || padding == 0) return;
+        for (int parity = 0; parity < 2; ++parity)
+            for (int vector = 0; vector < s_.vectors(job_.backward); ++vector)
+                for (int k = thread_index(); k < s_.batch * padding; k += ROW_THREADS)
+                    exchange(parity)[s_.exchange_offset(vector, k / padding,
+                                                        s_.units + k % padding)] = from_float<T>(0);
+    }
+
+    SYMRNN_DEVICE void publish_initial_state() {
+        const int own = units_.count();
+        for (int k = thread_index(); k < s_.batch * own; k += ROW_THREADS) {
+            const int b = k / own, unit = units_.first + k - b * own;
+            exchange(0)[s_.exchange_offset(0, b, unit)] =
+                rounded(or_zero(job_.h0, static_cast<int64_t>(b) * s_.units + unit));
+        }
+        signal(1, passes_ - 1);
+    }
+
+    SYMRNN_DEVICE static Stored rounded(float x) { return Policy::rounded(from_float<T>(x)); }
+
+    // A flag's value once this pass has been written `count` times.
+    SYMRNN_DEVICE uint32_t value(int count, int pass) const {
+        return static_cast<uint32_t>(count - 1) * passes_ + pass + 1;
+    }
+
+    SYMRNN_DEVICE void signal(int count, int pass) {
+        sync_block();
+        if (thread_index() == 0) signal_flag(job_.flags + block_index(), value(count, pass));
+    }
+
+    // Waits, in each warp by itself, until the units of its chunks have been written `count` times.
+    SYMRNN_DEVICE void wait(int count, int pass) {
+        for (int k = producers_.first + lane_index(); k < producers_.last; k += WARP)
+            wait_for_flag(job_.flags + k, value(count, pass));
+        sync_warp();
+    }
+
+    // ---- multiplying -----------------------------------------------------------------------------
+
+    // The sums of all rows: forward of each gate, backward over all gates.
+    template <bool BACKWARD>
+    SYMRNN_DEVICE void multiply(const Stored *operand, Span of) {
+        constexpr int MOST = BACKWARD ? BACKWARD_TILES : FORWARD_TILES;
+        const int tiles = s_.tiles(BACKWARD);
+        for (int tile = 0; tile < tiles; tile += MOST) {
+            const int left = tiles - tile;
+            if (MOST > 3 && left > 3) product<BACKWARD, (MOST > 3 ? 4 : 1)>(tile, operand, of);
+            else if (MOST > 2 && left >= 3) product<BACKWARD, (MOST > 2 ? 3 : 1)>(tile, operand, of);
+            else if (left >= 2) product<BACKWARD, 2>(tile, operand, of);
+            else product<BACKWARD, 1>(tile, operand, of);
+        }
+        sync_block();
+    }
+
+    // Of R tiles of 16 rows from this one on, by all warps, each over its own chunks. The loads of states
+    // run ahead of the products, in the backward pass also from one gate to the next.
+    template <bool BACKWARD, int R>
+    SYMRNN_DEVICE void product(int tile, const Stored *operand, Span of) {
+        constexpr int STEPS = Product::STEPS;
+        float sum[R][N][4] = {};
+        typename Product::B b[AHEAD][STEPS][N];
+        RowPair rows[R];
+        const int length = chunks_.count(), all = s_.vectors(BACKWARD) * length;
+        const int chunk_of_states = s_.batch * CHUNK_QUADS, chunk_of_rows = s_.rows() * CHUNK_QUADS;
+
+        const Words *from = reinterpret_cast<const Words *>(operand) +
+                            chunks_.first * chunk_of_states +
+                            (of.first + Product::first_sequence()) * CHUNK_QUADS +
+                            Product::first_quad();
+        const int there = of.count() - Product::first_sequence();
+        const int to_next_gate = (s_.chunks() - length + 1) * chunk_of_states;
+        int fetched = 0, fetched_of_gate = 0;
+        const auto fetch = [&](typename Product::B(&to)[STEPS][N]) {
+            const int left = fetched < all ? there : 0;
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+                for (int n = 0; n < N; ++n)
+                    to[step][n] = Product::load_b(from + n * 8 * CHUNK_QUADS, left - n * 8, step);
+            ++fetched;
+            const bool last = BACKWARD && ++fetched_of_gate == length;
+            if (last) fetched_of_gate = 0;
+            from += last ? to_next_gate : chunk_of_states;
+        };
+
+        const Words *const first_chunk = shard_ + chunks_.first * chunk_of_rows, *chunk = first_chunk;
+        int gate = 0, multiplied_of_gate = 0;
+        set_rows(rows, tile * 16);
+        const auto multiply_chunk = [&](const typename Product::B(&states)[STEPS][N]) {
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) {
+                typename Product::A a[R];
+#pragma unroll
+                for (int r = 0; r < R; ++r) a[r] = Product::load_a(chunk, rows[r], step);
+#pragma unroll
+                for (int n = 0; n < N; ++n)
+#pragma unroll
+                    for (int r = 0; r < R; ++r) Product::multiply(sum[r][n], a[r], states[step][n]);
+            }
+            chunk += chunk_of_rows;
+            if (BACKWARD && ++multiplied_of_gate == length) {
+                multiplied_of_gate = 0;
+                chunk = first_chunk;
+                set_rows(rows, ++gate * s_.own + tile * 16);
+            }
+        };
+
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) fetch(b[j]);
+        int done = 0;
+#pragma unroll 1
+        for (; done + AHEAD <= all; done += AHEAD) {
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                multiply_chunk(b[j]);
+                fetch(b[j]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j)
+            if (done + j < all) multiply_chunk(b[j]);
+        add_up(sum, tile);
+    }
+
+    // Where this thread's rows of R tiles are, from row `first` on. The last tile may end beyond the last
+    // row: that one stands in, for sums that nobody reads.
+    template <int R>
+    SYMRNN_DEVICE void set_rows(RowPair (&rows)[R], int first) const {
+        const int last = s_.rows() - 1;
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int row = first + r * 16 + lane_index() / 4 * 2 + i;
+                rows[r].at[i] = shard_quad(row < last ? row : last, Product::first_quad());
+            }
+    }
+
+    // Leaves the warps' sums in shared memory, those of two warps added.
+    template <int R>
+    SYMRNN_DEVICE void add_up(float (&sum)[R][N][4], int tile) {
+        const int of_warps = s_.tiles(job_.backward) * N * WARP * 4;
+        float *const to = sums_ + warp_index() % PARTIAL_SUMS * of_warps + tile * N * WARP * 4 +
+                          lane_index() * 4;
+        const bool second = warp_index() >= PARTIAL_SUMS;
+        if (second) store_sums(to, sum);
+        sync_block();
+        if (second) return;
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                const Quad<float> other = load_quad(to + (r * N + n) * WARP * 4);
+#pragma unroll
+                for (int k = 0; k < 4; ++k) sum[r][n][k] += other.at[k];
+            }
+        store_sums(to, sum);
+    }
+
+    template <int R>
+    SYMRNN_DEVICE static void store_sums(float *to, const float (&sum)[R][N][4]) {
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                const float(&of)[4] = sum[r][n];
+                *reinterpret_cast<Quad<float> *>(to + (r * N + n) * WARP * 4) = {
+                    {of[0], of[1], of[2], of[3]}};
+            }
+    }
+
+    // The sum of one row and sequence, always in the same order.
+    SYMRNN_DEVICE float sum(int row, int column) const {
+        const int of_warps = s_.tiles(job_.backward) * N * WARP * 4;
+        const float *const from = sums_ + sum_index(N, row, column);
+        float all = 0;
+#pragma unroll
+        for (int k = 0; k < PARTIAL_SUMS; ++k) all += from[k * of_warps];
+        return all;
+    }
+
+    // ---- pointwise -------------------------------------------------------------------------------
+
+    // A unit of a sequence, which this thread computes.
+    struct Cell {
+        int own, column;  // among the block's units and the pass's sequences
+        int unit, b;
+        int at;           // in (B, H)
+        int exchanged;    // in the exchange, of the first vector
+    };
+
+    // The k-th of a pass. Eights of sequences come one after the other, each with all units: eight
+    // sequences of four units have their sums in different banks.
+    SYMRNN_DEVICE Cell cell(int k, Span of) const {
+        Cell c;
+        const int own = units_.count(), eight = k / (8 * own), within = k - eight * 8 * own;
+        const int left = of.count() - eight * 8, width = left < 8 ? left : 8;
+        c.own = within / width;
+        c.column = eight * 8 + within - c.own * width;
+        c.unit = units_.first + c.own;
+        c.b = of.first + c.column;
+        c.at = c.b * s_.units + c.unit;
+        c.exchanged = s_.exchange_offset(0, c.b, c.unit);
+        return c;
+    }
+
+    // Multiplies a pass's operand once it has been written `count` times, and calls `compute` for each of
+    // the thread's cells, with what `read` loads for it, then `store`. The first cell's loads come before
+    // the wait. All of the pass is signalled as soon as it is computed; only a thread that has several
+    // cells stores all but the last before that.
+    template <bool BACKWARD, typename Read, typename Compute, typename Store>
+    SYMRNN_DEVICE void each_cell(int pass, int count, const Stored *operand, const Read &read,
+                                 const Compute &compute, const Store &store) {
+        const Span of = sequences(pass);
+        const int cells = of.count() * units_.count();
+        int k = thread_index();
+        Cell c = {};
+        decltype(read(c)) in = {};
+        decltype(compute(c, in)) result = {};
+        if (k < cells) {
+            c = cell(k, of);
+            in = read(c);
+        }
+        if (count > 0) {
+            wait(count, pass);
+            multiply<BACKWARD>(operand, of);
+        }
+        if (k < cells) result = compute(c, in);
+        while ((k += ROW_THREADS) < cells) {
+            store(c, result);
+            c = cell(k, of);
+            result = compute(c, read(c));
+        }
+        signal(count + 1, pass);
+        if (thread_index() < cells) store(c, result);
+    }
+
+    SYMRNN_DEVICE void publish(Stored *to, int vector, const Cell &c, float x) const {
+        to[c.exchanged + vector * s_.vector_elements()] = rounded(x);
+    }
+
+    SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {
+        return ((row + c.b) * s_.gates + gate) * s_.units + c.unit;
+    }
+
+    SYMRNN_DEVICE static float or_zero(const T *from, int64_t at) {
+        return from ? to_float(from[at]) : 0.0f;
+    }
+
+    struct ForwardInput {
+        float gate[MAX_GATES];
+        float before;  // LSTM c, GRU h
+        float bias;    // GRU b_n
+    };
+
+    struct ForwardResult {
+        float gate[MAX_GATES];
+        float h;
+        float saved;  // LSTM c, GRU W_n h + b_n
+    };
+
+    SYMRNN_DEVICE ForwardInput read_forward(const Cell &c, int n) const {
+        ForwardInput in = {};
+        const int64_t row = row_of(n);
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g)
+            if (g < s_.gates) in.gate[g] = to_float(job_.gates[gate_offset(c, row, g)]);
+        if (job_.mode == SYMRNN_LSTM) in.before = n > 0 ? job_.carry[c.at] : or_zero(job_.c0, c.at);
+        if (job_.mode == SYMRNN_GRU) {
+            in.before = n > 0 ? to_float(job_.output[row_of(n - 1) * s_.units + c.at])
+                              : or_zero(job_.h0, c.at);
+            in.bias = or_zero(job_.bias_n, c.unit);
+        }
+        return in;
+    }
+
+    SYMRNN_DEVICE ForwardResult step_forward(const Cell &c, const ForwardInput &in) const {
+        ForwardResult result = {};
+        float hidden[MAX_GATES] = {};  // W h
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g)
+            if (g < s_.gates) hidden[g] = sum(g * s_.own + c.own, c.column);
+        if (job_.mode == SYMRNN_GRU) {
+            result.saved = hidden[2] + in.bias;
+            hidden[2] = 0;
+        }
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g) result.gate[g] = in.gate[g] + hidden[g];
+        if (job_.mode == SYMRNN_LSTM) {
+            result.saved = in.before;
+            result.h = lstm_forward(result.gate, result.saved);
+        } else if (job_.mode == SYMRNN_GRU) {
+            result.h = gru_forward(result.gate, result.saved, in.before);
+        } else {
+            const float x = result.gate[0];
+            // Not fmaxf, which turns NaN into a number.
+            result.h = job_.mode == SYMRNN_RNN_TANH ? tanhf(x) : x < 0 ? 0.0f : x;
+            result.gate[0] = result.h;
+        }
+        return result;
+    }
+
+    SYMRNN_DEVICE void store_forward(const Cell &c, int n, const ForwardResult &result) {
+        const int64_t row = row_of(n), at = row * s_.units + c.at;
+        const bool last = n == job_.steps - 1;
+        store_gates(job_.gates, c, row, result.gate);
+        job_.output[at] = from_float<T>(result.h);
+        if (last) job_.hn[c.at] = from_float<T>(result.h);
+        if (job_.mode == SYMRNN_LSTM) {
+            job_.carry[c.at] = result.saved;
+            if (last) job_.cn[c.at] = from_float<T>(result.saved);
+        }
+        if (job_.saved_cells && (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU))
+            job_.saved_cells[at] = result.saved;
+    }
+
+    struct BackwardInput {
+        float gate[MAX_GATES];
+        float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
+        float d_h;           // of the output and, of a GRU, what bypassed the matrices
+        float carried;       // LSTM: the gradient of c after the step
+    };
+
+    struct BackwardResult {
+        float gate[MAX_GATES];
+        float d_hidden;  // GRU: the gradient of W_n h + b_n
+        float carried;   // LSTM: the gradient of c before the step; GRU: of h, past the matrices
+    };
+
+    // done: the steps of the backward pass that are behind.  n: the step, -1 for the initial state.
+    SYMRNN_DEVICE BackwardInput read_backward(const Cell &c, int n, int done) const {
+        BackwardInput in = {};
+        const bool lstm = job_.mode == SYMRNN_LSTM, gru = job_.mode == SYMRNN_GRU;
+        if (lstm) in.carried = done > 0 ? job_.carry[c.at] : or_zero(job_.d_cn, c.at);
+        if (gru && done > 0) in.d_h = job_.carry[c.at];
+        if (n < 0) return in;
+        const int64_t row = row_of(n), at = row * s_.units + c.at,
+                      at_before = n > 0 ? row_of(n - 1) * s_.units + c.at : c.at;
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g)
+            if (g < s_.gates) in.gate[g] = to_float(job_.gates[gate_offset(c, row, g)]);
+        in.d_h += or_zero(job_.d_output, at);
+        if (done == 0) in.d_h += or_zero(job_.d_hn, c.at);
+        if (lstm) in.before = n > 0 ? job_.saved_cells[at_before] : or_zero(job_.c0, c.at);
+        if (gru) in.before = or_zero(n > 0 ? job_.output : job_.h0, at_before);
+        if (lstm || gru) in.cell = job_.saved_cells[at];
+        return in;
+    }
+
+    // d_h: the whole gradient of h after the step.
+    SYMRNN_DEVICE BackwardResult step_backward(const BackwardInput &in, float d_h) const {
+        BackwardResult result = {};
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g) result.gate[g] = in.gate[g];
+        if (job_.mode == SYMRNN_LSTM) {
+            result.carried = in.carried;
+            lstm_backward(result.gate, in.before, in.cell, d_h, result.carried);
+        } else if (job_.mode == SYMRNN_GRU) {
+            gru_backward(result.gate, in.cell, in.before, d_h, result.d_hidden);
+            result.carried = d_h;
+        } else {
+            const float h = in.gate[0];
+            result.gate[0] = job_.mode == SYMRNN_RNN_TANH ? d_h * (1 - h * h) : h > 0 ? d_h : 0.0f;
+        }
+        return result;
+    }
+
+    // Of a gate, the gradient of what the matrices gave.
+    SYMRNN_DEVICE float gradient_of_product(const BackwardResult &result, int gate) const {
+        return job_.mode == SYMRNN_GRU && gate == 2 ? result.d_hidden : result.gate[gate];
+    }
+
+    SYMRNN_DEVICE void store_backward(const Cell &c, int n, const BackwardResult &result) {
+        const int64_t row = row_of(n);
+        store_gates(job_.d_gates, c, row, result.gate);
+        if (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU) job_.carry[c.at] = result.carried;
+        if (job_.mode == SYMRNN_GRU) {
+            store_gates(job_.d_hidden, c, row, result.gate);
+            job_.d_hidden[gate_offset(c, row, 2)] = from_float<T>(result.d_hidden);
+        }
+    }
+
+    // The gradients of h0, in the place of a gate's, and of c0.
+    SYMRNN_DEVICE static BackwardResult first_state_gradient(const BackwardInput &in, float d_h) {
+        return {{d_h}, 0, in.carried};
+    }
+
+    SYMRNN_DEVICE void store_first(const Cell &c, const BackwardResult &result) {
+        job_.d_h0[c.at] = from_float<T>(result.gate[0]);
+        if (job_.mode == SYMRNN_LSTM) job_.d_c0[c.at] = from_float<T>(result.carried);
+    }
+
+    SYMRNN_DEVICE void store_gates(T *to, const Cell &c, int64_t row, const float (&gate)[MAX_GATES]) {
+#pragma unroll
+        for (int g = 0; g < MAX_GATES; ++g)
+            if (g < s_.gates) to[gate_offset(c, row, g)] = from_float<T>(gate[g]);
+    }
+
+    const RowJob<T> &job_;
+    const RowSchedule &s_;
+    const Span units_;      // of this block
+    const Span chunks_;     // of this warp
+    const Span producers_;  // of their units
+    const int passes_;
+    Words *const shard_;
+    float *const sums_;
+};
+
+}  // namespace symrnn
+
+#endif

@@ -1,0 +1,184 @@
+// The second way to distribute a layer over a GPU: by rows of the full matrices. Arithmetic and nothing
+// else. "Block" alone means a thread block.
+//
+// A block has U units: their rows of all G hidden matrices, whole, in shared memory. So it computes
+// everything about its units by itself, and a step has one exchange: each block writes the state of its
+// units, and reads the state of all. The matrices of schedule.h take half the memory, and need a second
+// exchange, of partial sums.
+//
+// A matrix is its own transpose, so the same rows serve the backward pass: there a block reads the
+// gradients of all gates of all units, and the gradient of its units' h is
+//
+//     d_h[u] = Σ_g Σ_k W_g[k, u] · d_gate_g[k] = Σ_g Σ_k W_g[u, k] · d_gate_g[k]
+//
+// The rows of a block are numbered gate by gate, g · U + u. Along a row, and along a state, units come in
+// chunks of 64 bytes: 16 of float, 32 of 16 bits.
+
+#ifndef SYMRNN_ROWS_SCHEDULE_H
+#define SYMRNN_ROWS_SCHEDULE_H
+
+#include <stdint.h>
+
+#include "schedule.h"
+
+namespace symrnn {
+
+constexpr int ROW_WARPS = 8;      // of a block
+constexpr int PARTIAL_SUMS = 4;   // of each result, that a block has in shared memory at once
+constexpr int CHUNK_BYTES = 64;
+constexpr int CHUNK_QUADS = CHUNK_BYTES / 16;
+constexpr int ROW_COLUMNS[] = {8, 16, 24, 32};  // the sequences that can be multiplied at once
+constexpr int64_t MAX_EXCHANGE = 0x7fffffff;    // elements: their offsets have 32 bits
+
+struct RowSchedule {
+    int units, gates, batch;
+    int own;    // U, the units of a block; the last may have fewer
+    int chunk;  // the units of a chunk
+
+    constexpr int blocks() const { return (units + own - 1) / own; }
+    constexpr int chunks() const { return (units + chunk - 1) / chunk; }
+
+    constexpr Span units_of(int block) const {
+        const int last = (block + 1) * own;
+        return {block * own, last < units ? last : units};
+    }
+
+    // The chunks that a warp multiplies, of each row: neighbours, so that few blocks compute their units.
+    constexpr Span chunks_of(int warp) const {
+        return {chunks() * warp / ROW_WARPS, chunks() * (warp + 1) / ROW_WARPS};
+    }
+    // The blocks that compute the units of these chunks.
+    constexpr Span producers(Span of) const {
+        if (of.first == of.last) return {0, 0};
+        const int last = of.last * chunk < units ? of.last * chunk : units;
+        return {of.first * chunk / own, (last - 1) / own + 1};
+    }
+
+    // The rows in shared memory, an even number.
+    constexpr int rows() const { return (gates * own + 1) / 2 * 2; }
+    // Products are of 16 rows: those of all gates at once or, in the backward pass, gate by gate.
+    constexpr int tiles(bool backward) const {
+        return ((backward ? own : gates * own) + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
+    }
+
+    // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state or, in the
+    // backward pass, a vector of gradients for each gate. Units beyond the last are zeros.
+    constexpr int vectors(bool backward) const { return backward ? gates : 1; }
+    constexpr int vector_elements() const { return chunks() * batch * chunk; }
+    constexpr int64_t exchange_start(int parity, bool backward) const {
+        return static_cast<int64_t>(parity) * vectors(backward) * chunks() * batch * chunk;
+    }
+    constexpr int exchange_offset(int vector, int sequence, int unit) const {
+        return vector * vector_elements() + (unit / chunk * batch + sequence) * chunk + unit % chunk;
+    }
+    constexpr int64_t exchange_elements(bool backward) const { return exchange_start(2, backward); }
+};
+
+// Where the quad (16 bytes) `quad` of a row of a chunk is in shared memory, in quads. Two rows are a line
+// of all 32 banks. In every second line they are swapped: the threads that load at once read a chunk's
+// quads of the rows r and r + 2, whatever r is, and these are in different halves of the banks.
+constexpr int shard_quad(int row, int quad) {
+    return row / 2 * 8 + ((row ^ row / 2) & 1) * 4 + quad;
+}
+
+// A product leaves its sums [tile][eight columns][lane][4] as the threads of a warp have them: lane
+// 4 · g + t has of the rows 2g and 2g + 1 the columns 2t and 2t + 1.
+constexpr int sum_index(int eights, int row, int column) {
+    return ((row / 16 * eights + column / 8) * 32 + row % 16 / 2 * 4 + column % 8 / 2) * 4 +
+           row % 2 * 2 + column % 2;
+}
+
+// ---- what fits a GPU -----------------------------------------------------------------------------
+
+struct RowFit {
+    RowSchedule schedule;
+    int columns;
+    int64_t shared_bytes;
+};
+
+// A step multiplies its sequences in so many passes.
+constexpr int64_t passes(const RowFit &fit) {
+    return (static_cast<int64_t>(fit.schedule.batch) + fit.columns - 1) / fit.columns;
+}
+
+// A block's shared memory: its rows, then the partial sums.
+constexpr int64_t shard_bytes(const RowSchedule &s) {
+    return static_cast<int64_t>(s.chunks()) * s.rows() * CHUNK_BYTES;
+}
+constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward) {
+    return shard_bytes(s) + static_cast<int64_t>(PARTIAL_SUMS) * s.tiles(backward) * SIDE * columns * 4;
+}
+
+// The workspace: the flags, one for each block, then what is carried from step to step as in schedule.h,
+// then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a warp polls those
+// of neighbouring blocks in one request.
+constexpr int64_t row_flag_bytes(const RowSchedule &s) { return static_cast<int64_t>(s.blocks()) * 4; }
+constexpr int64_t row_carry_start(const RowSchedule &s) { return (row_flag_bytes(s) + 255) / 256 * 256; }
+constexpr int64_t exchange_begin(const RowSchedule &s) {
+    return row_carry_start(s) + (static_cast<int64_t>(s.batch) * s.units * 4 + 255) / 256 * 256;
+}
+constexpr int64_t workspace_bytes(const RowSchedule &s, bool backward) {
+    return exchange_begin(s) +
+           s.exchange_elements(backward) / s.chunk * CHUNK_BYTES;
+}
+
+// How the rows of a layer are distributed over a GPU's multiprocessors and their shared memory; false if
+// they do not fit.
+//
+// A block's time goes with its tiles of 16 rows: it has as few of them as the multiprocessors allow, and
+// then as many units as these hold, for each block reads the whole state, and so the fewer the better.
+// Of the numbers of sequences multiplied at once that fit, the one that wastes least; among equals the
+// largest.
+constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
+                            int weight_bytes, bool backward, RowFit &fit) {
+    if (tiles_of(units) > MAX_TILES) return false;
+    const int least = (units - 1) / multiprocessors + 1;
+    const int tiles = (gates * least + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
+    const int most = tiles * static_cast<int>(SIDE) / gates;
+    int64_t multiplied = 0;
+    for (const int columns : ROW_COLUMNS) {
+        const int64_t all = (static_cast<int64_t>(batch) + columns - 1) / columns * columns;
+        if (multiplied > 0 && all > multiplied) continue;
+        for (int own = most < units ? most : units; own >= least; --own) {
+            const RowSchedule s{units, gates, batch, own, CHUNK_BYTES / weight_bytes};
+            const int64_t bytes = shared_bytes(s, columns, backward);
+            if (bytes > shared || s.exchange_elements(backward) > MAX_EXCHANGE) continue;
+            fit = {s, columns, bytes};
+            multiplied = all;
+            break;
+        }
+    }
+    return multiplied > 0;
+}
+
+// ---- which of the two ----------------------------------------------------------------------------
+
+// A layer as one of the two kernels runs it.
+struct Distribution {
+    int kernel;  // SYMRNN_KERNEL_ROWS or SYMRNN_KERNEL_PACKED: which of the two members holds
+    RowFit rows;
+    Fit packed;
+};
+
+constexpr bool is_kernel(int kernel) {
+    return kernel >= SYMRNN_KERNEL_ANY && kernel <= SYMRNN_KERNEL_PACKED;
+}
+
+// By rows where they fit, packed else, or as `kernel` wants it; false if it does not fit.
+constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes, int units, int gates,
+                          int batch, int weight_bytes, bool backward, Distribution &found) {
+    if (kernel != SYMRNN_KERNEL_PACKED &&
+        find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
+                     found.rows)) {
+        found.kernel = SYMRNN_KERNEL_ROWS;
+        return true;
+    }
+    found.kernel = SYMRNN_KERNEL_PACKED;
+    return kernel != SYMRNN_KERNEL_ROWS &&
+           find_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
+                    found.packed);
+}
+
+}  // namespace symrnn
+
+#endif
