@@ -20,6 +20,7 @@ struct Call {
     bool reverse, backward;
     void *workspace;
     int64_t bytes;
+    Stopped *stopped;
 };
 
 struct ForwardArrays {
@@ -127,6 +128,8 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
         char *const workspace = static_cast<char *>(call.workspace);
         set(job.partial_sums_flags, workspace);
         job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
+        job.stopping = job.state_flags + fit.schedule.blocks() * FLAG;
+        job.stopped = call.stopped;
         set(job.carry, workspace + carry_start(fit.schedule));
         set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
         set_arrays(job, arrays);
