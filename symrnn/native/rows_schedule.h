@@ -109,10 +109,10 @@ constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward)
     return shard_bytes(s) + static_cast<int64_t>(PARTIAL_SUMS) * s.tiles(backward) * SIDE * columns * 4;
 }
 
-// The workspace: the flags, one for each block, then what is carried from step to step as in schedule.h,
+// The workspace: the flags, one for each block and one for all, then what is carried from step to step as in schedule.h,
 // then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a warp polls those
 // of neighbouring blocks in one request.
-constexpr int64_t row_flag_bytes(const RowSchedule &s) { return static_cast<int64_t>(s.blocks()) * 4; }
+constexpr int64_t row_flag_bytes(const RowSchedule &s) { return (static_cast<int64_t>(s.blocks()) + 1) * 4; }
 constexpr int64_t row_carry_start(const RowSchedule &s) { return (row_flag_bytes(s) + 255) / 256 * 256; }
 constexpr int64_t exchange_begin(const RowSchedule &s) {
     return row_carry_start(s) + (static_cast<int64_t>(s.batch) * s.units * 4 + 255) / 256 * 256;

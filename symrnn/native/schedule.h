@@ -213,12 +213,12 @@ constexpr int64_t carry_elements(const Schedule &s) {
     return static_cast<int64_t>(s.batch) * s.units;
 }
 
-// The workspace: first the flags, two for each block, then the carry, then the partial sums, each at
+// The workspace: first the flags, two for each block and one for all, then the carry, then the partial sums, each at
 // a multiple of 256 bytes. Flags are a cache line apart: polling them is to be spread over the memory
 // channels.
 constexpr int FLAG = 32;  // from one flag to the next, in words of 4 bytes
 constexpr int64_t flag_bytes(const Schedule &s) {
-    return static_cast<int64_t>(s.blocks()) * 2 * FLAG * 4;
+    return (static_cast<int64_t>(s.blocks()) * 2 + 1) * FLAG * 4;
 }
 constexpr int64_t carry_start(const Schedule &s) { return (flag_bytes(s) + 255) / 256 * 256; }
 constexpr int64_t partial_sums_start(const Schedule &s) {

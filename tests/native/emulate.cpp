@@ -21,6 +21,8 @@ namespace {
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
 constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
 
+Stopped stopped;  // why the last launch was
+
 // Runs a kernel's worker, `Worker(job, shared)`, in each block.
 template <typename Worker, typename Job>
 int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
@@ -32,6 +34,7 @@ int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
         memset(shared.back().get(), 0xff, fit);
     }
     EmulatedGpu gpu;
+    stopped = {};
     const bool ended = gpu.launch(job.schedule.blocks(), threads, order, [&](int block) {
         Worker(job, shared[block].get()).run();
     });
@@ -85,7 +88,7 @@ int emulate_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t ste
                     int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
                     void *output, void *hn, void *cn, void *workspace, int64_t bytes,
                     const symrnn_gpu *gpu, unsigned order) {
-    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes, &stopped};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, *gpu, order);
 }
 
@@ -94,12 +97,14 @@ int emulate_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t st
                      const void *output, const void *d_output, const void *d_hn, const void *d_cn,
                      void *d_gates, void *d_hidden, void *d_h0, void *d_c0, void *workspace,
                      int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
-    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes, &stopped};
     return start(call,
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},
                  *gpu, order);
 }
+
+const Stopped *emulate_stopped() { return &stopped; }
 
 // ---- the arithmetic of schedule.h and products.h -------------------------------------------------
 

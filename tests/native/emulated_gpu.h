@@ -2,7 +2,8 @@
 // thread schedules them all, in an order that can be chosen.
 //
 // A fiber runs until it waits: for its block, its warp, or a flag of another block. In a random order
-// it may also be preempted wherever it synchronises or reads what others wrote. A deadlock is reported.
+// it may also be preempted wherever it synchronises or reads what others wrote. In a deadlock one that waits
+// for a flag gives up, as on a GPU after a while.
 // Memory is that of the process, so what is tested is who reads what after which wait, and every index;
 // not the coherence of a GPU's caches.
 
@@ -87,7 +88,7 @@ struct Fiber {
     Group *of_block, *of_warp;
     ucontext_t begin;
     jmp_buf at;
-    bool begun = false;
+    bool begun = false, gave_up = false;
     alignas(16) unsigned char shown[64];  // to the other lanes
     std::vector<Fiber *> *warp;
     std::deque<std::vector<Copy>> copies;  // the groups that were begun; the last is not committed
@@ -149,7 +150,7 @@ class EmulatedGpu {
             makecontext(&f.begin, enter, 0);
             ready_.push_back(&f);
         }
-        while (!ready_.empty()) resume_next();
+        while (!stopped_ && (!ready_.empty() || one_gives_up())) resume_next();
         munmap(stacks, count * STACK);
         watching_.clear();
         running() = nullptr;
@@ -165,11 +166,18 @@ class EmulatedGpu {
         leave();
     }
 
-    void wait_for(const uint32_t *flag, uint32_t value) {
+    bool wait_for(const uint32_t *flag, uint32_t value) {
         while (*flag < value) {
+            if (current->gave_up) return false;
             watching_.push_back(current);
             leave();
         }
+        return true;
+    }
+
+    [[noreturn]] void stop() {
+        stopped_ = true;
+        _longjmp(back_, 1);
     }
 
     // In a random order, preempts the current fiber now and then.
@@ -194,6 +202,15 @@ class EmulatedGpu {
         if (current->begun) _longjmp(current->at, 1);
         current->begun = true;
         setcontext(&current->begin);
+    }
+
+    // Where nobody can go on: whether there is a fiber that waits for a flag, and now gives up.
+    bool one_gives_up() {
+        if (watching_.empty()) return false;
+        watching_.front()->gave_up = true;
+        ready_.push_back(watching_.front());
+        watching_.erase(watching_.begin());
+        return true;
     }
 
     static void enter() {
@@ -228,6 +245,7 @@ class EmulatedGpu {
     std::deque<Fiber *> ready_;
     std::vector<Fiber *> watching_;
     size_t ended_ = 0;
+    bool stopped_ = false;
     jmp_buf back_;
 };
 
@@ -244,10 +262,13 @@ inline void signal_flag(uint32_t *flag, uint32_t value) {
     gpu().signalled();
     gpu().pause();
 }
-inline void wait_for_flag(const uint32_t *flag, uint32_t value) {
-    gpu().wait_for(flag, value);
+inline bool wait_for_flag(const uint32_t *flag, uint32_t value) {
+    const bool came = gpu().wait_for(flag, value);
     gpu().pause();
+    return came;
 }
+inline void claim(uint32_t *) {}  // only one gives up
+inline void stop_launch() { gpu().stop(); }
 
 template <typename T>
 struct alignas(4 * sizeof(T)) Quad {

@@ -12,7 +12,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
-from ctypes import byref, c_int, pointer
+from ctypes import POINTER, byref, c_int, pointer
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -680,8 +680,8 @@ def test_a_layer_too_large_for_the_gpu_is_refused(emulator: ctypes.CDLL, backwar
 # true. Most leave out one wait or barrier: so none of those is there for nothing.
 FAULTS: dict[str, tuple[str, str]] = {
     "no wait for partial sums": (
-        "wait_for_flag(job_.partial_sums_flags",
-        "if (!FAULT) wait_for_flag(job_.partial_sums_flags",
+        "wait_for(job_.partial_sums_flags",
+        "if (!FAULT) wait_for(job_.partial_sums_flags",
     ),
     "no wait for the last partial sum of each sum": (
         "if (square > s_.square_of(",
@@ -697,12 +697,12 @@ FAULTS: dict[str, tuple[str, str]] = {
         "wait_for_partial_sums(count - FAULT);",
     ),
     "no barrier after the wait for partial sums": (
-        "partial_sums_producer_ * FLAG, count);\n        sync_block();",
-        "partial_sums_producer_ * FLAG, count);\n        if (!FAULT) sync_block();",
+        "partial_sums_producer_, count);\n        sync_block();",
+        "partial_sums_producer_, count);\n        if (!FAULT) sync_block();",
     ),
     "no wait for states": (
-        "wait_for_flag(job_.state_flags",
-        "if (!FAULT) wait_for_flag(job_.state_flags",
+        "wait_for(job_.state_flags",
+        "if (!FAULT) wait_for(job_.state_flags",
     ),
     "a wait for the states of one side only": (
         "return k < second.count() ?",
@@ -713,8 +713,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "s_.block_of_row(last - 1) + 1 - FAULT",
     ),
     "no barrier after the wait for states": (
-        "states_producer_ * FLAG, count);\n        sync_block();",
-        "states_producer_ * FLAG, count);\n        if (!FAULT) sync_block();",
+        "states_producer_, count);\n        sync_block();",
+        "states_producer_, count);\n        if (!FAULT) sync_block();",
     ),
     "no barrier before a signal": (
         "sync_block();\n        if (thread_index() == 0) signal_flag",
@@ -723,6 +723,10 @@ FAULTS: dict[str, tuple[str, str]] = {
     "partial sums signalled one step too late": (
         "signal(job_.partial_sums_flags, n + 1);",
         "signal(job_.partial_sums_flags, n + 1 - FAULT);",
+    ),
+    "states signalled one step too late": (
+        "signal(job_.state_flags, n + 1);",
+        "signal(job_.state_flags, n + 1 - FAULT);",
     ),
     "partial sums signalled before they are written": (
         "multiply(before, s_.units);",
@@ -833,9 +837,40 @@ def test_without_a_fault_there_is_nothing_to_notice(faulty: Faulty) -> None:
             assert same_bits(found, wanted)
 
 
-def test_a_deadlock_is_reported(faulty: Faulty) -> None:
-    faulty.fault.value = [*FAULTS].index("partial sums signalled one step too late") + 1
+class Stopped(ctypes.Structure):
+    """struct Stopped of layer.h"""
+
+    _fields_ = tuple(
+        (name, c_int) for name in ("written", "block", "other", "states", "count", "seen")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "states", "count"),
+    [
+        ("partial sums signalled one step too late", 0, 1),
+        ("states signalled one step too late", 1, 1),
+    ],
+)
+def test_a_wait_in_vain_stops_the_launch_and_leaves_word(
+    faulty: Faulty, fault: str, states: int, count: int
+) -> None:
+    """Whoever waits sees a flag that is one behind."""
+    faulty.fault.value = [*FAULTS].index(fault) + 1
+    faulty.library.emulate_stopped.restype = POINTER(Stopped)
     for order in ORDERS:
+        case = Case(Mode.GRU, 20, 3, 2, order=order)
         with pytest.raises(StoppedError) as stopped:
-            Case(Mode.GRU, 20, 3, 2, order=order).forward(faulty.library)
+            case.forward(faulty.library)
         assert stopped.value.args == (DEADLOCK,)
+        found = faulty.library.emulate_stopped().contents
+        assert (found.written, found.states) == (1, states)
+        assert (found.count, found.seen) == (count, count - 1)
+        assert max(found.block, found.other) < case.fit(False).blocks
+
+
+def test_a_launch_that_ends_leaves_no_word(faulty: Faulty) -> None:
+    faulty.fault.value = 0
+    faulty.library.emulate_stopped.restype = POINTER(Stopped)
+    Case(Mode.GRU, 20, 3, 2).forward(faulty.library)
+    assert not faulty.library.emulate_stopped().contents.written

@@ -262,7 +262,7 @@ def test_parts_do_not_overlap_and_stay_in_their_room(c: ctypes.CDLL, backward: i
 
 def test_flags_carry_and_parts_share_the_workspace(c: ctypes.CDLL) -> None:
     for s in (s for batch in (1, 7) for s in every_schedule(8, batch)):
-        flags = c.schedule_blocks(s) * 2 * FLAG * 4
+        flags = (c.schedule_blocks(s) * 2 + 1) * FLAG * 4
         carry, parts = c.schedule_carry_start(s), c.schedule_parts_start(s)
         assert carry % 256 == parts % 256 == 0
         assert flags <= carry < flags + 256
@@ -278,7 +278,7 @@ def exact(s: Schedule, block: int, row: int, backward: int) -> dict[str, int]:
     blocks, rows = blocks_of_gate(m) * (s.gates // q), n * s.batch
     width = -(-n // m) * SIDE
     parts = blocks * 2 * (1 if backward else q) * s.batch * width
-    carry = blocks * 2 * FLAG * 4  # a multiple of 256
+    carry = -(-(blocks * 2 + 1) * FLAG * 4 // 256) * 256
     parts_start = carry + -(-s.batch * s.units * 4 // 256) * 256
     return {
         "first_tile": n * (m - 1) // m,
@@ -400,7 +400,7 @@ def by_the_rule(
                 rooms.append((-(-batch // columns) * columns, -columns, (held + operand) * size))
         if rooms:
             _, columns, shared = min(rooms)
-            start = blocks * 2 * FLAG * 4 + -(-batch * side * 4 // 256) * 256
+            start = -(-(blocks * 2 + 1) * FLAG * 4 // 256) * 256 + -(-batch * side * 4 // 256) * 256
             result = (blocks, m, together, -columns, shared, start + parts * 4)
             choices.append(((held, parts, order), result))
     return min(choices)[1] if choices else None

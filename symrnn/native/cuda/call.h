@@ -21,6 +21,7 @@ struct Call {
     bool reverse, backward;
     void *workspace;
     int64_t bytes;
+    Stopped *stopped;
 };
 
 struct ForwardArrays {
@@ -119,6 +120,7 @@ void set_call(Job &job, const Call &call, const Arrays &arrays) {
     job.steps = static_cast<int>(call.steps);
     job.reverse = call.reverse;
     job.backward = call.backward;
+    job.stopped = call.stopped;
     set(job.packed, call.layer->hh->term->packed);
     set(job.bias_n, call.layer->bias_n);
     set_arrays(job, arrays);
@@ -130,6 +132,7 @@ void set_fit(Job<T> &job, const Fit &fit, char *workspace) {
     job.partial_sum_width = fit.schedule.partial_sum_width();
     set(job.partial_sums_flags, workspace);
     job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
+    job.stopping = job.state_flags + fit.schedule.blocks() * FLAG;
     set(job.carry, workspace + carry_start(fit.schedule));
     set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
 }
@@ -138,6 +141,7 @@ template <typename T>
 void set_fit(RowJob<T> &job, const RowFit &fit, char *workspace) {
     job.schedule = fit.schedule;
     set(job.flags, workspace);
+    job.stopping = job.flags + fit.schedule.blocks();
     set(job.carry, workspace + row_carry_start(fit.schedule));
     job.exchange = workspace + exchange_begin(fit.schedule);
 }

@@ -37,11 +37,34 @@ SYMRNN_DEVICE void signal_flag(uint32_t *flag, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-SYMRNN_DEVICE void wait_for_flag(const uint32_t *flag, uint32_t value) {
-    uint32_t seen;
-    do {
+// Waits until the flag has reached the value; false if it has not after PATIENCE. A step takes some
+// microseconds: the block that is waited for will never come.
+constexpr uint64_t PATIENCE = 2'000'000'000;  // ns
+SYMRNN_DEVICE bool wait_for_flag(const uint32_t *flag, uint32_t value) {
+    constexpr uint32_t POLLS = 1024;  // between two looks at the clock, which would slow down the others
+    uint64_t began = 0;
+    for (uint32_t polls = 1;; ++polls) {
+        uint32_t seen;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    } while (seen < value);
+        if (seen >= value) return true;
+        if (polls % POLLS != 0) continue;
+        uint64_t now;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        if (began == 0) began = now;
+        if (now - began > PATIENCE) return false;
+    }
+}
+
+// Returns for the first thread of all blocks that comes here. The others stay until the launch is
+// stopped. word: 0 at first.
+SYMRNN_DEVICE void claim(uint32_t *word) {
+    while (atomicExch(word, 1u) != 0) {}
+}
+
+// Stops the launch with an error, after all that this thread wrote has reached the host.
+SYMRNN_DEVICE void stop_launch() {
+    __threadfence_system();
+    __trap();
 }
 
 // ---- memory --------------------------------------------------------------------------------------

@@ -3,6 +3,10 @@
 #include "symrnn_cuda.h"
 
 #include <cuda_runtime_api.h>
+#include <stdio.h>
+
+#include <atomic>
+#include <new>
 
 #include "call.h"
 #include "launch.h"
@@ -19,6 +23,19 @@ int status_of(cudaError_t error) {
     cudaGetLastError();  // clears it for the next caller
     last_error = cudaGetErrorString(error);
     return SYMRNN_GPU;
+}
+
+// Where the kernels of this process say why they were stopped: in memory of the host, for that of a GPU
+// is lost with it. Null before the first symrnn_cuda_gpu, and where there is no such memory.
+std::atomic<Stopped *> stopped{nullptr};
+
+Stopped *allocate_stopped() {
+    void *memory = nullptr;
+    if (cudaHostAlloc(&memory, sizeof(Stopped), cudaHostAllocPortable | cudaHostAllocMapped)) {
+        cudaGetLastError();
+        return nullptr;
+    }
+    return new (memory) Stopped();
 }
 
 // Makes a GPU the calling thread's current device, for a scope.
@@ -79,7 +96,17 @@ using namespace symrnn;
 
 int symrnn_cuda_interface(void) { return SYMRNN_INTERFACE; }
 
-const char *symrnn_cuda_error(void) { return last_error; }
+const char *symrnn_cuda_error(void) {
+    const volatile Stopped *const why = stopped.load();
+    if (!why || !why->written) return last_error;
+    thread_local char words[256];
+    snprintf(words, sizeof words,
+             "%s; a kernel was stopped: block %d waited in vain for the %s of block %d, which were "
+             "written %d times, not %d",
+             last_error, why->block, why->states ? "states" : "partial sums", why->other, why->seen,
+             why->count);
+    return words;
+}
 
 int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (!gpu) return SYMRNN_NULL;
@@ -95,6 +122,10 @@ int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (!error) error = load_rows<Tf32>();
     if (!error) error = load_rows<Bits16<bfloat16>>();
     if (!error) error = load_rows<Bits16<half>>();
+    if (!error) {
+        static Stopped *const allocated = allocate_stopped();  // once, whichever thread comes first
+        stopped = allocated;
+    }
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
         cudaGetLastError();
         return SYMRNN_FIT;
@@ -120,7 +151,7 @@ int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t
                         int64_t batch, int reverse, void *gates, float *saved_cells, const void *h0, const void *c0,
                         void *output, void *hn, void *cn, void *workspace, int64_t bytes,
                         int device, void *stream) {
-    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes, stopped};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
 }
 
@@ -130,7 +161,7 @@ int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_
                          const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
                          void *stream) {
-    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes};
+    const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes, stopped};
     return start(call,
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},

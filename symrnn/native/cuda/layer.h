@@ -28,6 +28,14 @@ constexpr int UNITS = static_cast<int>(SIDE);  // in a row, and along a tile
 constexpr int MAX_GATES = 4;
 static_assert(MAX_BLOCKS <= THREADS, "each thread waits for one block");
 
+// Why a launch was stopped: a block waited in vain for a flag of another.
+struct Stopped {
+    int32_t written;       // 1 when the rest is
+    int32_t block, other;  // who waited for whom
+    int32_t states;        // 1 for the other's states, 0 for its partial sums
+    int32_t count, seen;   // how often they should have been written, and how often they were
+};
+
 // The arguments of symrnn_cuda_forward and symrnn_cuda_backward, as symrnn_cuda.h has them.
 template <typename T>
 struct Job {
@@ -45,9 +53,19 @@ struct Job {
     T *d_gates, *d_hidden, *d_h0, *d_c0;  // backward
     uint32_t *partial_sums_flags;         // (blocks, FLAG), zeros at first
     uint32_t *state_flags;                // likewise
+    uint32_t *stopping;                   // 0 at first; 1 once a thread writes `stopped`
+    Stopped *stopped;                     // in memory of the host; null if nobody wants it
     float *carry;                         // (B, H)
     float *partial_sums;
 };
+
+// Stops the launch, and leaves word of why.
+template <typename Job>
+SYMRNN_DEVICE void stop(const Job &job, const Stopped &why) {
+    claim(job.stopping);
+    if (job.stopped) *job.stopped = why;
+    stop_launch();
+}
 
 // One thread block. N: the sequences that are multiplied at once, in eights.
 template <typename Policy, int N>
@@ -116,18 +134,25 @@ class Worker {
         if (thread_index() == 0) signal_flag(flags + block_ * FLAG, count);
     }
 
+    // Waits until another block's flag has come to `count`. Stops the launch if it never does.
+    SYMRNN_DEVICE void wait_for(const uint32_t *flags, int other, int count) {
+        const uint32_t *const flag = flags + other * FLAG;
+        if (wait_for_flag(flag, count)) return;
+        stop(job_, {1, block_, other, flags == job_.state_flags, count, static_cast<int32_t>(*flag)});
+    }
+
     // Waits until the states of this block's units have been written `count` times. Each thread waits
     // for at most one block; which one is computed once, for it takes divisions.
     SYMRNN_DEVICE void wait_for_states(int count) {
         if (count > 0 && states_producer_ >= 0)
-            wait_for_flag(job_.state_flags + states_producer_ * FLAG, count);
+            wait_for(job_.state_flags, states_producer_, count);
         sync_block();
     }
 
     // Waits until all partial sums of this block's rows have been written `count` times.
     SYMRNN_DEVICE void wait_for_partial_sums(int count) {
         if (count > 0 && partial_sums_producer_ >= 0)
-            wait_for_flag(job_.partial_sums_flags + partial_sums_producer_ * FLAG, count);
+            wait_for(job_.partial_sums_flags, partial_sums_producer_, count);
         sync_block();
     }
 

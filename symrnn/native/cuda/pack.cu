@@ -23,21 +23,45 @@ __global__ void __launch_bounds__(TILE) pack_tile(const SymmetricMatrices of, co
        threadIdx.x] = from_float<To>(x);
 }
 
-template <typename From, typename To>
-cudaError_t pack_from(const SymmetricMatrices &of, const void *from, void *to, cudaStream_t stream) {
-    const int64_t tiles = tiles_of(of.side);
-    const dim3 grid(static_cast<unsigned>(tiles * of.gates), static_cast<unsigned>(tiles));
-    pack_tile<<<grid, TILE, 0, stream>>>(of, static_cast<const From *>(from), static_cast<To *>(to));
-    return cudaGetLastError();
+struct Packing {
+    const SymmetricMatrices &of;
+    const void *from;
+    void *to;
+    cudaStream_t stream;
+
+    template <typename From, typename To>
+    cudaError_t operator()(From, To) const {
+        const int64_t tiles = tiles_of(of.side);
+        const dim3 grid(static_cast<unsigned>(tiles * of.gates), static_cast<unsigned>(tiles));
+        pack_tile<<<grid, TILE, 0, stream>>>(of, static_cast<const From *>(from), static_cast<To *>(to));
+        return cudaGetLastError();
+    }
+};
+
+struct Loading {
+    template <typename From, typename To>
+    cudaError_t operator()(From, To) const {
+        cudaFuncAttributes attributes;
+        return cudaFuncGetAttributes(&attributes, pack_tile<From, To>);
+    }
+};
+
+// Calls `work` with a number of either type, whose kernel it instantiates.
+template <typename Work, typename From>
+cudaError_t with_to(int to_dtype, const Work &work, From from) {
+    switch (to_dtype) {
+    case SYMRNN_BFLOAT16: return work(from, bfloat16());
+    case SYMRNN_HALF: return work(from, half());
+    default: return work(from, float());
+    }
 }
 
-template <typename From>
-cudaError_t pack_to(const SymmetricMatrices &of, const void *from, int to_dtype, void *to,
-                    cudaStream_t stream) {
-    switch (to_dtype) {
-    case SYMRNN_BFLOAT16: return pack_from<From, bfloat16>(of, from, to, stream);
-    case SYMRNN_HALF: return pack_from<From, half>(of, from, to, stream);
-    default: return pack_from<From, float>(of, from, to, stream);
+template <typename Work>
+cudaError_t with_types(int from_dtype, int to_dtype, const Work &work) {
+    switch (from_dtype) {
+    case SYMRNN_BFLOAT16: return with_to(to_dtype, work, bfloat16());
+    case SYMRNN_HALF: return with_to(to_dtype, work, half());
+    default: return with_to(to_dtype, work, float());
     }
 }
 
@@ -45,16 +69,15 @@ cudaError_t pack_to(const SymmetricMatrices &of, const void *from, int to_dtype,
 
 cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, int to_dtype,
                  void *to, cudaStream_t stream) {
-    switch (from_dtype) {
-    case SYMRNN_BFLOAT16: return pack_to<bfloat16>(of, from, to_dtype, to, stream);
-    case SYMRNN_HALF: return pack_to<half>(of, from, to_dtype, to, stream);
-    default: return pack_to<float>(of, from, to_dtype, to, stream);
-    }
+    return with_types(from_dtype, to_dtype, Packing{of, from, to, stream});
 }
 
 cudaError_t load_pack() {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, pack_tile<float, float>);
+    constexpr int DTYPES[] = {SYMRNN_FLOAT, SYMRNN_BFLOAT16, SYMRNN_HALF};
+    for (const int from : DTYPES)
+        for (const int to : DTYPES)
+            if (cudaError_t error = with_types(from, to, Loading())) return error;
+    return cudaSuccess;
 }
 
 }  // namespace symrnn

@@ -18,7 +18,8 @@ struct SymmetricMatrices {
 cudaError_t pack(const SymmetricMatrices &of, int from_dtype, const void *from, int to_dtype,
                  void *to, cudaStream_t stream);
 
-// Loads the kernels; an error if this build has no code for the GPU.
+// Loads the kernels of all pairs of types: CUDA would else load each at its first launch, which fails if
+// that one is captured into a graph. An error if this build has no code for the GPU.
 cudaError_t load_pack();
 
 }  // namespace symrnn

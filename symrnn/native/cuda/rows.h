@@ -50,6 +50,8 @@ struct RowJob {
     const T *d_output, *d_hn, *d_cn;      // backward
     T *d_gates, *d_hidden, *d_h0, *d_c0;  // backward
     uint32_t *flags;                      // (blocks), zeros at first
+    uint32_t *stopping;                   // 0 at first; 1 once a thread writes `stopped`
+    Stopped *stopped;                     // in memory of the host; null if nobody wants it
     float *carry;                         // (B, H)
     void *exchange;
 };
@@ -217,10 +219,14 @@ class RowWorker {
         if (thread_index() == 0) signal_flag(job_.flags + block_index(), value(count, pass));
     }
 
-    // Waits, in each warp by itself, until the units of its chunks have been written `count` times.
+    // Waits, in each warp by itself, until the units of its chunks have been written `count` times. Stops
+    // the launch if they never are.
     SYMRNN_DEVICE void wait(int count, int pass) {
+        const uint32_t wanted = value(count, pass);
         for (int k = producers_.first + lane_index(); k < producers_.last; k += WARP)
-            wait_for_flag(job_.flags + k, value(count, pass));
+            if (!wait_for_flag(job_.flags + k, wanted))
+                stop(job_, {1, block_index(), k, 1, static_cast<int32_t>(wanted),
+                            static_cast<int32_t>(job_.flags[k])});
         sync_warp();
     }
 
