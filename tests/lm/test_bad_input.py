@@ -482,7 +482,7 @@ def test_any_change_of_a_configuration(run_copy: Path) -> None:
                 assert {**DEFAULTS, **ADDED}[name] is None
                 continue
             assert value == found or value is None or type(value) in (type(found), float), name
-    assert 0 < kept < 60
+    assert 0 < kept < 100  # most of 300 are refused; a change of one number to another may be kept
 
 
 # ---- checkpoints and packed models ---------------------------------------------------------------
