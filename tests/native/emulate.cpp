@@ -18,7 +18,33 @@ using namespace symrnn;
 namespace {
 
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
-constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
+constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102, RACE = 103;
+
+// The arrays whose accesses happens_before.h follows. All of the workspace is among them.
+template <typename T>
+void watch(const Job<T> &job) {
+    const Schedule &s = job.schedule;
+    const int64_t states = static_cast<int64_t>(s.batch) * s.units, all = job.steps * states;
+    const auto array = [](const char *name, const auto *start, int64_t elements) {
+        happens_before::watch(name, start, elements * sizeof *start, sizeof *start);
+    };
+    array("packed weights", job.packed, panel_start(1, s.tiles, s.gates, s.tiles));
+    array("bias_n", job.bias_n, s.units);
+    array("gates", job.gates, all * s.gates);
+    array("saved_cells", job.saved_cells, all);
+    array("h0", job.h0, states), array("c0", job.c0, states);
+    array("output", job.output, all);
+    array("hn", job.hn, states), array("cn", job.cn, states);
+    array("d_output", job.d_output, all);
+    array("d_hn", job.d_hn, states), array("d_cn", job.d_cn, states);
+    array("d_gates", job.d_gates, all * s.gates), array("d_hidden", job.d_hidden, all * s.gates);
+    array("d_h0", job.d_h0, states), array("d_c0", job.d_c0, states);
+    const char *const workspace = reinterpret_cast<const char *>(job.partial_sums_flags);
+    const int64_t ends[] = {0, carry_start(s), partial_sums_start(s), workspace_bytes(s, job.backward)};
+    const char *const names[] = {"flags", "carry", "partial sums"};
+    for (int k = 0; k < 3; ++k)
+        happens_before::watch(names[k], workspace + ends[k], ends[k + 1] - ends[k], sizeof(T));
+}
 
 template <typename Policy, int N>
 int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsigned order) {
@@ -29,11 +55,15 @@ int launch(const Job<typename Policy::Number> &job, int64_t shared_bytes, unsign
     for (int block = 0; block < job.schedule.blocks(); ++block) {
         shared.emplace_back(static_cast<char *>(aligned_alloc(128, fit)), free);
         memset(shared.back().get(), 0xff, fit);
+        happens_before::watch("shared memory of block " + std::to_string(block),
+                              shared.back().get(), shared_bytes, sizeof(typename Policy::Stored));
     }
+    watch(job);
     EmulatedGpu gpu;
     const bool ended = gpu.launch(job.schedule.blocks(), THREADS, order, [&](int block) {
         Worker<Policy, N>(job, shared[block].get()).run();
     });
+    if (*happens_before::races()) return RACE;
     if (!ended) return DEADLOCK;
     if (gpu.misaligned) return MISALIGNED;
     for (const auto &memory : shared)
@@ -75,6 +105,9 @@ int emulate_backward(const symrnn_layer *layer, int tf32, int64_t steps, int64_t
                                 d_hidden, d_h0, d_c0},
                  *gpu, order);
 }
+
+// The accesses of the last launch that nothing orders, a line each; see happens_before.h.
+const char *emulate_races() { return happens_before::races(); }
 
 // ---- the arithmetic of schedule.h and products.h -------------------------------------------------
 
