@@ -19,7 +19,53 @@ using namespace symrnn;
 namespace {
 
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
-constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102;
+constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102, RACE = 103;
+
+// The arrays whose accesses happens_before.h follows.
+void watch_workspace(const void *workspace, const int64_t (&ends)[4], const char *last, int element) {
+    const char *const names[] = {"flags", "carry", last};
+    for (int k = 0; k < 3; ++k)
+        happens_before::watch(names[k], static_cast<const char *>(workspace) + ends[k],
+                              ends[k + 1] - ends[k], element);
+}
+
+template <typename T>
+void watch_workspace(const Job<T> &job) {
+    const Schedule &s = job.schedule;
+    watch_workspace(job.partial_sums_flags,
+                    {0, carry_start(s), partial_sums_start(s), workspace_bytes(s, job.backward)},
+                    "partial sums", sizeof(T));
+}
+
+template <typename T>
+void watch_workspace(const RowJob<T> &job) {
+    const RowSchedule &s = job.schedule;
+    watch_workspace(job.flags,
+                    {0, row_carry_start(s), exchange_begin(s), workspace_bytes(s, job.backward)},
+                    "exchange", sizeof(T));
+}
+
+template <typename Job>
+void watch(const Job &job) {
+    const auto &s = job.schedule;
+    const int64_t states = static_cast<int64_t>(s.batch) * s.units, all = job.steps * states,
+                  tiles = tiles_of(s.units);
+    const auto array = [](const char *name, const auto *start, int64_t elements) {
+        happens_before::watch(name, start, elements * sizeof *start, sizeof *start);
+    };
+    array("packed weights", job.packed, panel_start(1, tiles, s.gates, tiles));
+    array("bias_n", job.bias_n, s.units);
+    array("gates", job.gates, all * s.gates);
+    array("saved_cells", job.saved_cells, all);
+    array("h0", job.h0, states), array("c0", job.c0, states);
+    array("output", job.output, all);
+    array("hn", job.hn, states), array("cn", job.cn, states);
+    array("d_output", job.d_output, all);
+    array("d_hn", job.d_hn, states), array("d_cn", job.d_cn, states);
+    array("d_gates", job.d_gates, all * s.gates), array("d_hidden", job.d_hidden, all * s.gates);
+    array("d_h0", job.d_h0, states), array("d_c0", job.d_c0, states);
+    watch_workspace(job);
+}
 
 Stopped stopped;  // why the last launch was
 
@@ -32,12 +78,16 @@ int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
     for (int block = 0; block < job.schedule.blocks(); ++block) {
         shared.emplace_back(static_cast<char *>(aligned_alloc(128, fit)), free);
         memset(shared.back().get(), 0xff, fit);
+        happens_before::watch("shared memory of block " + std::to_string(block),
+                              shared.back().get(), shared_bytes, sizeof *job.gates);
     }
+    watch(job);
     EmulatedGpu gpu;
     stopped = {};
     const bool ended = gpu.launch(job.schedule.blocks(), threads, order, [&](int block) {
         Worker(job, shared[block].get()).run();
     });
+    if (*happens_before::races()) return RACE;
     if (!ended) return DEADLOCK;
     if (gpu.misaligned) return MISALIGNED;
     for (const auto &memory : shared)
@@ -105,6 +155,8 @@ int emulate_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t st
 }
 
 const Stopped *emulate_stopped() { return &stopped; }
+// The accesses of the last launch that nothing orders, a line each; see happens_before.h.
+const char *emulate_races() { return happens_before::races(); }
 
 // ---- the arithmetic of schedule.h and products.h -------------------------------------------------
 

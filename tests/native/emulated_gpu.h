@@ -5,7 +5,8 @@
 // it may also be preempted wherever it synchronises or reads what others wrote. In a deadlock one that waits
 // for a flag gives up, as on a GPU after a while.
 // Memory is that of the process, so what is tested is who reads what after which wait, and every index;
-// not the coherence of a GPU's caches.
+// not the coherence of a GPU's caches. Compiled for it (happens_before.h), it also tells of accesses
+// that nothing orders, whether or not they came in an order that does harm.
 
 #ifndef EMULATED_GPU_H
 #define EMULATED_GPU_H
@@ -22,6 +23,8 @@
 #include <functional>
 #include <random>
 #include <vector>
+
+#include "happens_before.h"
 
 #define SYMRNN_DEVICE inline
 
@@ -84,6 +87,7 @@ struct Copy {
 
 struct Fiber {
     int block, thread;
+    int number;     // among the threads of all blocks
     unsigned rank;  // under UNEVEN the higher goes first
     Group *of_block, *of_warp;
     ucontext_t begin;
@@ -131,10 +135,12 @@ class EmulatedGpu {
         for (unsigned &rank : block_rank) rank = random_() % 1024;
         for (unsigned &rank : warp_rank) rank = random_() % 1024;
         running() = this;
+        happens_before::begin(blocks, threads);
         for (size_t k = 0; k < count; ++k) {
             Fiber &f = fibers[k];
             f.block = static_cast<int>(k / threads);
             f.thread = static_cast<int>(k % threads);
+            f.number = static_cast<int>(k);
             const size_t warp = f.block * warps + f.thread / 32;
             f.rank = block_rank[f.block] + warp_rank[warp];
             f.of_block = &of_block[f.block];
@@ -151,27 +157,35 @@ class EmulatedGpu {
             ready_.push_back(&f);
         }
         while (!stopped_ && (!ready_.empty() || one_gives_up())) resume_next();
+        happens_before::run(-1);
         munmap(stacks, count * STACK);
         watching_.clear();
         running() = nullptr;
         return ended_ == count;
     }
 
-    void meet(Group &group) {
+    // Waits for all of a group. in_order: what its threads did before comes before what they do after.
+    void meet(Group &group, bool in_order) {
         group.here.push_back(current);
         if (static_cast<int>(group.here.size()) == group.size) {
+            if (in_order) {
+                std::vector<int> threads;
+                for (const Fiber *f : group.here) threads.push_back(f->number);
+                happens_before::meet(threads);
+            }
             for (Fiber *f : group.here) ready_.push_back(f);
             group.here.clear();
         }
         leave();
     }
 
-    bool wait_for(const uint32_t *flag, uint32_t value) {
+    UNSEEN bool wait_for(const uint32_t *flag, uint32_t value) {
         while (*flag < value) {
             if (current->gave_up) return false;
             watching_.push_back(current);
             leave();
         }
+        happens_before::wait(flag, value);
         return true;
     }
 
@@ -198,6 +212,7 @@ class EmulatedGpu {
   private:
     void resume_next() {
         current = next();
+        happens_before::run(current->number);
         if (_setjmp(back_)) return;
         if (current->begun) _longjmp(current->at, 1);
         current->begun = true;
@@ -254,10 +269,11 @@ class EmulatedGpu {
 inline EmulatedGpu &gpu() { return *EmulatedGpu::running(); }
 inline int block_index() { return gpu().current->block; }
 inline int thread_index() { return gpu().current->thread; }
-inline void sync_block() { gpu().meet(*gpu().current->of_block); }
-inline void sync_warp() { gpu().meet(*gpu().current->of_warp); }
-inline void signal_flag(uint32_t *flag, uint32_t value) {
+inline void sync_block() { gpu().meet(*gpu().current->of_block, true); }
+inline void sync_warp() { gpu().meet(*gpu().current->of_warp, true); }
+UNSEEN inline void signal_flag(uint32_t *flag, uint32_t value) {
     gpu().pause();
+    happens_before::signal(flag, value);
     *flag = value;
     gpu().signalled();
     gpu().pause();
@@ -281,18 +297,20 @@ struct alignas(16) Words {
     uint32_t at[4];
 };
 
-// A GPU faults at an address that is no multiple of the size.
+// A GPU faults at an address that is no multiple of the size. Inlined, so that an access has the place
+// in the kernel's code.
+#define INLINED __attribute__((always_inline)) inline
 template <typename T>
-T load_aligned(const void *from) {
+INLINED T load_aligned(const void *from) {
     if (reinterpret_cast<uintptr_t>(from) % alignof(T)) gpu().misaligned = true;
     T loaded;
     memcpy(&loaded, from, sizeof loaded);
     return loaded;
 }
 
-inline Quad<float> load_quad(const float *from) { return load_aligned<Quad<float>>(from); }
-inline Pair load_pair(const float *from) { return load_aligned<Pair>(from); }
-inline Words load_words(const Words *from) { return load_aligned<Words>(from); }
+INLINED Quad<float> load_quad(const float *from) { return load_aligned<Quad<float>>(from); }
+INLINED Pair load_pair(const float *from) { return load_aligned<Pair>(from); }
+INLINED Words load_words(const Words *from) { return load_aligned<Words>(from); }
 inline float float_of(uint32_t word) {
     float x;
     memcpy(&x, &word, sizeof x);
@@ -300,25 +318,29 @@ inline float float_of(uint32_t word) {
 }
 
 template <typename T>
-T load_past_l1(const T *from) {
+INLINED T load_past_l1(const T *from) {
     gpu().pause();
     return load_aligned<T>(from);
 }
 
 // Asynchronous copies take place as late as they may, or, in a random order, now and then at once: who
 // reads too early reads what was there before.
-inline void copy_16(const Copy &copy) { memcpy(copy.to, copy.from, 16); }
-inline void copy_async(void *shared, const void *global) {
+UNSEEN inline void copy_16(const Copy &copy) { memcpy(copy.to, copy.from, 16); }
+INLINED void copy_async(void *shared, const void *global) {
     gpu().pause();
     for (const void *address : {static_cast<const void *>(shared), global})
         if (reinterpret_cast<uintptr_t>(address) % 16) gpu().misaligned = true;
     std::deque<std::vector<Copy>> &copies = gpu().current->copies;
     if (copies.empty()) copies.emplace_back();
+    happens_before::copy(shared, global, 16);
     const Copy copy{shared, global};
     if (gpu().at_once()) copy_16(copy);
     else copies.back().push_back(copy);
 }
-inline void commit_copies() { gpu().current->copies.emplace_back(); }
+inline void commit_copies() {
+    happens_before::commit();
+    gpu().current->copies.emplace_back();
+}
 template <int PENDING>
 void wait_for_copies() {
     std::deque<std::vector<Copy>> &copies = gpu().current->copies;
@@ -326,6 +348,7 @@ void wait_for_copies() {
         for (const Copy &copy : copies.front()) copy_16(copy);
         copies.pop_front();
     }
+    happens_before::wait_for_copies(PENDING);
     gpu().pause();
 }
 
@@ -336,13 +359,13 @@ void among_lanes(const T &mine, const Work &work) {
     Fiber &f = *gpu().current;
     memcpy(f.shown, &mine, sizeof mine);
     gpu().pause();
-    gpu().meet(*f.of_warp);
+    gpu().meet(*f.of_warp, false);
     work([&](int lane) {
         T shown;
         memcpy(&shown, (*f.warp)[lane]->shown, sizeof shown);
         return shown;
     });
-    gpu().meet(*f.of_warp);
+    gpu().meet(*f.of_warp, false);
 }
 
 // The matrix units look at the upper bits of a float, and at no others.
