@@ -124,20 +124,50 @@ def test_a_race_is_told_by_its_array_and_both_threads(litmus: ctypes.CDLL) -> No
 # Of the faults in test_cuda.py those that leave out or shorten a wait.
 UNORDERED = [name for name in FAULTS if re.match("no (wait|barrier)|a wait|.* before they", name)]
 
+# Of the kernel by rows, as in test_cuda.FAULTS.
+ROW_FAULTS: dict[str, tuple[str, str]] = {
+    "no wait": ("            wait(count, pass);", "            if (!FAULT) wait(count, pass);"),
+    "a wait for one pass too few": (
+        "wanted = value(count, pass);",
+        "wanted = value(count, pass) - FAULT;",
+    ),
+    "no barrier after the wait": ("        sync_warp();", "        if (!FAULT) sync_warp();"),
+    "no barrier before a signal": (
+        "sync_block();\n        if (thread_index() == 0) signal_flag",
+        "if (!FAULT) sync_block();\n        if (thread_index() == 0) signal_flag",
+    ),
+    "no barrier between the sums of two warps": (
+        "        sync_block();\n        if (second) return;",
+        "        if (!FAULT) sync_block();\n        if (second) return;",
+    ),
+    "one buffer in place of two": (
+        "*const next = exchange((n + 1) % 2);",
+        "*const next = exchange((n + 1 - FAULT) % 2);",
+    ),
+}
+
+
+def with_faults(name: str, faults: dict[str, tuple[str, str]], first: int) -> str:
+    """A source in which the fault of each number, from ``first`` on, can be switched on."""
+    source = (building.FOLDER / "cuda" / name).read_text()
+    for number, (old, new) in enumerate(faults.values(), first):
+        assert old in source, old
+        source = source.replace(old, new.replace("FAULT", f"(fault == {number})"))
+    return source
+
 
 class Followed:
-    """The kernels with the faults of test_cuda.py, of which one at a time, or none, is on."""
+    """The kernels with all these faults, of which one at a time, or none, is on."""
 
     def __init__(self, build: Callable[[Path, str], ctypes.CDLL], folder: Path) -> None:
-        source = (building.FOLDER / "cuda" / "layer.h").read_text()
-        for number, name in enumerate(FAULTS, 1):
-            old, new = FAULTS[name]
-            source = source.replace(old, new.replace("FAULT", f"(fault == {number})"))
+        source = with_faults("layer.h", FAULTS, 1)
         inside = "namespace symrnn {\n"
         counters = 'extern "C" { int fault = 0; }\nstatic int come = 0;\n\n'
         copied = folder / "native"
         shutil.copytree(building.FOLDER, copied, ignore=shutil.ignore_patterns("*.so", "*.py"))
         (copied / "cuda" / "layer.h").write_text(source.replace(inside, counters + inside, 1))
+        rows = with_faults("rows.h", ROW_FAULTS, len(FAULTS) + 1)
+        (copied / "cuda" / "rows.h").write_text(rows)
         self.library = build(copied / "cuda", "emulate.cpp")
         layer = [POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int]
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
@@ -191,3 +221,11 @@ def test_a_fault_is_found_where_the_numbers_are_right(followed: Followed, fault:
     number = [*FAULTS].index(fault) + 1
     lstm = Case(Mode.LSTM, 40, 20, 3, gpu=tight(13, Mode.LSTM, torch.float32, 40, 20))
     assert followed.races(lstm, number)
+
+
+@pytest.mark.parametrize("fault", ROW_FAULTS)
+def test_a_fault_by_rows_is_found_where_the_numbers_are_right(
+    followed: Followed, fault: str
+) -> None:
+    number = len(FAULTS) + [*ROW_FAULTS].index(fault) + 1
+    assert followed.races(Case(Mode.LSTM, 40, 33, 3, kernel=Kernel.ROWS, order=FIRST_COME), number)
