@@ -793,7 +793,7 @@ def test_spills_are_red(loading: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert check(pack.replace("0 bytes spill stores", "8 bytes spill stores") + far, "80")[0] == 0
     called = far.replace("0 bytes spill stores", "8 bytes spill stores", 1)
     assert check(pack + called, "80")[0] == 1
-    assert check(whole, "80", "100") == (1, "the report names no run_layer for sm_100")
+    assert check(whole, "80", "100") == (1, "the report names no run_layer or run_rows for sm_100")
 
 
 def test_mistakes(

@@ -98,11 +98,11 @@ def parts(device: str, results: Path, scratch: Path, corpus: Path | None) -> dic
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
         if tool in ("racecheck", "synccheck"):  # of shared memory and barriers: ours alone
-            command += ["--kernel-name", "kernel_substring=run_layer"]
+            command += ["--kernel-name", "kernel_substring=run_"]
         of = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         found[tool] = Part(15, [Command(tool, [*command, *small], tool=True, environment=of)])
     ncu = ["ncu", "--clock-control", "none", "--set", "basic", "--target-processes", "all"]
-    ncu += ["--kernel-name", "regex:run_layer", "--launch-count", "1", *small]
+    ncu += ["--kernel-name", "regex:run_(layer|rows)", "--launch-count", "1", *small]
     elsewhere = ["-m", "gpu", "-p", "tests.gpu.conftest", "tests/vision"]
     found["times"] = Part(80, [Command("times", [*times, "--part", "times"], again=True)])
     found["tests"] = Part(50, [tests("tests", *elsewhere)])
@@ -259,7 +259,7 @@ def outcome(command: Command, status: int | None, said: str) -> tuple[bool | Non
     if status == 0:
         return True, last
     if command.tool:
-        ours = re.findall(r"=========\s+(?:at |in )?.*\b(?:run_layer|pack_\w+|symrnn)\b.*", said)
+        ours = re.findall(r"=========\s+(?:at |in )?.*\b(?:run_layer|run_rows|pack_\w+|symrnn)\b.*", said)
         if status != FOUND:
             refused = re.findall(r".*(?:Device not supported|LibraryNotLoaded|ERR_NV\w+).*", said)
             if refused:
