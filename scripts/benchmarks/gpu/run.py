@@ -259,7 +259,7 @@ def outcome(command: Command, status: int | None, said: str) -> tuple[bool | Non
     if status == 0:
         return True, last
     if command.tool:
-        ours = re.findall(r"=========\s+(?:at |in )?.*\b(?:run_layer|run_rows|pack_\w+|symrnn)\b.*", said)
+        ours = re.findall(r"=========\s+(?:at |in )?.*\b(?:run_\w+|pack_\w+|symrnn)\b.*", said)
         if status != FOUND:
             refused = re.findall(r".*(?:Device not supported|LibraryNotLoaded|ERR_NV\w+).*", said)
             if refused:
