@@ -27,6 +27,7 @@
 #include "happens_before.h"
 
 #define SYMRNN_DEVICE inline
+#define SYMRNN_COLD [[noreturn]] inline
 
 namespace symrnn {
 
@@ -284,7 +285,7 @@ inline bool wait_for_flag(const uint32_t *flag, uint32_t value) {
     return came;
 }
 inline void claim(uint32_t *) {}  // only one gives up
-inline void stop_launch() { gpu().stop(); }
+[[noreturn]] inline void stop_launch() { gpu().stop(); }
 
 template <typename T>
 struct alignas(4 * sizeof(T)) Quad {

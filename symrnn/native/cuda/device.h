@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define SYMRNN_DEVICE __device__ __forceinline__
+#define SYMRNN_COLD [[noreturn]] __device__ __noinline__
 
 namespace symrnn {
 
@@ -37,22 +38,17 @@ SYMRNN_DEVICE void signal_flag(uint32_t *flag, uint32_t value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// Waits until the flag has reached the value; false if it has not after PATIENCE. A step takes some
-// microseconds: the block that is waited for will never come.
-constexpr uint64_t PATIENCE = 2'000'000'000;  // ns
+// Waits until the flag has reached the value; false if it has not after so many polls. Each takes more
+// than half a microsecond, so these are seconds, and a step takes some microseconds: the block that is
+// waited for will never come. (A look at the clock would take registers of those that are scarce.)
+constexpr uint32_t PATIENCE = 1 << 22;  // polls
 SYMRNN_DEVICE bool wait_for_flag(const uint32_t *flag, uint32_t value) {
-    constexpr uint32_t POLLS = 1024;  // between two looks at the clock, which would slow down the others
-    uint64_t began = 0;
-    for (uint32_t polls = 1;; ++polls) {
+    for (uint32_t polls = PATIENCE; polls; --polls) {
         uint32_t seen;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
         if (seen >= value) return true;
-        if (polls % POLLS != 0) continue;
-        uint64_t now;
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (began == 0) began = now;
-        if (now - began > PATIENCE) return false;
     }
+    return false;
 }
 
 // Returns for the first thread of all blocks that comes here. The others stay until the launch is
@@ -62,9 +58,10 @@ SYMRNN_DEVICE void claim(uint32_t *word) {
 }
 
 // Stops the launch with an error, after all that this thread wrote has reached the host.
-SYMRNN_DEVICE void stop_launch() {
+[[noreturn]] SYMRNN_DEVICE void stop_launch() {
     __threadfence_system();
     __trap();
+    __builtin_unreachable();
 }
 
 // ---- memory --------------------------------------------------------------------------------------

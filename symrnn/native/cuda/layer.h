@@ -59,9 +59,9 @@ struct Job {
     float *partial_sums;
 };
 
-// Stops the launch, and leaves word of why.
+// Stops the launch, and leaves word of why. Not inlined: what that takes of registers would spill.
 template <typename Job>
-SYMRNN_DEVICE void stop(const Job &job, const Stopped &why) {
+SYMRNN_COLD void stop(const Job &job, const Stopped &why) {
     claim(job.stopping);
     if (job.stopped) *job.stopped = why;
     stop_launch();
@@ -138,7 +138,7 @@ class Worker {
     SYMRNN_DEVICE void wait_for(const uint32_t *flags, int other, int count) {
         const uint32_t *const flag = flags + other * FLAG;
         if (wait_for_flag(flag, count)) return;
-        stop(job_, {1, block_, other, flags == job_.state_flags, count, static_cast<int32_t>(*flag)});
+        stop(job_, {1, block_index(), other, flags == job_.state_flags, count, static_cast<int32_t>(*flag)});
     }
 
     // Waits until the states of this block's units have been written `count` times. Each thread waits

@@ -17,7 +17,7 @@
  * Functions return SYMRNN_OK or a status of symrnn.h. After SYMRNN_GPU `symrnn_cuda_error` has
  * CUDA's message.
  *
- * The thread blocks of a layer wait for one another. Should one wait in vain for two seconds, the launch
+ * The thread blocks of a layer wait for one another. Should one wait in vain for some seconds, the launch
  * is stopped: CUDA reports a launch failure, as it would after any trap, and the process has lost the
  * GPU. From then on `symrnn_cuda_error` says which block waited for what.
  */
