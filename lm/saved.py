@@ -50,8 +50,12 @@ DROPOUTS = (
 )
 """What a configuration says of dropout besides; those of former models do not."""
 
-LATER = (*DROPOUTS, "fixed_masks", "last_hidden_size")
-"""What else a configuration says of the model, and those of former ones do not."""
+_LATER: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(DROPOUTS, (int, float, type(None))),
+    "fixed_masks": (bool,),
+    "last_hidden_size": (int, type(None)),
+}
+"""What else a configuration says of the model, by type; those of former models do not."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def build_model(config: Mapping[str, Any], vocab_size: int) -> LanguageModel:
             config["hidden_size"],
             config["num_layers"],
             config["dropout"],
-            **{name: config[name] for name in LATER if name in config},
+            **{name: config[name] for name in _LATER if name in config},
             tied=config["tied"],
             adaptive=config.get("adaptive_softmax"),
             cell=config["cell"],
@@ -199,13 +203,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 _OUTCOME: dict[str, tuple[type, ...]] = {"epoch": (int,), "valid_perplexity": (int, float)}
 """What else the meta of a best model says."""
-
-_LATER: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(DROPOUTS, (int, float, type(None))),
-    "fixed_masks": (bool,),
-    "last_hidden_size": (int, type(None)),
-}
-"""What else a configuration says."""
 
 
 def _check_types(config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

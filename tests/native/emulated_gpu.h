@@ -2,8 +2,8 @@
 // thread schedules them all, in an order that can be chosen.
 //
 // A fiber runs until it waits: for its block, its warp, or a flag of another block. In a random order
-// it may also be preempted wherever it synchronises or reads what others wrote. In a deadlock one that waits
-// for a flag gives up, as on a GPU after a while.
+// it may also be preempted wherever it synchronises or reads what others wrote. In a deadlock one that
+// waits for a flag gives up, as on a GPU after a while.
 // Memory is that of the process, so what is tested is who reads what after which wait, and every index;
 // not the coherence of a GPU's caches. Compiled for it (happens_before.h), it also tells of accesses
 // that nothing orders, whether or not they came in an order that does harm.

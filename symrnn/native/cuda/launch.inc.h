@@ -35,23 +35,8 @@ cudaError_t load() {
 template <typename Policy>
 cudaError_t launch(const Job<typename Policy::Number> &job, int columns, int64_t shared_bytes,
                    int max_shared, cudaStream_t stream) {
-    const Kernel<Policy> kernel = kernel_for<Policy>(columns);
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           max_shared);
-    const int blocks = job.schedule.blocks();
-    if (!error) error = cudaMemsetAsync(job.partial_sums_flags, 0, flag_bytes(job.schedule), stream);
-    if (error) return error;
-    cudaLaunchAttribute cooperative = {};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = &cooperative;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, job);
+    return launch_together(kernel_for<Policy>(columns), job, THREADS, shared_bytes, max_shared,
+                           job.partial_sums_flags, flag_bytes(job.schedule), stream);
 }
 
 }  // namespace symrnn

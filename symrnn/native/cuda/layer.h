@@ -59,6 +59,12 @@ struct Job {
     float *partial_sums;
 };
 
+// An element of an array; 0 where there is none.
+template <typename T>
+SYMRNN_DEVICE float or_zero(const T *from, int64_t at) {
+    return from ? to_float(from[at]) : 0.0f;
+}
+
 // Stops the launch, and leaves word of why. Not inlined: what that takes of registers would spill.
 template <typename Job>
 SYMRNN_COLD void stop(const Job &job, const Stopped &why) {
@@ -138,7 +144,8 @@ class Worker {
     SYMRNN_DEVICE void wait_for(const uint32_t *flags, int other, int count) {
         const uint32_t *const flag = flags + other * FLAG;
         if (wait_for_flag(flag, count)) return;
-        stop(job_, {1, block_index(), other, flags == job_.state_flags, count, static_cast<int32_t>(*flag)});
+        stop(job_, {1, block_index(), other, flags == job_.state_flags, count,
+                    static_cast<int32_t>(*flag)});
     }
 
     // Waits until the states of this block's units have been written `count` times. Each thread waits
@@ -408,10 +415,6 @@ class Worker {
 
     SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {
         return ((row + c.b) * s_.gates + gate) * s_.units + c.unit;
-    }
-
-    SYMRNN_DEVICE static float or_zero(const T *from, int64_t at) {
-        return from ? to_float(from[at]) : 0.0f;
     }
 
     SYMRNN_DEVICE ForwardInput read_forward(const Cell &c, int n) const {

@@ -438,10 +438,6 @@ class RowWorker {
         return ((row + c.b) * s_.gates + gate) * s_.units + c.unit;
     }
 
-    SYMRNN_DEVICE static float or_zero(const T *from, int64_t at) {
-        return from ? to_float(from[at]) : 0.0f;
-    }
-
     struct ForwardInput {
         float gate[MAX_GATES];
         float before;  // LSTM c, GRU h

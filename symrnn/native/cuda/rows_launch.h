@@ -3,8 +3,7 @@
 #ifndef SYMRNN_CUDA_ROWS_LAUNCH_H
 #define SYMRNN_CUDA_ROWS_LAUNCH_H
 
-#include <cuda_runtime_api.h>
-
+#include "launch.h"
 #include "rows.h"
 
 namespace symrnn {

@@ -33,23 +33,8 @@ cudaError_t load_rows() {
 template <typename Policy>
 cudaError_t launch(const RowJob<typename Policy::Number> &job, int columns, int64_t shared_bytes,
                    int max_shared, cudaStream_t stream) {
-    const auto kernel = rows_kernel_for<Policy>(columns);
-    const int blocks = job.schedule.blocks();
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             max_shared);
-    if (!error) error = cudaMemsetAsync(job.flags, 0, row_flag_bytes(job.schedule), stream);
-    if (error) return error;
-    cudaLaunchAttribute cooperative = {};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(ROW_THREADS);
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    config.attrs = &cooperative;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, job);
+    return launch_together(rows_kernel_for<Policy>(columns), job, ROW_THREADS, shared_bytes, max_shared,
+                           job.flags, row_flag_bytes(job.schedule), stream);
 }
 
 }  // namespace symrnn
