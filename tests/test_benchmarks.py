@@ -60,15 +60,20 @@ def module() -> Callable[[str], ModuleType]:
     return load
 
 
-@pytest.fixture
-def layers() -> Any:
-    """The module of tests/gpu/test_layers.py."""
-    spec = importlib.util.spec_from_file_location("gpu_layers", ROOT / "tests/gpu/test_layers.py")
+def loaded(path: str) -> ModuleType:
+    """A module of this repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{Path(path).stem}", ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+@pytest.fixture
+def layers() -> Any:
+    """The module of tests/gpu/test_layers.py."""
+    return loaded("tests/gpu/test_layers.py")
 
 
 def main_of(path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -595,7 +600,9 @@ def test_a_part_that_dies_goes_on_and_one_that_hangs_is_ended(
 ) -> None:
     run = module("gpu/run")
     python = [sys.executable, "-c"]
-    dying = run.Command("dying", {}, [*python, DYING, str(tmp_path / "pid")], cases=True)
+    dying = run.Command(
+        "dying", {}, [*python, DYING, str(tmp_path / "pid")], again=True, cases=True
+    )
     missing = run.Command("memcheck", {}, ["no-such-tool", "--tool", "memcheck"], tool=True)
     bad = run.Command("bad", {}, [*python, "raise SystemExit('no such number')"])
     monkeypatch.setattr(run.subprocess, "Popen", impatient(tmp_path / "pid"))
@@ -658,7 +665,33 @@ def test_words_of_pytest(module: Any) -> None:
     )
     assert run.outcome(command, 2, "no such option")[0] is False
     assert run.outcome(command, None, "tests/gpu/a.py::b PASSED")[0] is None
-    assert run.outcome(command, None, "Timeout (0:01:30)!\ntests/gpu/a.py::b ")[0] is False
+    for status in (None, 1):  # a test hung; faulthandler ends the process with 1
+        assert run.outcome(command, status, "Timeout (0:01:30)!\ntests/gpu/a.py::b ")[0] is False
+    missing = "E   ModuleNotFoundError: No module named 'matplotlib'"
+    assert run.outcome(command, 4, missing) == (None, "skipped: matplotlib is not installed")
+    assert run.outcome(command, 4, "No module named 'symrnn.cuda'")[0] is False
+
+
+def test_a_test_that_has_hung_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that has ended; those of other parts are."""
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setenv("SYMRNN_GPU_RESULTS", str(results))
+    monkeypatch.setenv("SYMRNN_GPU_PART", "correct")
+    conftest = loaded("tests/gpu/conftest.py")
+    conftest.Results().pytest_runtest_logstart("a.py::hangs")
+    other = {"part": "tests", "case": "a.py::other", "ok": True, "words": ""}
+    with results.open("a") as file:
+        file.write(json.dumps(other) + "\n")
+    left_out: list[Any] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    items = [SimpleNamespace(nodeid=f"a.py::{name}") for name in ("first", "hangs", "other")]
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert [one.nodeid for one in items] == ["a.py::first", "a.py::other"]
+    assert [one.nodeid for one in left_out] == ["a.py::hangs"]
+    begun = json.loads(results.read_text().splitlines()[0])
+    assert begun == {"part": "correct", "case": "a.py::hangs", "ok": None, "words": "begun"}
 
 
 @needs_kernels

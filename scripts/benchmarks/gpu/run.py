@@ -61,13 +61,15 @@ class Command(NamedTuple):
 
     parts: their names, and how many seconds each should take: its weight where the time that is
         left is shared among it and the later ones.
-    cases: it is cases.py, which goes on where it stopped.
+    again: it goes on where it stopped, if it is started again.
+    cases: it is cases.py, which takes parts and their time.
     tool: a failure may be that it does not work here.
     """
 
     name: str
     parts: dict[str, float]
     arguments: Sequence[str]
+    again: bool = False
     cases: bool = False
     tool: bool = False
     environment: dict[str, str] = {}  # noqa: RUF012
@@ -88,11 +90,11 @@ def plan(device: str, scratch: Path, corpus: Path | None, prepared: bool) -> lis
     ncu += [f"--section={name}" for name in SECTIONS]
     files = [f"tests/gpu/test_{name}.py" for name in ("calls", "layers", "vendor")]
     return [
-        Command("measure", measured, on, cases=True),
+        Command("measure", measured, on, again=True, cases=True),
         Command("ncu", {"ncu": 35}, [*ncu, *watched, "--large"], tool=True),
         tests("correct", 60, *files, "-k", f"not {first}"),
         *(sanitizer(tool, watched) for tool in ("memcheck", "racecheck")),
-        Command("times", {"times": 60}, on, cases=True),
+        Command("times", {"times": 60}, on, again=True, cases=True),
         tests("tests", 30, "-m", "gpu", "-p", "tests.gpu.conftest", "tests/vision"),
         *(sanitizer(tool, watched) for tool in ("synccheck", "initcheck")),
         *(compact(symm, device, scratch, corpus) for symm in ("avg", "none")),
@@ -138,7 +140,7 @@ def pytest_command() -> list[str]:
 
 def tests(part: str, seconds: float, *arguments: str) -> Command:
     cut = ["--confcutdir", "tests/gpu"] if arguments[0].startswith("tests/gpu") else []
-    return Command(part, {part: seconds}, [*pytest_command(), *cut, *arguments])
+    return Command(part, {part: seconds}, [*pytest_command(), *cut, *arguments], again=True)
 
 
 # ---- running them ------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ class Run:
             status, said = self.process(part, [*arguments, *more], left, command.environment)
             ok, words = outcome(command, status, said)
             got_on = self.results.stat().st_size > size
-            if status is None or ok or not command.cases or not got_on:
+            if status is None or ok or not command.again or not got_on:
                 break
             if seconds - (time.monotonic() - began) < LEAST:
                 break
@@ -264,8 +266,8 @@ def outcome(command: Command, status: int | None, said: str) -> tuple[bool | Non
     """Whether a command was good, None if that tells nothing, and a line about it."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "no word"
+    hangs = "Timeout (0:" in said  # of a test, by faulthandler
     if status is None:
-        hangs = "Timeout (0:" in said  # of a test, by faulthandler
         return False if hangs else None, f"skipped: the time was up: {last}"
     if status == 0:
         return True, last
@@ -281,9 +283,13 @@ def outcome(command: Command, status: int | None, said: str) -> tuple[bool | Non
     how = f"ended with status {status}"
     if status < 0:
         how = f"died of {signal.Signals(-status).name}"
-    if "pytest" in command.arguments and status in (1, 5):
+    if "pytest" in command.arguments:
+        missing = re.search(r"No module named '(?!symrnn|lm|data)(\w+)", said)
+        if status in (2, 4) and missing:
+            return None, f"skipped: {missing[1]} is not installed"
         # The failing tests speak for themselves; 5 is where none was chosen.
-        return None if status == 5 else True, last
+        if status in (1, 5) and not hangs:
+            return None if status == 5 else True, last
     return False, f"{how}: {last}"
 
 
