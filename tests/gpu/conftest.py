@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from symrnn.native import cuda
+
 DEVICE = torch.device(os.environ.get("SYMRNN_GPU_TESTS", "cuda"))
 RESULTS = os.environ.get("SYMRNN_GPU_RESULTS")
 PART = os.environ.get("SYMRNN_GPU_PART", "tests")
@@ -52,7 +54,9 @@ def _seeded_and_usable() -> Iterator[None]:
             torch.cuda.synchronize()
             torch.ones(1, device="cuda").item()
         except RuntimeError as error:
-            print(f"the GPU is lost: {error}", flush=True)
+            library = cuda.library()
+            why = "" if library is None else library.symrnn_cuda_error().decode()
+            print(f"the GPU is lost: {error}; {why}", flush=True)
             os._exit(LOST)
 
 

@@ -208,6 +208,13 @@ def cases_of(
         yield "others", "other kernels", partial(others_case, device)
 
 
+def why_stopped() -> str:
+    """Which block of a kernel waited for what, where that is why a launch was stopped."""
+    library = cuda.library()
+    words: str = "" if library is None else library.symrnn_cuda_error().decode()
+    return words if "stopped" in words else ""
+
+
 # ---- one after the other -----------------------------------------------------------------------
 
 
@@ -265,7 +272,7 @@ def main() -> None:
                     synchronize(device)
             except Exception as error:
                 traceback.print_exc()
-                words = " ".join(str(error).split())
+                words = " ".join(f"{error} {why_stopped()}".split())
                 found = {"ok": False, "words": f"{type(error).__name__}: {words}"}
             faulthandler.cancel_dump_traceback_later()
             write(**of, seconds=round(time.monotonic() - began, 2), **found)

@@ -125,7 +125,10 @@ class Loop:
 
 @dataclass
 class Function:
-    """A kernel, with what it calls."""
+    """A kernel, with what it calls.
+
+    order: the place of each block, by number, in an order in which only loops go back.
+    """
 
     name: str  # as the linker knows it
     architecture: int
@@ -133,6 +136,7 @@ class Function:
 
     def __post_init__(self) -> None:
         self.blocks = blocks_of(self.code)
+        self.order = {k: place for place, k in enumerate(_reverse_postorder(self.blocks))}
         self.loops = loops_of(self.blocks)
 
     def innermost(self) -> list[Loop]:
