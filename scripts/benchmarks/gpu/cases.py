@@ -263,29 +263,41 @@ def main() -> None:
                 write(**of, ok=None, words="skipped: the time was up")
                 continue
             write(**of, ok=None, words="begun")
-            if device.type == "cuda" and part not in ("load", "micro"):
-                faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
-            began = time.monotonic()
-            try:
-                found = {"ok": True, "words": "", **run()}
-                if part not in ("load", "micro"):
-                    synchronize(device)
-            except Exception as error:
-                traceback.print_exc()
-                words = " ".join(f"{error} {why_stopped()}".split())
-                found = {"ok": False, "words": f"{type(error).__name__}: {words}"}
-            faulthandler.cancel_dump_traceback_later()
-            write(**of, seconds=round(time.monotonic() - began, 2), **found)
+            found = outcome(run, device, watched=what != "load")
+            write(**of, **found)
             print(f"{name}: {'ok' if found['ok'] else found['words']}", flush=True)
             if found.get("again"):  # with what was built
                 os.execv(sys.executable, [sys.executable, *sys.argv])
-            if found["ok"] is False and part not in ("load", "micro"):
-                try:
-                    synchronize(device)
-                except RuntimeError:
-                    os._exit(LOST)  # at once: another process goes on
+            if found["ok"] is False and what != "load":
+                leave_if_lost(device)
             if device.type == "cuda" and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # the memory of the graphs
+
+
+def outcome(run: Callable[[], Record], device: torch.device, watched: bool) -> Record:
+    """What a case found, whether it is good, and its seconds. watched: it runs on the GPU, and the
+    program ends if it hangs."""
+    if watched and device.type == "cuda":
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+    began = time.monotonic()
+    try:
+        found = {"ok": True, "words": "", **run()}
+        if watched:
+            synchronize(device)
+    except Exception as error:
+        traceback.print_exc()
+        words = " ".join(f"{error} {why_stopped()}".split())
+        found = {"ok": False, "words": f"{type(error).__name__}: {words}"}
+    faulthandler.cancel_dump_traceback_later()
+    return {"seconds": round(time.monotonic() - began, 2), **found}
+
+
+def leave_if_lost(device: torch.device) -> None:
+    """End the process where its GPU answers every call with an error: another goes on."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        os._exit(LOST)  # at once
 
 
 if __name__ == "__main__":
