@@ -40,6 +40,8 @@ void watch_workspace(const Job<T> &job) {
 template <typename T>
 void watch_workspace(const RowJob<T> &job) {
     const RowSchedule &s = job.schedule;
+    happens_before::watch("state_mask", job.state_mask,
+                          static_cast<int64_t>(s.batch) * s.units * sizeof(T), sizeof(T));
     watch_workspace(job.flags,
                     {0, row_carry_start(s), exchange_begin(s), workspace_bytes(s, job.backward)},
                     "exchange", sizeof(T));

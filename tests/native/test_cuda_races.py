@@ -211,7 +211,7 @@ def test_every_access_by_rows_is_ordered(
     followed: Followed, mode: Mode, dtype: torch.dtype, tf32: bool
 ) -> None:
     """In two passes over the sequences, of several blocks, with units that fill the last chunk."""
-    case = Case(mode, 40, 33, 3, dtype, tf32, kernel=Kernel.ROWS, order=FIRST_COME)
+    case = Case(mode, 40, 33, 3, dtype, tf32, with_mask=True, kernel=Kernel.ROWS, order=FIRST_COME)
     assert case.fit(False).blocks > 2
     assert not followed.races(case)
 

@@ -6,8 +6,8 @@
 // Backward, at each step:  multiply the gates' gradients of the step after; pointwise → those of this
 //                          step. A last product gives the gradient of h0.
 //
-// What a step is multiplied by goes through one exchange buffer in global memory, already rounded and in
-// the order in which it is read. The initial state too: so it need not be aligned, and null is zeros like
+// What a step is multiplied by goes through one exchange buffer in global memory, already masked, rounded
+// and in the order in which it is read. The initial state too: so it need not be aligned, and null is zeros like
 // any others. A step takes the sequences in passes of as many as are multiplied at once. A block has one
 // flag, which counts the passes that it has written; it is raised before anything else is stored that no
 // other block reads. While a pass is on its way, the block is busy with the next.
@@ -41,7 +41,7 @@ struct RowJob {
     RowSchedule schedule;
     int mode, steps;
     bool reverse, backward;
-    const T *packed, *bias_n;
+    const T *packed, *bias_n, *state_mask;
     T *gates;                             // backward: only read
     float *saved_cells;                   // backward: only read
     const T *h0, *c0;
@@ -100,7 +100,7 @@ class RowWorker {
                     pass, n + 1, exchange(n % 2), [&](const Cell &c) { return read_forward(c, n); },
                     [&](const Cell &c, const ForwardInput &in) {
                         const ForwardResult result = step_forward(c, in);
-                        publish(next, 0, c, result.h);
+                        publish(next, 0, c, result.h * in.mask);
                         return result;
                     },
                     [&](const Cell &c, const ForwardResult &result) { store_forward(c, n, result); });
@@ -117,7 +117,7 @@ class RowWorker {
                     [&](const Cell &c) { return read_backward(c, n, done); },
                     [&](const Cell &c, const BackwardInput &in) {
                         float d_h = in.d_h;
-                        if (done > 0) d_h += sum(c.own, c.column);
+                        if (done > 0) d_h += in.mask * sum(c.own, c.column);
                         const BackwardResult result = n >= 0 ? step_backward(in, d_h)
                                                              : first_state_gradient(in, d_h);
                         if (n >= 0)
@@ -200,11 +200,15 @@ class RowWorker {
     SYMRNN_DEVICE void publish_initial_state() {
         const int own = units_.count();
         for (int k = thread_index(); k < s_.batch * own; k += ROW_THREADS) {
-            const int b = k / own, unit = units_.first + k - b * own;
-            exchange(0)[s_.exchange_offset(0, b, unit)] =
-                rounded(or_zero(job_.h0, static_cast<int64_t>(b) * s_.units + unit));
+            const int b = k / own, unit = units_.first + k - b * own, at = b * s_.units + unit;
+            exchange(0)[s_.exchange_offset(0, b, unit)] = rounded(or_zero(job_.h0, at) * mask(at));
         }
         signal(1, passes_ - 1);
+    }
+
+    // What h is multiplied by before the matrices. at: in (B, H).
+    SYMRNN_DEVICE float mask(int at) const {
+        return job_.state_mask ? to_float(job_.state_mask[at]) : 1.0f;
     }
 
     SYMRNN_DEVICE static Stored rounded(float x) { return Policy::rounded(from_float<T>(x)); }
@@ -442,6 +446,7 @@ class RowWorker {
         float gate[MAX_GATES];
         float before;  // LSTM c, GRU h
         float bias;    // GRU b_n
+        float mask;
     };
 
     struct ForwardResult {
@@ -453,6 +458,7 @@ class RowWorker {
     SYMRNN_DEVICE ForwardInput read_forward(const Cell &c, int n) const {
         ForwardInput in = {};
         const int64_t row = row_of(n);
+        in.mask = mask(c.at);
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
             if (g < s_.gates) in.gate[g] = to_float(job_.gates[gate_offset(c, row, g)]);
@@ -510,6 +516,7 @@ class RowWorker {
         float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
         float d_h;           // of the output and, of a GRU, what bypassed the matrices
         float carried;       // LSTM: the gradient of c after the step
+        float mask;
     };
 
     struct BackwardResult {
@@ -522,6 +529,7 @@ class RowWorker {
     SYMRNN_DEVICE BackwardInput read_backward(const Cell &c, int n, int done) const {
         BackwardInput in = {};
         const bool lstm = job_.mode == SYMRNN_LSTM, gru = job_.mode == SYMRNN_GRU;
+        in.mask = mask(c.at);
         if (lstm) in.carried = done > 0 ? job_.carry[c.at] : or_zero(job_.d_cn, c.at);
         if (gru && done > 0) in.d_h = job_.carry[c.at];
         if (n < 0) return in;

@@ -117,7 +117,6 @@ def _run_cuda(
     if torch.is_autocast_enabled("cuda") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cuda")
     why = "" if batch_sizes is None else "sequences of a PackedSequence may end before others"
-    why = why or ("" if weights[0].state_mask is None else "they know no state_dropout")
     why = why or cuda.why_not(weights[0], attributes.mode, dtype, state[0].size(1), input.device)
     if why:
         _notice(why)
@@ -131,8 +130,9 @@ def _run_cuda(
         )
         form, symmetric, hidden = source_of(w.hh, whole=True)
         c0 = state[1] if len(state) == 2 else None
+        mask = None if w.state_mask is None else w.state_mask.to(dtype)
         output, hn, cn, *_ = torch.ops.symrnn.layer(
-            x, w_ih, bias_ih, bias_hh, [m.to(dtype) for m in hidden], state[0], c0, None, None,
+            x, w_ih, bias_ih, bias_hh, [m.to(dtype) for m in hidden], state[0], c0, None, mask,
             attributes.mode, form, symmetric, reverse, dtype,
         )  # fmt: skip
         return output, [hn] if c0 is None else [hn, cn]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,10 +20,11 @@ from torch.nn.utils.rnn import pack_sequence
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
-from symrnn.native.interface import Dtype, Gpu
-from symrnn.rnn import torch_state
+from symrnn.native.interface import Dtype, Gpu, Kernel
+from symrnn.rnn import reference, torch_state
 from symrnn.rnn.fused import backend, operators
 from symrnn.rnn.fused import cuda as kernels
+from symrnn.rnn.weights import LayerWeights
 
 IN, H = 5, 19
 
@@ -155,6 +157,49 @@ def test_numbers_of_16_bits(make: Any, dtype: torch.dtype, tolerance: float) -> 
     output, state = run(layer, x)
     assert output.dtype == dtype
     close(results(output, state, [x, *layer.parameters()]), expect(layer, x), tolerance)
+
+
+def masked(layer: Any, batch: int) -> list[LayerWeights]:
+    """The layer's weights, with a mask of the state for each layer and direction."""
+    masks = (torch.rand(batch, H) > 0.4).float() * 1.5
+    return [
+        dataclasses.replace(w, state_mask=masks.roll(k))
+        for k, w in enumerate(layer.layer_weights())
+    ]
+
+
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_state_dropout(emulated: EmulatedLibrary, make: Any, options: dict[str, Any]) -> None:
+    """The masks of one call, in the loop too."""
+    layer = make(IN, H, **options)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    precise = x.detach().double().requires_grad_()
+
+    def called(run: Any, layer: Any, x: Tensor) -> list[Tensor]:
+        torch.manual_seed(1)
+        weights = masked(layer, x.size(1))
+        output, last = run(x, None, layer._zeros(x, x.size(1)), weights, layer._attributes())
+        return results(output, layer._whole(last), [x, *layer.parameters()])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = called(backend._run_cuda, layer, x)
+    close(found, called(reference.BACKEND.run, exact, precise), 2e-6)
+    assert emulated.calls == 2 * layer.num_layers * (2 if layer.bidirectional else 1)
+
+
+def test_state_dropout_of_a_layer_that_is_packed_is_the_vendors(
+    emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "KERNEL", Kernel.PACKED)
+    layer, x = SymLSTM(IN, H), torch.randn(2, 3, IN)
+    weights = masked(layer, 3)
+    arguments = (x, None, layer._zeros(x, 3), weights, layer._attributes())
+    with pytest.warns(UserWarning, match="fits only packed, which knows no state_dropout"):
+        output, _ = backend._run_cuda(*arguments)
+    torch.testing.assert_close(output, reference.BACKEND.run(*arguments)[0])
+    assert emulated.calls == 0
 
 
 @pytest.mark.usefixtures("emulated")
