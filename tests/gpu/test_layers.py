@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
+from symrnn.rnn.fused import cuda as fused_cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -382,6 +383,17 @@ def test_state_dropout(
     mask = (torch.rand(batch, side, device=device) > 0.3) / 0.7
     monkeypatch.setattr(F, "dropout", lambda ones, p: mask.to(ones.dtype))
     check(make, side, batch, 35, kind, state_dropout=0.3)
+
+
+@pytest.mark.parametrize("kind", ["exact", "tf32", "bf16"] if ON_GPU else ["exact"])
+@pytest.mark.parametrize(
+    ("make", "side"), [(SymLSTM, 650 if ON_GPU else 33), (SymLSTM, 200), (SymGRU, 200)]
+)
+def test_two_layers_in_one_launch(
+    check: Any, make: Any, side: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_cuda, "WAVEFRONT", True)
+    check(make, side, 20, 35, kind, num_layers=2)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")

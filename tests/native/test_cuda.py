@@ -116,9 +116,10 @@ class Case:
     order: int = 0
     left_behind: int = 255  # in each byte of the workspace; 255 makes NaNs
     kernel: Kernel = Kernel.PACKED
+    seed: int = 0  # of the numbers
 
     def __post_init__(self) -> None:
-        torch.manual_seed(self.side * 1000 + self.batch)
+        torch.manual_seed(self.side * 1000 + self.batch + self.seed)
         gates, side, batch = GATES[self.mode], self.side, self.batch
         rounded = self.dtype
 

@@ -61,9 +61,8 @@ inline int check(const BackwardArrays &a, bool lstm, bool gru) {
     return SYMRNN_OK;
 }
 
-// Checks a call but for its arrays, and distributes the layer over a GPU.
-inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found) {
-    const symrnn_layer *const layer = call.layer;
+// Checks a layer by itself.
+inline int check(const symrnn_layer *layer) {
     if (!layer || !layer->hh || !layer->hh->term || !layer->hh->term->packed) return SYMRNN_NULL;
     const symrnn_product &hh = *layer->hh;
     const symrnn_term &term = *hh.term;
@@ -76,7 +75,17 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found)
         hh.rows != hh.columns || term.rows != hh.rows || term.columns != hh.rows ||
         !aligned(term.packed, 16))
         return SYMRNN_SIZE;
-    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1 || !is_kernel(call.kernel))
+    return SYMRNN_OK;
+}
+
+// Checks a call but for its arrays, and distributes the layer over a GPU.
+inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found) {
+    const symrnn_layer *const layer = call.layer;
+    if (int bad = check(layer)) return bad;
+    const symrnn_product &hh = *layer->hh;
+    const int gates = gates_of(layer->mode);
+    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1 || !is_kernel(call.kernel) ||
+        call.kernel == SYMRNN_KERNEL_WAVEFRONT)
         return SYMRNN_SIZE;
     if (hh.rows > MAX_ROWS || call.batch > MAX_ROWS ||
         !distribute(call.kernel, gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
@@ -154,6 +163,16 @@ void set_fit(RowJob<T> &job, const RowFit &fit, char *workspace) {
     job.exchange = workspace + exchange_begin(fit.schedule);
 }
 
+// Calls `start` with the arithmetic policy.
+template <typename Start>
+int with_policy(int dtype, int tf32, const Start &start) {
+    switch (dtype) {
+    case SYMRNN_BFLOAT16: return start(Bits16<bfloat16>());
+    case SYMRNN_HALF: return start(Bits16<half>());
+    default: return tf32 ? start(Tf32()) : start(Exact());
+    }
+}
+
 // Calls `start` with the arithmetic policy, the job of one of the two kernels, and how it fits the GPU.
 // Returns its status, or that of the argument that is wrong.
 template <typename Arrays, typename Start>
@@ -167,16 +186,11 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
         set_fit(job, fit, static_cast<char *>(call.workspace));
         return start(policy, job, fit);
     };
-    const auto start_with = [&](auto policy) {
+    return with_policy(call.layer->hh->dtype, call.tf32, [&](auto policy) {
         using T = typename decltype(policy)::Number;
         return found.kernel == SYMRNN_KERNEL_ROWS ? start_job(policy, RowJob<T>{}, found.rows)
                                                   : start_job(policy, Job<T>{}, found.packed);
-    };
-    switch (call.layer->hh->dtype) {
-    case SYMRNN_BFLOAT16: return start_with(Bits16<bfloat16>());
-    case SYMRNN_HALF: return start_with(Bits16<half>());
-    default: return call.tf32 ? start_with(Tf32()) : start_with(Exact());
-    }
+    });
 }
 
 }  // namespace symrnn
