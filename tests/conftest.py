@@ -111,8 +111,11 @@ def _private_data_folder(shared_folder: Path) -> Iterator[Path]:
 def forks() -> multiprocessing.context.ForkServerContext:
     """Starts processes from one that has loaded torch, the programs and what tests run in them."""
     context = multiprocessing.get_context("forkserver")
-    programs = ["lm.train", "symrnn.vision.train", "torch.utils.tensorboard"]
-    context.set_forkserver_preload([*programs, "killed_programs", "vision_children", "worlds"])
+    programs = ["lm.train", "symrnn.vision.train"]
+    # What takes seconds to load and is loaded late: by the first optimizer, the first picture.
+    later = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.pyplot"]
+    children = ["killed_programs", "vision_children", "worlds"]
+    context.set_forkserver_preload([*programs, *later, *children])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()
@@ -277,6 +280,8 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
         library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
         library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
+        two = [POINTER(Layer), c_int, c_int64, c_int64]
+        library.emulate_forward_wavefront.argtypes = [*two, *[c_void_p] * 9, *gpu]
         return library
 
     return compiled

@@ -120,7 +120,7 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def impatient(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """The program, which gives up soon where the others are not there."""
-    world.PATIENCE = 0.5
+    world.PATIENCE, world.GRACE = 0.5, 1.0
     program(arguments, environment, output)
 
 
