@@ -386,8 +386,10 @@ def test_layers_on_one_of_the_two_kernels(module: Any) -> None:
     of = times.fused_cuda
     assert of.KERNEL == native.Kernel.ANY
     with times.only_on(native.Kernel.PACKED):
-        assert of.KERNEL == native.Kernel.PACKED
-    assert of.KERNEL == native.Kernel.ANY
+        assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.PACKED, False)
+    with times.only_on(native.Kernel.WAVEFRONT):
+        assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.ANY, True)
+    assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.ANY, False)
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -443,7 +445,7 @@ def test_the_report_has_the_failing_things_first(module: Any) -> None:
     assert headings == [
         "Failed", "Goals", "Parts", "What a step is made of",
         "Largest errors against the loop in float64", "A layer", "Where nn.LSTM is faster",
-        "A step of it", "Training steps, other kernels", "Runs of lm.train",
+        "A step of it", "Two layers, training steps, other kernels", "Runs of lm.train",
     ]  # fmt: skip
     assert "- machine: some, 2 cores, 2 threads; a GPU, CUDA 13.0" in text
     assert "| correct | two | not finite: output \\| all of it |" in text
@@ -709,12 +711,14 @@ def test_cases_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("load", "machine", True),
         ("micro", "microbenchmarks", None),
         ("steps", "H=24 B=3 exact, rows", True),
+        ("steps", "two layers, H=24 B=3 T=4 exact, forward", True),
         ("goals", "H=24 B=3 T=4 exact, forward", True),
         ("goals", "what nn.LSTM runs, H=24 B=3 T=4 exact, forward", True),
     ]
-    machine, _, step, layer, vendor = records[1::2]
+    machine, _, step, two, layer, vendor = records[1::2]
     assert machine["machine"]["torch"] == str(torch.__version__)
     assert step["floor"]["forward"]["exchanges"] == 1.0
+    assert two["times"].keys() == {"nn.LSTM", "in one launch", "one by one"}
     assert layer["times"].keys() == layer["plain_calls"].keys() == {"nn.LSTM", "vendor", "fused"}
     assert layer["ratios"].keys() == {"times", "plain_calls"}
     assert "lstm" in vendor["words"]

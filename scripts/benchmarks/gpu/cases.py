@@ -41,6 +41,7 @@ from times import (
     step_case,
     synchronize,
     training_case,
+    two_layers_case,
     vendors_kernels_case,
 )
 
@@ -160,6 +161,8 @@ STEPS = [
 ]
 FIRST_STEPS = [one for one in STEPS if one[0] >= 650 and one[1] == 20 and one[2] in KINDS]
 
+TWO_LAYERS = [(kind, train) for kind in KINDS for train in (False, True)]
+
 
 def step_cases(steps: list[Any], device: torch.device) -> Iterator[Case]:
     for side, batch, kind, kernel in steps:
@@ -190,6 +193,10 @@ def cases_of(
     elif part == "steps":
         rehearsed = [(24, 3, "exact", Kernel.ROWS)]
         yield from step_cases(FIRST_STEPS if real else rehearsed, device)
+        for kind, train in TWO_LAYERS if real else [("exact", False)]:
+            sizes = (650, 20, 35) if real else (24, 3, 4)
+            name = f"two layers, {Setting(*sizes, kind, train).name}"
+            yield "two layers", name, partial(two_layers_case, *sizes, kind, train, device)
     elif part == "goals":
         yield from layer_cases([*GOALS] if real else small[:1], device, True)
         of = PERSISTENT[0] if real else small[0]

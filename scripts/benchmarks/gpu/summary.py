@@ -191,7 +191,7 @@ def _others(records: Records, title: str) -> list[str]:
     rows = [
         [f"{one['case']}: {name}", f"{us['us'] if isinstance(us, dict) else us:.1f}"]
         for one in records
-        if one.get("what") in ("training", "others")
+        if one.get("what") in ("training", "others", "two layers")
         for name, us in (one.get("us") or one.get("times") or {}).items()
     ]
     return [f"## {title}", table(["", "µs"], rows)] if rows else []
@@ -215,7 +215,7 @@ _TABLES = {
     "A layer": _layers,
     "Where nn.LSTM is faster": _slower,
     "A step of it": _steps,
-    "Training steps, other kernels": _others,
+    "Two layers, training steps, other kernels": _others,
     "Runs of lm.train": _training,
 }
 

@@ -185,7 +185,7 @@ def why_not_fused(
     if gpu is None:
         return cuda.why_not(device.index or 0)
     try:
-        for backward in (False, True):
+        for backward in (False, True) if kernel != Kernel.WAVEFRONT else (False,):
             layout(gpu, mode, kind, side, batch, backward, kernel)
     except ValueError as error:
         return str(error)
@@ -194,18 +194,20 @@ def why_not_fused(
 
 @contextlib.contextmanager
 def only_on(kernel: Kernel) -> Iterator[None]:
-    """Layers run on this kernel for GPUs, and on no other."""
-    before = fused_cuda.KERNEL
+    """Layers run on this kernel for GPUs, and on no other; but for what two layers run on together,
+    which stands beside the others."""
+    before = fused_cuda.KERNEL, fused_cuda.WAVEFRONT
 
-    def set_to(kernel: Kernel) -> None:
-        fused_cuda.KERNEL = kernel
+    def set_to(kernel: Kernel, wavefront: bool) -> None:
+        fused_cuda.KERNEL, fused_cuda.WAVEFRONT = kernel, wavefront
         fused_cuda.fit.cache_clear()
 
-    set_to(kernel)
+    together = kernel == Kernel.WAVEFRONT
+    set_to(before[0] if together else kernel, together)
     try:
         yield
     finally:
-        set_to(before)
+        set_to(*before)
 
 
 def call_of(layer: Any, x: Tensor, d_output: Tensor | None) -> Call:
@@ -258,6 +260,30 @@ def layer_case(setting: Setting, device: torch.device, plain_calls: bool = False
     if far:  # only what is plainly wrong: tests/gpu has the limits
         record |= {"ok": False, "words": f"outputs are not nn.LSTM's: {', '.join(far)}"}
     return record
+
+
+def two_layers_case(
+    side: int, batch: int, steps: int, kind: str, train: bool, device: torch.device
+) -> Record:
+    """Two layers, as the medium language model has them: one by one, and in one launch."""
+    why = why_not_fused(kind, side, batch, device, Kernel.WAVEFRONT)
+    if why:
+        return {"ok": None, "words": f"skipped: {why}"}
+    dtype, how = KINDS[kind]
+    with rounding(how), only_on(Kernel.WAVEFRONT):
+        fused = SymLSTM(side, side, 2, backend="fused", device=device, dtype=dtype).train(train)
+        plain = fused.to_lstm()
+        plain.flatten_parameters()
+        x = torch.randn(steps, batch, side, device=device).to(dtype)
+        d_output = torch.randn(steps, batch, side, device=device).to(dtype) if train else None
+        peers = {
+            "nn.LSTM": [call_of(plain, x, d_output)] * 3,
+            "in one launch": [call_of(fused, x, d_output)] * 3,
+        }
+        times = timed(peers, device)
+    with rounding(how):
+        times |= timed({"one by one": [call_of(fused, x, d_output)] * 3}, device)
+    return {"times": times}
 
 
 def vendors_kernels_case(setting: Setting, device: torch.device) -> Record:
