@@ -284,7 +284,7 @@ def test_a_kernel_that_nobody_knows_is_a_fault() -> None:
 @pytest.mark.parametrize("columns", [1, 2, 3, 4])
 def test_there_are_bounds_for_every_kernel(policy: str, columns: int) -> None:
     good = Measured(10**6, 10**6, 10**6, 0, 0.0, 0.0, 0, 0)
-    for kernel in ("run_layer", "run_rows"):
+    for kernel in ("run_layer", "run_rows", "run_rows_wavefront"):
         assert faults(f"{kernel}<{policy}, {columns}>", good) == []
 
 
