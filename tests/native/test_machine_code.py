@@ -69,6 +69,7 @@ def test_functions_of_several_architectures() -> None:
         ("@P0 LDG.E.128.STRONG.GPU R60, desc[UR8][R154.64+0x200]", [60, 61, 62, 63]),
         ("LDG.E.U16 R3, desc[UR8][R2.64]", [3]),
         ("LDSM.16.MT88.4 R8, [R2]", [8, 9, 10, 11]),
+        ("LDSM.16.M88 R8, [R2]", [8]),
     ],
 )
 def test_what_a_load_fills(text: str, loaded: list[int]) -> None:

@@ -23,6 +23,7 @@ _FUNCTION = re.compile(r"Function : (\S+)")
 _INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z]\S*)\s*(.*?)\s*;")
 _TARGET = re.compile(r"\b0x([0-9a-f]+)")
 _REGISTER = re.compile(r"\bR(\d+)")
+_MATRICES = re.compile(r"^LDSM\..*\.(\d)$")
 _WIDTH = re.compile(r"\.(64|128)\b")
 
 _STORES = ("ST", "STG", "STS", "STL")
@@ -73,10 +74,8 @@ class Instruction(NamedTuple):
         first = _REGISTER.match(self.operands)
         if first is None:
             return range(0)
-        if self.name == "LDSM":
-            count = int(self.opcode.rpartition(".")[2])
-        else:
-            count = self._width
+        matrices = _MATRICES.search(self.opcode)
+        count = int(matrices[1]) if matrices else self._width
         return range(int(first[1]), int(first[1]) + count)
 
     def reads(self, registers: range) -> bool:
