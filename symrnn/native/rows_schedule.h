@@ -41,6 +41,7 @@ constexpr int CHUNK_BYTES = 64;
 constexpr int CHUNK_QUADS = CHUNK_BYTES / 16;
 constexpr int ROW_COLUMNS[] = {8, 16, 24, 32};  // the sequences that can be multiplied at once
 constexpr int WAVEFRONT_MATRICES = 3;           // of each gate, of two layers
+constexpr int WAVEFRONT_COLUMNS = 24;           // and the most sequences at once: more spill registers
 constexpr int64_t MAX_EXCHANGE = 0x7fffffff;    // elements: their offsets have 32 bits
 
 struct RowSchedule {
@@ -85,7 +86,11 @@ struct RowSchedule {
         return static_cast<int64_t>(parity) * vectors(backward) * chunks() * batch * chunk;
     }
     constexpr int exchange_offset(int vector, int sequence, int unit) const {
-        return vector * vector_elements() + (unit / chunk * batch + sequence) * chunk + unit % chunk;
+        return vector * vector_elements() + within_vector(chunk, sequence, unit);
+    }
+    // chunk: that of the schedule, for callers who know it when they are compiled.
+    constexpr int within_vector(int chunk, int sequence, int unit) const {
+        return (unit / chunk * batch + sequence) * chunk + unit % chunk;
     }
     constexpr int64_t exchange_elements(bool backward) const { return exchange_start(2, backward); }
 };
@@ -127,8 +132,8 @@ constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward)
 }
 
 // The workspace: the flags, one for each block and one for all, then what each layer carries from step to
-// step as in schedule.h, then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a warp polls those
-// of neighbouring blocks in one request.
+// step as in schedule.h, then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a
+// warp polls those of neighbouring blocks in one request.
 constexpr int64_t row_flag_bytes(const RowSchedule &s) { return (static_cast<int64_t>(s.blocks()) + 1) * 4; }
 constexpr int64_t row_carry_start(const RowSchedule &s) { return (row_flag_bytes(s) + 255) / 256 * 256; }
 constexpr int64_t exchange_begin(const RowSchedule &s) {
@@ -155,6 +160,7 @@ constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int 
     const int most = tiles * static_cast<int>(SIDE) / gates;
     int64_t multiplied = 0;
     for (const int columns : ROW_COLUMNS) {
+        if (matrices == WAVEFRONT_MATRICES && columns > WAVEFRONT_COLUMNS) break;
         const int64_t all = (static_cast<int64_t>(batch) + columns - 1) / columns * columns;
         if (multiplied > 0 && all > multiplied) continue;
         for (int own = most < units ? most : units; own >= least; --own) {

@@ -153,8 +153,7 @@ int start_job(const WavefrontJob<T> &job, const RowFit &fit, unsigned order) {
     switch (fit.columns) {
     case 8: return start(std::integral_constant<int, 1>());
     case 16: return start(std::integral_constant<int, 2>());
-    case 24: return start(std::integral_constant<int, 3>());
-    default: return start(std::integral_constant<int, 4>());
+    default: return start(std::integral_constant<int, 3>());
     }
 }
 

@@ -413,7 +413,6 @@ class RowWorker {
         int own, column;  // among the block's units and the pass's sequences
         int unit, b;
         int at;           // in (B, H)
-        int exchanged;    // in the exchange, of the first vector
     };
 
     // The k-th of a pass, layer after layer. Eights of sequences come one after the other, each with all
@@ -430,7 +429,6 @@ class RowWorker {
         c.unit = units_.first + c.own;
         c.b = of.first + c.column;
         c.at = c.b * s_.units + c.unit;
-        c.exchanged = s_.exchange_offset(0, c.b, c.unit);
         return c;
     }
 
@@ -466,7 +464,8 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE void publish(Stored *to, int vector, const Cell &c, float x) const {
-        to[c.exchanged + vector * s_.vector_elements()] = rounded(x);
+        constexpr int CHUNK = CHUNK_BYTES / sizeof(Stored);
+        to[vector * s_.vector_elements() + s_.within_vector(CHUNK, c.b, c.unit)] = rounded(x);
     }
 
     SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {

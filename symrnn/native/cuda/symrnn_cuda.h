@@ -67,11 +67,12 @@ int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t
  * by rows: SYMRNN_FIT where the three matrices of each gate do not fit (`symrnn_fit_gpu` with
  * SYMRNN_KERNEL_WAVEFRONT). The backward pass is that of each layer by itself.
  *
- * layers: (2), as above, each with its state_mask or null; the second's `bias` (G·H), of its input, or null.
+ * layers: (2), as above, each with its state_mask or null; the second's `bias` (G·H), of its input, or
+ *     null.
  * w_ih: (G·H, H), the second layer's input weights, not packed.
  * between: (T·B, H), what the first layer's output is multiplied by before them; or null.
- * The arrays are those of symrnn_cuda_forward, of the first layer and then of the second: (2, …). `gates` of
- * the second are not read. */
+ * The arrays are those of symrnn_cuda_forward, of the first layer and then of the second: (2, …). What is
+ *     in the second's `gates` on entry is not read. */
 int symrnn_cuda_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
                                   const void *w_ih, const void *between, void *gates,
                                   float *saved_cells, const void *h0, const void *c0, void *output,

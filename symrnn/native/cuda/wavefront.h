@@ -30,7 +30,7 @@
 
 namespace symrnn {
 
-// The arguments of symrnn_cuda_wavefront, as symrnn_cuda.h has them.
+// The arguments of symrnn_cuda_forward_wavefront, as symrnn_cuda.h has them.
 template <typename T>
 struct WavefrontJob {
     RowSchedule schedule;

@@ -8,7 +8,7 @@
 
 namespace symrnn {
 
-// As in launch.h. columns: of the operand, one of ROW_COLUMNS.
+// As in launch.h. columns: of the operand, one of ROW_COLUMNS, up to WAVEFRONT_COLUMNS.
 template <typename Policy>
 cudaError_t launch(const WavefrontJob<typename Policy::Number> &job, int columns, int64_t shared_bytes,
                    int max_shared, cudaStream_t stream);

@@ -16,13 +16,12 @@ template <typename Policy>
 auto wavefront_kernel_for(int columns) {
     return columns == ROW_COLUMNS[0]   ? run_rows_wavefront<Policy, ROW_COLUMNS[0] / 8>
            : columns == ROW_COLUMNS[1] ? run_rows_wavefront<Policy, ROW_COLUMNS[1] / 8>
-           : columns == ROW_COLUMNS[2] ? run_rows_wavefront<Policy, ROW_COLUMNS[2] / 8>
-                                       : run_rows_wavefront<Policy, ROW_COLUMNS[3] / 8>;
+                                       : run_rows_wavefront<Policy, WAVEFRONT_COLUMNS / 8>;
 }
 
 template <typename Policy>
 cudaError_t load_wavefront() {
-    for (const int columns : ROW_COLUMNS) {
+    for (const int columns : {ROW_COLUMNS[0], ROW_COLUMNS[1], WAVEFRONT_COLUMNS}) {
         cudaFuncAttributes attributes;
         if (cudaError_t error = cudaFuncGetAttributes(&attributes, wavefront_kernel_for<Policy>(columns)))
             return error;
