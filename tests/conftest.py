@@ -64,7 +64,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    # torch.manual_seed notes for each kind of device where it was called: milliseconds a test.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

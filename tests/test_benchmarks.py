@@ -38,10 +38,11 @@ needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Their modules have short names, which belong to nobody else's tests."""
+    """What they import, by short names, and how they end on SIGTERM is no other test's."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = dict(sys.modules)
+    before, ending = dict(sys.modules), signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, ending)
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if name not in before and path and str(path).startswith(str(ROOT / "scripts")):
@@ -758,11 +759,7 @@ def test_a_run_of_lm_train_is_told_as_what_it_is(module: Any, tmp_path: Path) ->
 def test_a_rehearsal(module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tests of the sizes with goals, on the kernels for CPUs."""
     options = ["--device", "cpu", "--out", str(tmp_path), "--part", "first", "memcheck"]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        status = module("gpu/run").main([*options, "--limit", "2000"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    status = module("gpu/run").main([*options, "--limit", "2000"])
     said = capsys.readouterr().out
     assert status == 0, said
     assert "load, first: up to" in said
