@@ -30,6 +30,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import unsynced  # noqa: F401
 
 from symrnn import native
 from symrnn.native import building
@@ -117,7 +118,7 @@ def forks() -> multiprocessing.context.ForkServerContext:
     programs = ["lm.train", "symrnn.vision.train"]
     # What takes seconds to load and is loaded late: by the first optimizer, the first picture.
     later = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.pyplot"]
-    children = ["killed_programs", "vision_children", "worlds"]
+    children = ["unsynced", "killed_programs", "vision_children", "worlds"]
     context.set_forkserver_preload([*programs, *later, *children])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
