@@ -89,7 +89,8 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found)
     if (!call.workspace) return SYMRNN_NULL;
     if (!aligned(call.workspace, 64) ||
         call.bytes < (rows ? workspace_bytes(found.rows.schedule, call.backward)
-                           : workspace_bytes(found.packed.schedule, call.backward)))
+                           : workspace_bytes(found.packed.schedule, call.backward,
+                                             weight_bytes(hh.dtype))))
         return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
@@ -129,12 +130,12 @@ void set_call(Job &job, const Call &call, const Arrays &arrays) {
 template <typename T>
 void set_fit(Job<T> &job, const Fit &fit, char *workspace) {
     job.schedule = fit.schedule;
-    job.partial_sum_width = fit.schedule.partial_sum_width();
     set(job.partial_sums_flags, workspace);
     job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
     job.stopping = job.state_flags + fit.schedule.blocks() * FLAG;
     set(job.carry, workspace + carry_start(fit.schedule));
     set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
+    job.exchange = workspace + exchange_start(fit.schedule, job.backward);
 }
 
 template <typename T>
