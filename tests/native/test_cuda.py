@@ -794,8 +794,12 @@ FAULTS: dict[str, tuple[str, str]] = {
         "(int row = own_row() + (ROWS_AT_ONCE << FAULT);",
     ),
     "a tile above the diagonal not transposed": (
-        "share_.diagonal ? k > row[r] : to == 1",
-        "!FAULT && (share_.diagonal ? k > row[r] : to == 1)",
+        "load_a(weights_ + at[r], TRANSPOSED, step)",
+        "load_a(weights_ + at[r], TRANSPOSED && !FAULT, step)",
+    ),
+    "a tile near the diagonal not transposed": (
+        "tile.transposed, step)",
+        "tile.transposed && !FAULT, step)",
     ),
 }
 
@@ -837,12 +841,13 @@ def faulty(
 
 
 def telling_cases() -> list[Case]:
-    """Several passes over the sequences; many squares; many rows for each block."""
+    """Several passes over the sequences; many squares; many rows; many strips of a block."""
     lstm = tight(13, Mode.LSTM, torch.float32, 40, 20)
     return [
         Case(Mode.LSTM, 40, 20, 4, gpu=lstm),
         Case(Mode.RNN_TANH, 70, 9, 4, gpu=Gpu(9, 101_376)),
         Case(Mode.GRU, 20, 49, 2, gpu=Gpu(3, 101_376)),
+        Case(Mode.LSTM, 64, 3, 2, gpu=Gpu(1, 101_376)),
     ]
 
 

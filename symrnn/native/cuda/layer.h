@@ -79,9 +79,13 @@ template <typename Policy, int N>
 class Worker {
     using T = typename Policy::Number;
     using Stored = typename Policy::Stored;
+    using FragmentA = typename Policy::FragmentA;
+    using FragmentB = typename Policy::FragmentB;
     static constexpr int COLUMNS_AT_ONCE = N * 8;
     static constexpr int OPERAND = COLUMNS_AT_ONCE * UNITS;  // elements of a tile of the operand
     static constexpr int ROWS_AT_ONCE = THREADS / UNITS;
+    static constexpr int STRIPS =  // multiplied at once
+        MOST_SUMS / N < Policy::STRIPS ? MOST_SUMS / N : Policy::STRIPS;
 
   public:
     SYMRNN_DEVICE Worker(const Job<T> &job, char *shared)
@@ -285,13 +289,13 @@ class Worker {
         const int of_first = share_.first.count() * vectors,
                   of_second = share_.second.count() * vectors;
         const int wanted = (of_first + of_second + WARPS - 1) / WARPS,
-                  size = wanted < Policy::STRIPS ? wanted : Policy::STRIPS;
+                  size = wanted < STRIPS ? wanted : STRIPS;
         const int groups = (of_first + size - 1) / size;
         for (int k = warp_index(); k < groups + (of_second + size - 1) / size; k += WARPS) {
             const int to = k < groups ? 0 : 1, strip = (k - to * groups) * size;
             const int left = (to == 0 ? of_first : of_second) - strip;
             const int now = left < size ? left : size;
-            if (now == Policy::STRIPS) strips<Policy::STRIPS>(to, strip, first);
+            if (now == STRIPS) strips<STRIPS>(to, strip, first);
             else if (now == 2) strips<2>(to, strip, first);
             else strips<1>(to, strip, first);
         }
@@ -304,39 +308,90 @@ class Worker {
                   length = share_.side(to).count(), of_gate = share_.tiles();
         const int all = share_.first.count() + share_.second.count(),
                   before = side == 0 ? 0 : share_.first.count();
-        int row[R], start[R];  // which tile of the side; its first tile among all weights
+        int row[R], start[R];  // which tile of the side; where its vector's weights begin
+        int least = tiles, most = 0;
 #pragma unroll
         for (int r = 0; r < R; ++r) {
             const int vector = (strip + r) / length;  // forward: of which gate
             row[r] = strip + r - vector * length;
-            start[r] = vector * of_gate + share_.tile(to, row[r], 0).index;
+            start[r] = vector * of_gate;
+            least = row[r] < least ? row[r] : least;
+            most = row[r] > most ? row[r] : most;
         }
+        // Of a square on the diagonal the tiles before column `least` lie below the diagonal in all
+        // strips, those behind `most` above it: transposed.
+        if (!share_.diagonal) least = to == 0 ? tiles : 0, most = least - 1;
 #pragma unroll 1
         for (int gate = 0; gate < operands(); ++gate) {
-            int index[R];
-#pragma unroll
-            for (int r = 0; r < R; ++r) index[r] = start[r] + gate * of_gate;
-            const Stored *operand = operand_ + (gate * all + before) * OPERAND;
+            const Stored *const operand = operand_ + (gate * all + before) * OPERAND;
+            multiply_tiles<R, false>(sum, to, row, start, operand, {0, least});
 #pragma unroll 1
-            for (int k = 0; k < tiles; ++k, operand += OPERAND) {
+            for (int k = least; k <= most; ++k)
 #pragma unroll 1
                 for (int step = 0; step < Policy::STEPS; ++step) {
-                    typename Policy::FragmentA a[R];
+                    FragmentB b[N];
+                    load_operand_fragments(b, operand + k * OPERAND, step);
 #pragma unroll
-                    for (int r = 0; r < R; ++r)
-                        a[r] = Policy::load_a(weights_ + index[r] * TILE,
-                                            share_.diagonal ? k > row[r] : to == 1, step);
+                    for (int r = 0; r < R; ++r) {
+                        const StoredTile tile = share_.tile(to, row[r], k);
+                        const FragmentA a = Policy::load_a(weights_ + (start[r] + tile.index) * TILE,
+                                                           tile.transposed, step);
 #pragma unroll
-                    for (int j = 0; j < N; ++j) {
-                        const typename Policy::FragmentB b = Policy::load_b(operand, j * 8, step);
-#pragma unroll
-                        for (int r = 0; r < R; ++r) Policy::multiply(sum[r][j], a[r], b);
+                        for (int j = 0; j < N; ++j) Policy::multiply(sum[r][j], a, b[j]);
                     }
                 }
+            multiply_tiles<R, true>(sum, to, row, start, operand, {most + 1, tiles});
 #pragma unroll
-                for (int r = 0; r < R; ++r) index[r] += share_.step(to, row[r], k);
-            }
+            for (int r = 0; r < R; ++r) start[r] += of_gate;
         }
+        store_strips(sum, to, strip, row, first);
+    }
+
+    // Multiplies the tiles of these columns of R strips, all transposed or none.
+    template <int R, bool TRANSPOSED>
+    SYMRNN_DEVICE void multiply_tiles(float (&sum)[R][N][4], int to, const int (&row)[R],
+                                      const int (&start)[R], const Stored *operand, Span columns) {
+        if (columns.first >= columns.last) return;
+        // Of so many tiles the loads come first, where registers allow it.
+        constexpr int AHEAD = R * N < MOST_SUMS - 1 && Policy::STEPS == 1 ? 2 : 1;
+        int at[R];  // of the tile, among all weights
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+            at[r] = (start[r] + share_.tile(to, row[r], columns.first).index) * static_cast<int>(TILE);
+        // From a tile to the next, the same in all strips. Of a square on the diagonal each transposed one is
+        // further on by one more.
+        int far = share_.step(to, row[0], columns.first) * static_cast<int>(TILE);
+        const int growth = TRANSPOSED && share_.diagonal ? static_cast<int>(TILE) : 0;
+        operand += columns.first * OPERAND;
+#pragma unroll AHEAD
+        for (int k = columns.first; k < columns.last; ++k) {
+#pragma unroll 1
+            for (int step = 0; step < Policy::STEPS; ++step) {
+                FragmentB b[N];
+                load_operand_fragments(b, operand, step);
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    const FragmentA a = Policy::load_a(weights_ + at[r], TRANSPOSED, step);
+#pragma unroll
+                    for (int j = 0; j < N; ++j) Policy::multiply(sum[r][j], a, b[j]);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) at[r] += far;
+            far += growth;
+            operand += OPERAND;
+        }
+    }
+
+    SYMRNN_DEVICE static void load_operand_fragments(FragmentB (&b)[N], const Stored *operand, int step) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) b[j] = Policy::load_b(operand, j * 8, step);
+    }
+
+    template <int R>
+    SYMRNN_DEVICE void store_strips(const float (&sum)[R][N][4], int to, int strip,
+                                    const int (&row)[R], int first) {
+        const int side = share_.from(to), length = share_.side(to).count();
         // Of the rows of this side; which matrices gave them.
         const int vectors = s_.vectors(job_.backward), row_stride = s_.squares * vectors * UNITS,
                   own = job_.backward ? share_.gate / s_.together : share_.gate;

@@ -11,7 +11,7 @@
 //                  the sum
 //   FragmentB      a thread's fragment of B
 //   multiply       sum += A · B
-//   STRIPS         how many fragments of A a warp has in registers at once; one more spills
+//   STRIPS         how many tiles A a warp multiplies at once, at most; one more spills registers
 //   store          writes two of a lane's four sums. They are of two rows of the tile and of the
 //                  sequences 2 · (lane % 4) and the next; those of the k-th of these two are written
 //
