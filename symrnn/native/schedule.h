@@ -184,7 +184,7 @@ constexpr int64_t packed_tile(int64_t tiles, int gates, int gate, int64_t row, i
 
 // ---- what fits a GPU -----------------------------------------------------------------------------
 
-constexpr int COLUMNS[] = {8, 16, 24};  // the sequences that can be multiplied at once
+constexpr int COLUMNS[] = {8, 16, 24, 32};  // the sequences that can be multiplied at once
 constexpr int MAX_SQUARES = 64;
 constexpr int MAX_BLOCKS = 384;  // so no block waits for more others; no GPU has so many processors
 constexpr int MAX_ROWS = 1 << 30;  // of 16 units of a sequence
@@ -241,8 +241,8 @@ constexpr int64_t workspace_bytes(const Schedule &s, bool backward, int weight_b
 //
 // Each multiprocessor gets at most one block. Of the possible distributions the one with the smallest
 // largest share of the weights is chosen; among equals the one with the fewest partial sums. Of the
-// numbers of sequences multiplied at once that fit, the one that wastes least; among equals the
-// largest.
+// numbers of sequences multiplied at once that fit, the one that takes the fewest passes, for each reads
+// all weights; among equals the smallest.
 constexpr bool find_fit(int multiprocessors, int64_t shared_bytes, int units, int gates, int batch,
                          int weight_bytes, bool backward, Fit &fit) {
     bool found = false;
@@ -259,13 +259,13 @@ constexpr bool find_fit(int multiprocessors, int64_t shared_bytes, int units, in
         const int64_t weights = weight_elements(s), sums = s.partial_sum_elements(backward);
         if (sums > MAX_ELEMENTS || s.exchange_elements(backward) > MAX_ELEMENTS) continue;
         if (found && (weights > least || (weights == least && sums >= fewest))) continue;
-        int best = 0, multiplied = 0;
+        int best = 0, passes = 0;
         for (const int columns : COLUMNS) {
             if ((weights + operand_elements(s, columns, backward)) * weight_bytes > shared_bytes) break;
-            const int all = (batch + columns - 1) / columns * columns;
-            if (best > 0 && all > multiplied) continue;
+            const int now = (batch - 1) / columns + 1;
+            if (best > 0 && now >= passes) continue;
             best = columns;
-            multiplied = all;
+            passes = now;
         }
         if (best == 0) continue;
         fit = {s, best, (weights + operand_elements(s, best, backward)) * weight_bytes};

@@ -114,7 +114,8 @@ int start_job(const Job<T> &job, const Fit &fit, unsigned order) {
     switch (fit.columns) {
     case 8: return start(std::integral_constant<int, 1>());
     case 16: return start(std::integral_constant<int, 2>());
-    default: return start(std::integral_constant<int, 3>());
+    case 24: return start(std::integral_constant<int, 3>());
+    default: return start(std::integral_constant<int, 4>());
     }
 }
 

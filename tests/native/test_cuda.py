@@ -399,7 +399,7 @@ def test_every_mode_and_size(emulator: ctypes.CDLL, mode: Mode, side: int) -> No
         check(case, emulator)
 
 
-BATCHES = [1, 2, 7, 8, 9, 16, 20, 24, 25, 49]
+BATCHES = [1, 2, 7, 8, 9, 16, 20, 24, 25, 32, 49]
 PROCESSORS = [1, 2, 5, 9, 13, 28]
 
 
@@ -419,7 +419,10 @@ def test_every_batch_and_gpu(emulator: ctypes.CDLL, batch: int, processors: int)
 
 
 # As few of those as have every layout; and two of many blocks.
-ROUNDED = [(1, 1), (2, 2), (7, 1), (9, 1), (16, 1), (20, 1), (25, 1), (49, 1), (24, 9), (49, 28)]
+ROUNDED = [
+    *((1, 1), (2, 2), (7, 1), (9, 1), (16, 1), (20, 1), (25, 1), (32, 2), (49, 1), (24, 9)),
+    (49, 28),
+]
 
 
 @pytest.mark.parametrize(("dtype", "tf32"), ROUNDING)
@@ -444,9 +447,9 @@ def test_these_cases_have_every_layout(kind: int) -> None:
         columns.add(found.columns)
         passes.add(-(-batch // found.columns))
     assert together == set(itertools.product((1, 2, 3, 4), (False, True)))
-    assert columns == {8, 16, 24}
+    assert columns == {8, 16, 24, 32}
     # 16 bits need no GPU that is so tight.
-    assert passes == ({1, 2, 4, 7} if arithmetic[0] == torch.float32 else {1, 2, 7})
+    assert passes == ({1, 2, 4, 7} if arithmetic[0] == torch.float32 else {1, 2, 4})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FLAG = 32  # from one to the next, in numbers
 MOST_ROWS = 2**30
 MOST_PARTS = 2**31 - 1
 MOST_BLOCKS = 384
-COLUMNS = (8, 16, 24)
+COLUMNS = (8, 16, 24, 32)
 TOGETHER = [(1, 1), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]  # gates, and how many a block has
 GATES = {Mode.LSTM: 4, Mode.GRU: 3, Mode.RNN_TANH: 1, Mode.RNN_RELU: 1}
 
@@ -404,12 +404,12 @@ def by_the_rule(
         for columns in COLUMNS:
             operand = 2 * width * (together if backward else 1) * columns
             if (held + operand) * size <= gpu.shared_bytes:
-                rooms.append((-(-batch // columns) * columns, -columns, (held + operand) * size))
+                rooms.append((-(-batch // columns), columns, (held + operand) * size))
         if rooms:
             _, columns, shared = min(rooms)
             start = -(-(blocks * 2 + 1) * FLAG * 4 // 256) * 256 + -(-batch * side * 4 // 256) * 256
             space = start + -(-parts * 4 // 256) * 256 + exchanged * size
-            result = (blocks, m, together, -columns, shared, space)
+            result = (blocks, m, together, columns, shared, space)
             choices.append(((held, parts, order), result))
     return min(choices)[1] if choices else None
 
@@ -452,7 +452,7 @@ LAYOUTS: dict[tuple[str, int, Dtype], tuple[tuple[int, ...] | None, tuple[int, .
     ("H100 PCIe", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
     # Few large squares or many small ones of all gates: a block holds as much. Back, where the
     # parts of the gates are one, the latter leave fewer of them.
-    ("H100 PCIe", 1500, Dtype.FLOAT): ((100, 7, 1, 8, 215040), (113, 15, 4, 8, 229376)),
+    ("H100 PCIe", 1500, Dtype.FLOAT): ((100, 7, 1, 16, 229376), (113, 15, 4, 8, 229376)),
     ("H100 PCIe", 2048, Dtype.BFLOAT16): ((113, 15, 4, 24, 179712), (113, 15, 4, 24, 221184)),
     ("A100", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
     ("A100", 1500, Dtype.FLOAT): (None, None),
@@ -618,12 +618,12 @@ FLOAT_TILES: dict[str, tuple[int, list[Reads]]] = {
     "being put there": (16, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 FLOAT_OPERANDS: dict[str, tuple[int, list[Reads]]] = {
-    "TF32": (16, [lambda n, f=f: (f + n // 4, n % 4 * 4) for f in (0, 8, 16)]),
+    "TF32": (16, [lambda n, f=f: (f + n // 4, n % 4 * 4) for f in (0, 8, 16, 24)]),
     "exact": (
         16,
         [
             lambda n, f=f, j=j, s=s: (f + n % 4 * 2 + j, s * 4)
-            for f in (0, 8, 16)
+            for f in (0, 8, 16, 24)
             for j in range(2)
             for s in range(4)
         ],
@@ -636,7 +636,7 @@ TILES_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
     "being put there": (8, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 OPERANDS_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
-    "operand": (16, [lambda n, f=f: (f + n % 8, n // 8 % 2 * 8) for f in (0, 8, 16)]),
+    "operand": (16, [lambda n, f=f: (f + n % 8, n // 8 % 2 * 8) for f in (0, 8, 16, 24)]),
     "being put there": (8, [lambda n: (n // 4, n % 4 * 4)]),
 }
 
@@ -684,4 +684,4 @@ def test_each_number_of_a_tile_has_a_place_of_its_own(c: ctypes.CDLL, function: 
 @pytest.mark.parametrize("function", ["float_place", "place_of_16_bits"])
 def test_each_number_of_an_operand_has_a_place_of_its_own(c: ctypes.CDLL, function: str) -> None:
     place = getattr(c, function)
-    assert sorted(place(*at) for at in product(range(24), range(16))) == list(range(24 * 16))
+    assert sorted(place(*at) for at in product(range(32), range(16))) == list(range(32 * 16))
