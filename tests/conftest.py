@@ -277,6 +277,8 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
         library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
         library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
+        two = [POINTER(Layer), c_int, c_int64, c_int64]
+        library.emulate_forward_wavefront.argtypes = [*two, *[c_void_p] * 9, *gpu]
         return library
 
     return compiled

@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 7  # SYMRNN_INTERFACE
+INTERFACE = 8  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -60,6 +60,7 @@ class Kernel(IntEnum):
     ANY = 0
     ROWS = 1
     PACKED = 2
+    WAVEFRONT = 3
 
 
 class Map(ctypes.Structure):

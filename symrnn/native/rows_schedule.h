@@ -13,6 +13,18 @@
 //
 // The rows of a block are numbered gate by gate, g · U + u. Along a row, and along a state, units come in
 // chunks of 64 bytes: 16 of float, 32 of 16 bits.
+//
+// Two layers, the second a step behind the first (wavefront.h), are distributed as one with three matrices
+// for each gate: a block has the same U units of both layers, and their rows of
+//
+//     0  the hidden weights of the first layer     of h of the first layer
+//     1  the input weights of the second           of the same h, perhaps masked otherwise
+//     2  the hidden weights of the second          of h of the second
+//
+// So all blocks do the same, and one exchange a step serves both layers. With some blocks for one layer and
+// some for the other, two to one by the rows, each would have as many rows: nothing would fit that does not
+// fit so. 12 · H² weights of LSTMs: on 132 multiprocessors with 227 KiB each up to H = 1056 in 16 bits
+// and H = 752 in float, with 20 sequences.
 
 #ifndef SYMRNN_ROWS_SCHEDULE_H
 #define SYMRNN_ROWS_SCHEDULE_H
@@ -28,13 +40,17 @@ constexpr int PARTIAL_SUMS = 4;   // of each result, that a block has in shared 
 constexpr int CHUNK_BYTES = 64;
 constexpr int CHUNK_QUADS = CHUNK_BYTES / 16;
 constexpr int ROW_COLUMNS[] = {8, 16, 24, 32};  // the sequences that can be multiplied at once
+constexpr int WAVEFRONT_MATRICES = 3;           // of each gate, of two layers
+constexpr int WAVEFRONT_COLUMNS = 24;           // and the most sequences at once: more spill registers
 constexpr int64_t MAX_EXCHANGE = 0x7fffffff;    // elements: their offsets have 32 bits
 
 struct RowSchedule {
     int units, gates, batch;
     int own;    // U, the units of a block; the last may have fewer
     int chunk;  // the units of a chunk
+    int matrices = 1;  // of each gate: 1, or WAVEFRONT_MATRICES
 
+    constexpr int layers() const { return matrices == 1 ? 1 : 2; }
     constexpr int blocks() const { return (units + own - 1) / own; }
     constexpr int chunks() const { return (units + chunk - 1) / chunk; }
 
@@ -55,21 +71,26 @@ struct RowSchedule {
     }
 
     // The rows in shared memory, an even number.
-    constexpr int rows() const { return (gates * own + 1) / 2 * 2; }
-    // Products are of 16 rows: those of all gates at once or, in the backward pass, gate by gate.
+    constexpr int rows() const { return (matrices * gates * own + 1) / 2 * 2; }
+    // Products are of 16 rows of a matrix: those of all gates at once or, in the backward pass, gate by gate.
     constexpr int tiles(bool backward) const {
         return ((backward ? own : gates * own) + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
     }
 
-    // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state or, in the
-    // backward pass, a vector of gradients for each gate. Units beyond the last are zeros.
-    constexpr int vectors(bool backward) const { return backward ? gates : 1; }
+    // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state, as each matrix is
+    // multiplied by it, or in the backward pass a vector of gradients for each gate. Units beyond the last
+    // are zeros.
+    constexpr int vectors(bool backward) const { return backward ? gates : matrices; }
     constexpr int vector_elements() const { return chunks() * batch * chunk; }
     constexpr int64_t exchange_start(int parity, bool backward) const {
         return static_cast<int64_t>(parity) * vectors(backward) * chunks() * batch * chunk;
     }
     constexpr int exchange_offset(int vector, int sequence, int unit) const {
-        return vector * vector_elements() + (unit / chunk * batch + sequence) * chunk + unit % chunk;
+        return vector * vector_elements() + within_vector(chunk, sequence, unit);
+    }
+    // chunk: that of the schedule, for callers who know it when they are compiled.
+    constexpr int within_vector(int chunk, int sequence, int unit) const {
+        return (unit / chunk * batch + sequence) * chunk + unit % chunk;
     }
     constexpr int64_t exchange_elements(bool backward) const { return exchange_start(2, backward); }
 };
@@ -106,41 +127,44 @@ constexpr int64_t shard_bytes(const RowSchedule &s) {
     return static_cast<int64_t>(s.chunks()) * s.rows() * CHUNK_BYTES;
 }
 constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward) {
-    return shard_bytes(s) + static_cast<int64_t>(PARTIAL_SUMS) * s.tiles(backward) * SIDE * columns * 4;
+    return shard_bytes(s) +
+           static_cast<int64_t>(PARTIAL_SUMS) * s.matrices * s.tiles(backward) * SIDE * columns * 4;
 }
 
-// The workspace: the flags, one for each block and one for all, then what is carried from step to step as in schedule.h,
-// then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a warp polls those
-// of neighbouring blocks in one request.
+// The workspace: the flags, one for each block and one for all, then what each layer carries from step to
+// step as in schedule.h, then what is exchanged, each at a multiple of 256 bytes. The flags are neighbours: a
+// warp polls those of neighbouring blocks in one request.
 constexpr int64_t row_flag_bytes(const RowSchedule &s) { return (static_cast<int64_t>(s.blocks()) + 1) * 4; }
 constexpr int64_t row_carry_start(const RowSchedule &s) { return (row_flag_bytes(s) + 255) / 256 * 256; }
 constexpr int64_t exchange_begin(const RowSchedule &s) {
-    return row_carry_start(s) + (static_cast<int64_t>(s.batch) * s.units * 4 + 255) / 256 * 256;
+    return row_carry_start(s) +
+           (static_cast<int64_t>(s.layers()) * s.batch * s.units * 4 + 255) / 256 * 256;
 }
 constexpr int64_t workspace_bytes(const RowSchedule &s, bool backward) {
     return exchange_begin(s) +
            s.exchange_elements(backward) / s.chunk * CHUNK_BYTES;
 }
 
-// How the rows of a layer are distributed over a GPU's multiprocessors and their shared memory; false if
-// they do not fit.
+// How the rows of a layer, or of two, are distributed over a GPU's multiprocessors and their shared memory;
+// false if they do not fit.
 //
 // A block's time goes with its tiles of 16 rows: it has as few of them as the multiprocessors allow, and
 // then as many units as these hold, for each block reads the whole state, and so the fewer the better.
 // Of the numbers of sequences multiplied at once that fit, the one that wastes least; among equals the
 // largest.
 constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
-                            int weight_bytes, bool backward, RowFit &fit) {
+                            int weight_bytes, bool backward, RowFit &fit, int matrices = 1) {
     if (tiles_of(units) > MAX_TILES) return false;
     const int least = (units - 1) / multiprocessors + 1;
     const int tiles = (gates * least + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
     const int most = tiles * static_cast<int>(SIDE) / gates;
     int64_t multiplied = 0;
     for (const int columns : ROW_COLUMNS) {
+        if (matrices == WAVEFRONT_MATRICES && columns > WAVEFRONT_COLUMNS) break;
         const int64_t all = (static_cast<int64_t>(batch) + columns - 1) / columns * columns;
         if (multiplied > 0 && all > multiplied) continue;
         for (int own = most < units ? most : units; own >= least; --own) {
-            const RowSchedule s{units, gates, batch, own, CHUNK_BYTES / weight_bytes};
+            const RowSchedule s{units, gates, batch, own, CHUNK_BYTES / weight_bytes, matrices};
             const int64_t bytes = shared_bytes(s, columns, backward);
             if (bytes > shared || s.exchange_elements(backward) > MAX_EXCHANGE) continue;
             fit = {s, columns, bytes};
@@ -151,22 +175,27 @@ constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int 
     return multiplied > 0;
 }
 
-// ---- which of the two ----------------------------------------------------------------------------
+// ---- which of the kernels ------------------------------------------------------------------------
 
-// A layer as one of the two kernels runs it.
+// A layer, or two, as one of the kernels runs it.
 struct Distribution {
-    int kernel;  // SYMRNN_KERNEL_ROWS or SYMRNN_KERNEL_PACKED: which of the two members holds
-    RowFit rows;
-    Fit packed;
+    int kernel;   // not SYMRNN_KERNEL_ANY
+    RowFit rows;  // of SYMRNN_KERNEL_ROWS and SYMRNN_KERNEL_WAVEFRONT
+    Fit packed;   // of SYMRNN_KERNEL_PACKED
 };
 
 constexpr bool is_kernel(int kernel) {
-    return kernel >= SYMRNN_KERNEL_ANY && kernel <= SYMRNN_KERNEL_PACKED;
+    return kernel >= SYMRNN_KERNEL_ANY && kernel <= SYMRNN_KERNEL_WAVEFRONT;
 }
 
 // By rows where they fit, packed else, or as `kernel` wants it; false if it does not fit.
 constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes, int units, int gates,
                           int batch, int weight_bytes, bool backward, Distribution &found) {
+    if (kernel == SYMRNN_KERNEL_WAVEFRONT) {
+        found.kernel = kernel;
+        return !backward && find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes,
+                                         false, found.rows, WAVEFRONT_MATRICES);
+    }
     if (kernel != SYMRNN_KERNEL_PACKED &&
         find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
                      found.rows)) {

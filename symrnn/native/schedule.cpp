@@ -21,7 +21,7 @@ int symrnn_fit_gpu(const symrnn_gpu *gpu, int kernel, int mode, int dtype, int64
         !distribute(kernel, gpu->multiprocessors, gpu->shared_bytes, static_cast<int>(side), gates,
                     static_cast<int>(batch), wide ? 4 : 2, backward != 0, found))
         return SYMRNN_FIT;
-    if (found.kernel == SYMRNN_KERNEL_ROWS) {
+    if (found.kernel != SYMRNN_KERNEL_PACKED) {
         const RowSchedule &s = found.rows.schedule;
         *fit = {found.kernel,       s.blocks(), s.own, 0, 0, found.rows.columns,
                 found.rows.shared_bytes, workspace_bytes(s, backward != 0)};

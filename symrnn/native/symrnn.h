@@ -48,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 7
+#define SYMRNN_INTERFACE 8
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -250,14 +250,16 @@ typedef struct symrnn_gpu {
 enum {
     SYMRNN_KERNEL_ANY = 0,     /* by rows where these fit, else packed */
     SYMRNN_KERNEL_ROWS = 1,    /* a thread block has whole rows of the full matrices */
-    SYMRNN_KERNEL_PACKED = 2   /* a thread block has squares of the packed ones: half the memory */
+    SYMRNN_KERNEL_PACKED = 2,  /* a thread block has squares of the packed ones: half the memory */
+    SYMRNN_KERNEL_WAVEFRONT = 3  /* two layers of H units in one launch, by rows: of
+                                  * symrnn_cuda_forward_wavefront, and of no backward pass */
 };
 
 /* How the hidden weights of a layer are distributed over a GPU's multiprocessors. */
 typedef struct symrnn_fit {
     int32_t kernel;            /* which kernel; not SYMRNN_KERNEL_ANY */
     int32_t blocks;            /* thread blocks, at most one on a multiprocessor */
-    int32_t units;             /* by rows: of which a thread block has the rows; else 0 */
+    int32_t units;             /* by rows: of which, in each layer, a thread block has the rows; else 0 */
     int32_t squares;           /* packed: square blocks of weights along a side of each gate's
                                 * matrix; else 0 */
     int32_t together;          /* packed: gates of which a thread block has the same square; else 0 */

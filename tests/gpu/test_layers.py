@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
+from symrnn.rnn.fused import cuda as fused_cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -369,6 +371,29 @@ def test_options(
     check: Any, make: Any, side: int, batch: int, steps: int, options: dict[str, Any]
 ) -> None:
     check(make, side, batch, steps, "exact", **options)
+
+
+@pytest.mark.parametrize("kind", ["exact", "tf32", "bf16"] if ON_GPU else ["exact"])
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU, SymRNN])
+def test_state_dropout(
+    check: Any, make: Any, kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all calls the same mask, whatever the dtype they draw it in."""
+    side, batch = 200, 20
+    mask = (torch.rand(batch, side, device=device) > 0.3) / 0.7
+    monkeypatch.setattr(F, "dropout", lambda ones, p: mask.to(ones.dtype))
+    check(make, side, batch, 35, kind, state_dropout=0.3)
+
+
+@pytest.mark.parametrize("kind", ["exact", "tf32", "bf16"] if ON_GPU else ["exact"])
+@pytest.mark.parametrize(
+    ("make", "side"), [(SymLSTM, 650 if ON_GPU else 33), (SymLSTM, 200), (SymGRU, 200)]
+)
+def test_two_layers_in_one_launch(
+    check: Any, make: Any, side: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_cuda, "WAVEFRONT", True)
+    check(make, side, 20, 35, kind, num_layers=2)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "call.h"
+#include "call_wavefront.h"
 
 using namespace symrnn;
 
@@ -46,6 +47,8 @@ void watch_workspace(const Job<T> &job) {
 template <typename T>
 void watch_workspace(const RowJob<T> &job) {
     const RowSchedule &s = job.schedule;
+    happens_before::watch("state_mask", job.state_mask,
+                          static_cast<int64_t>(s.batch) * s.units * sizeof(T), sizeof(T));
     watch_workspace(job.flags,
                     {{"flags", 0},
                      {"carry", row_carry_start(s)},
@@ -54,8 +57,9 @@ void watch_workspace(const RowJob<T> &job) {
                     sizeof(T));
 }
 
+// workspace: whether to watch that too, which two layers have in common.
 template <typename Job>
-void watch(const Job &job) {
+void watch(const Job &job, bool workspace = true) {
     const auto &s = job.schedule;
     const int64_t states = static_cast<int64_t>(s.batch) * s.units, all = job.steps * states,
                   tiles = tiles_of(s.units);
@@ -73,7 +77,24 @@ void watch(const Job &job) {
     array("d_hn", job.d_hn, states), array("d_cn", job.d_cn, states);
     array("d_gates", job.d_gates, all * s.gates), array("d_hidden", job.d_hidden, all * s.gates);
     array("d_h0", job.d_h0, states), array("d_c0", job.d_c0, states);
-    watch_workspace(job);
+    if (workspace) watch_workspace(job);
+}
+
+template <typename T>
+void watch(const WavefrontJob<T> &job) {
+    const RowSchedule &s = job.schedule;
+    const int64_t weights = static_cast<int64_t>(s.gates) * s.units;
+    for (const RowJob<T> &layer : job.layer) watch(layer, &layer == job.layer);
+    happens_before::watch("w_ih", job.w_ih, weights * s.units * sizeof(T), sizeof(T));
+    happens_before::watch("bias", job.bias, weights * sizeof(T), sizeof(T));
+    happens_before::watch("between", job.between,
+                          job.layer[0].steps * static_cast<int64_t>(s.batch) * s.units * sizeof(T),
+                          sizeof(T));
+}
+
+template <template <typename> class Job, typename T>
+constexpr int element_bytes(const Job<T> &) {
+    return sizeof(T);
 }
 
 Stopped stopped;  // why the last launch was
@@ -88,7 +109,7 @@ int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
         shared.emplace_back(static_cast<char *>(aligned_alloc(128, fit)), free);
         memset(shared.back().get(), 0xff, fit);
         happens_before::watch("shared memory of block " + std::to_string(block),
-                              shared.back().get(), shared_bytes, sizeof *job.gates);
+                              shared.back().get(), shared_bytes, element_bytes(job));
     }
     watch(job);
     EmulatedGpu gpu;
@@ -133,7 +154,20 @@ int start_job(const RowJob<T> &job, const RowFit &fit, unsigned order) {
     }
 }
 
-template <typename Arrays>
+template <typename Policy, typename T>
+int start_job(const WavefrontJob<T> &job, const RowFit &fit, unsigned order) {
+    memset(job.layer[0].flags, 0, row_flag_bytes(job.schedule));
+    const auto start = [&](auto eights) {
+        return launch<WavefrontWorker<Policy, eights>>(job, ROW_THREADS, fit.shared_bytes, order);
+    };
+    switch (fit.columns) {
+    case 8: return start(std::integral_constant<int, 1>());
+    case 16: return start(std::integral_constant<int, 2>());
+    default: return start(std::integral_constant<int, 3>());
+    }
+}
+
+template <typename Call, typename Arrays>
 int start(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, unsigned order) {
     return run(call, arrays, gpu, [&](auto policy, const auto &job, const auto &fit) {
         return start_job<decltype(policy)>(job, fit, order);
@@ -162,6 +196,14 @@ int emulate_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t st
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},
                  *gpu, order);
+}
+
+int emulate_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                              const void *w_ih, const void *between, void *gates, float *saved_cells,
+                              const void *h0, const void *c0, void *output, void *hn, void *cn,
+                              void *workspace, int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
+    const WavefrontCall call{layers, tf32, steps, batch, w_ih, between, workspace, bytes, &stopped};
+    return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, *gpu, order);
 }
 
 const Stopped *emulate_stopped() { return &stopped; }

@@ -111,13 +111,15 @@ class Case:
     with_bias: bool = True  # bias_n, of a GRU
     with_output: bool = True  # d_output
     with_cells: bool = True  # asked of the forward pass
+    with_mask: bool = False
     gpu: Gpu = SMALL
     order: int = 0
     left_behind: int = 255  # in each byte of the workspace; 255 makes NaNs
     kernel: Kernel = Kernel.PACKED
+    seed: int = 0  # of the numbers
 
     def __post_init__(self) -> None:
-        torch.manual_seed(self.side * 1000 + self.batch)
+        torch.manual_seed(self.side * 1000 + self.batch + self.seed)
         gates, side, batch = GATES[self.mode], self.side, self.batch
         rounded = self.dtype
 
@@ -134,11 +136,16 @@ class Case:
         self.d_output = draw(self.steps * batch, side) if self.with_output else None
         self.d_hn = draw(batch, side) if self.with_state else None
         self.d_cn = draw(batch, side) if has_c else None
+        # As dropout makes it, and other numbers as well.
+        drawn = draw(batch, side) if self.with_mask else torch.zeros(0)
+        self.mask = torch.where(drawn > 0.5, 0, drawn) if self.with_mask else None
 
         self.packed = pack(self.w)
         self.term = Term(1, side, side, (1 << gates) - 1, self.packed.data_ptr())
         self.product = Product(DTYPES[rounded], gates, side, side, 1, pointer(self.term))
-        self.layer = Layer(self.mode, pointer(self.product), None, None, at(self.bias_n))
+        self.layer = Layer(
+            self.mode, pointer(self.product), None, None, at(self.bias_n), at(self.mask)
+        )
 
     def fit(self, backward: bool) -> Fit:
         found = fit(self.gpu, self.mode, self.dtype, self.side, self.batch, backward, self.kernel)
@@ -174,7 +181,10 @@ class Case:
 
     def given(self) -> list[Tensor]:
         """What is only read."""
-        maybe = (self.bias_n, self.h0, self.c0, self.d_output, self.d_hn, self.d_cn)
+        maybe = (
+            *(self.bias_n, self.mask, self.h0, self.c0),
+            *(self.d_output, self.d_hn, self.d_cn),
+        )
         return [self.packed, *(one for one in maybe if one is not None)]
 
     def forward_call(self, results: Results, space: Tensor) -> dict[str, object]:
@@ -261,10 +271,12 @@ class Case:
         hidden = torch.zeros(self.steps * batch, gates * side, dtype=torch.float64)
         hidden.requires_grad_()
         h, c = h0, c0
+        mask = 1 if self.mask is None else self.mask.double()
         outputs, cells, activated = {}, {}, {}
         for t in range(self.steps)[:: -1 if self.reverse else 1]:
             rows = slice(t * batch, (t + 1) * batch)
-            from_h = torch.einsum("bj,gij->bgi", h, w) + hidden[rows].unflatten(1, (gates, side))
+            from_h = torch.einsum("bj,gij->bgi", h * mask, w)
+            from_h = from_h + hidden[rows].unflatten(1, (gates, side))
             sums = x[rows].unflatten(1, (gates, side))
             if self.mode == Mode.LSTM:
                 i, f, g, o = (sums + from_h).unbind(1)
@@ -589,6 +601,7 @@ REFUSED: list[tuple[str, Change, Status]] = [
     ("a map of inputs", field("term", "inputs", pointer(OTHER_MAP)), Status.FIT),
     ("a map of outputs", field("term", "outputs", pointer(OTHER_MAP)), Status.FIT),
     ("input weights", field("layer", "ih", pointer(Product())), Status.FIT),
+    ("a mask", lambda case, call: setattr(case.layer, "state_mask", at(case.h0)), Status.FIT),
     ("gates of another mode", field("product", "gates", 2), Status.SIZE),
     ("a gate without weights", field("term", "gates", 0b10), Status.SIZE),
     ("fewer rows", field("product", "rows", 17), Status.SIZE),

@@ -22,6 +22,7 @@ from symrnn import native
 from symrnn.native import building
 from symrnn.native.interface import Gpu, Kernel, Layer, Mode
 from tests.native.test_cuda import ALL_ARITHMETIC, FAULTS, Case, StoppedError, tight
+from tests.native.test_cuda_wavefront import Two
 
 HERE = Path(__file__).parent
 FIRST_COME = 0
@@ -146,6 +147,19 @@ ROW_FAULTS: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Of two layers in one launch.
+WAVEFRONT_FAULTS: dict[str, tuple[str, str]] = {
+    "a wait for one tick too few": ("pass, n + 1, [&]", "pass, n + 1 - FAULT, [&]"),
+    "one buffer in place of two": (
+        "*const next = this->exchange((n + 1) % 2);",
+        "*const next = this->exchange((n + 1 - FAULT) % 2);",
+    ),
+    "no barrier after the products": (
+        "        sync_block();\n    }",
+        "        if (!FAULT) sync_block();\n    }",
+    ),
+}
+
 
 def with_faults(name: str, faults: dict[str, tuple[str, str]], first: int) -> str:
     """A source in which the fault of each number, from ``first`` on, can be switched on."""
@@ -168,19 +182,26 @@ class Followed:
         (copied / "cuda" / "layer.h").write_text(source.replace(inside, counters + inside, 1))
         rows = with_faults("rows.h", ROW_FAULTS, len(FAULTS) + 1)
         (copied / "cuda" / "rows.h").write_text(rows)
+        two = with_faults("wavefront.h", WAVEFRONT_FAULTS, len(FAULTS) + len(ROW_FAULTS) + 1)
+        (copied / "cuda" / "wavefront.h").write_text(two)
         self.library = build(copied / "cuda", "emulate.cpp")
         layer = [POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int]
         gpu = [c_void_p, c_int64, POINTER(Gpu), c_uint]
         self.library.emulate_forward.argtypes = [*layer, *[c_void_p] * 7, *gpu]
         self.library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
+        layers = [POINTER(Layer), c_int, c_int64, c_int64]
+        self.library.emulate_forward_wavefront.argtypes = [*layers, *[c_void_p] * 9, *gpu]
         self.library.emulate_races.restype = c_char_p
         self.fault = c_int.in_dll(self.library, "fault")
 
-    def races(self, case: Case, fault: int = 0) -> str:
-        """Of both passes; of the backward pass only if the forward pass has none."""
+    def races(self, case: Case | Two, fault: int = 0) -> str:
+        """Of both passes, where there are two; of the second only if the first has none."""
         self.fault.value = fault
         try:
-            case.both(self.library)
+            if isinstance(case, Two):
+                case.forward(self.library)
+            else:
+                case.both(self.library)
         except StoppedError as stopped:
             if stopped.args != (RACE,):
                 raise
@@ -211,8 +232,20 @@ def test_every_access_by_rows_is_ordered(
     followed: Followed, mode: Mode, dtype: torch.dtype, tf32: bool
 ) -> None:
     """In two passes over the sequences, of several blocks, with units that fill the last chunk."""
-    case = Case(mode, 40, 33, 3, dtype, tf32, kernel=Kernel.ROWS, order=FIRST_COME)
+    case = Case(mode, 40, 33, 3, dtype, tf32, with_mask=True, kernel=Kernel.ROWS, order=FIRST_COME)
     assert case.fit(False).blocks > 2
+    assert not followed.races(case)
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(("dtype", "tf32"), ALL_ARITHMETIC)
+def test_every_access_of_two_layers_is_ordered(
+    followed: Followed, mode: Mode, dtype: torch.dtype, tf32: bool
+) -> None:
+    """In two passes, with one vector of the first layer's h or with two."""
+    between = (mode + tf32) % 2 == 1
+    case = Two(mode, 40, 33, 3, dtype, tf32, with_between=between, order=FIRST_COME)
+    assert case.fit().blocks > 2
     assert not followed.races(case)
 
 
@@ -229,3 +262,11 @@ def test_a_fault_by_rows_is_found_where_the_numbers_are_right(
 ) -> None:
     number = len(FAULTS) + [*ROW_FAULTS].index(fault) + 1
     assert followed.races(Case(Mode.LSTM, 40, 33, 3, kernel=Kernel.ROWS, order=FIRST_COME), number)
+
+
+@pytest.mark.parametrize("fault", WAVEFRONT_FAULTS)
+def test_a_fault_of_two_layers_is_found_where_the_numbers_are_right(
+    followed: Followed, fault: str
+) -> None:
+    number = len(FAULTS) + len(ROW_FAULTS) + [*WAVEFRONT_FAULTS].index(fault) + 1
+    assert followed.races(Two(Mode.LSTM, 40, 33, 3, order=FIRST_COME), number)

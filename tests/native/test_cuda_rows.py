@@ -70,6 +70,34 @@ def test_what_is_not_given_counts_as_zeros(
     check(replace(rows(mode, 18, 3, steps), **{absent: False}), emulator)
 
 
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(("dtype", "tf32"), ALL_ARITHMETIC)
+def test_the_state_is_masked_before_the_matrices_and_there_alone(
+    emulator: ctypes.CDLL, mode: Mode, dtype: torch.dtype, tf32: bool
+) -> None:
+    """In one pass over the sequences and in two, with an initial state and without."""
+    for batch, with_state in ((3, True), (33, False)):
+        check(
+            rows(mode, 33, batch, 3, dtype, tf32, with_mask=True, with_state=with_state), emulator
+        )
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_masked_as_on_a_cpu(emulator: ctypes.CDLL, mode: Mode) -> None:
+    case = rows(mode, 40, 9, 3, with_mask=True, reverse=True)
+    found, wanted = case.both(emulator), case.on_the_cpu()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_mask_of_ones_is_none(emulator: ctypes.CDLL, mode: Mode) -> None:
+    case = rows(mode, 18, 3, 2, with_mask=True)
+    assert case.mask is not None
+    case.mask.fill_(1)
+    assert same_bits(case.both(emulator), rows(mode, 18, 3, 2).both(emulator))
+
+
 @pytest.mark.parametrize("processors", [1, 2, 5])
 def test_a_block_of_many_rows_multiplies_them_in_several_groups(
     emulator: ctypes.CDLL, processors: int

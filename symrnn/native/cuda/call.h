@@ -61,29 +61,38 @@ inline int check(const BackwardArrays &a, bool lstm, bool gru) {
     return SYMRNN_OK;
 }
 
-// Checks a call but for its arrays, and distributes the layer over a GPU.
-inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found) {
-    const symrnn_layer *const layer = call.layer;
+// Checks a layer by itself.
+inline int check(const symrnn_layer *layer) {
     if (!layer || !layer->hh || !layer->hh->term || !layer->hh->term->packed) return SYMRNN_NULL;
     const symrnn_product &hh = *layer->hh;
     const symrnn_term &term = *hh.term;
     const int gates = gates_of(layer->mode);
     if (!gates) return SYMRNN_MODE;
     if (!weight_bytes(hh.dtype)) return SYMRNN_DTYPE;
-    if (hh.terms != 1 || hh.skew || term.symmetric != 1 || term.inputs || term.outputs || layer->ih ||
-        layer->state_mask)
+    if (hh.terms != 1 || hh.skew || term.symmetric != 1 || term.inputs || term.outputs || layer->ih)
         return SYMRNN_FIT;
     if (hh.gates != gates || term.gates != (1 << gates) - 1 || hh.rows < 1 ||
         hh.rows != hh.columns || term.rows != hh.rows || term.columns != hh.rows ||
         !aligned(term.packed, 16))
         return SYMRNN_SIZE;
-    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1 || !is_kernel(call.kernel))
+    return SYMRNN_OK;
+}
+
+// Checks a call but for its arrays, and distributes the layer over a GPU.
+inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found) {
+    const symrnn_layer *const layer = call.layer;
+    if (int bad = check(layer)) return bad;
+    const symrnn_product &hh = *layer->hh;
+    const int gates = gates_of(layer->mode);
+    if (call.steps < 1 || call.steps >= INT32_MAX || call.batch < 1 || !is_kernel(call.kernel) ||
+        call.kernel == SYMRNN_KERNEL_WAVEFRONT)
         return SYMRNN_SIZE;
     if (hh.rows > MAX_ROWS || call.batch > MAX_ROWS ||
         !distribute(call.kernel, gpu.multiprocessors, gpu.shared_bytes, hh.rows, gates,
                     static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, found))
         return SYMRNN_FIT;
     const bool rows = found.kernel == SYMRNN_KERNEL_ROWS;
+    if (layer->state_mask && !rows) return SYMRNN_FIT;
     // What a flag counts, with the initial state and the last product, has 32 bits.
     if (rows && (call.steps + 2) * passes(found.rows) > UINT32_MAX) return SYMRNN_SIZE;
     if (!call.workspace) return SYMRNN_NULL;
@@ -114,6 +123,13 @@ void set_arrays(Job &job, const BackwardArrays &a) {
     set(job.d_h0, a.d_h0), set(job.d_c0, a.d_c0);
 }
 
+template <typename T>
+void set_mask(RowJob<T> &job, const void *mask) {
+    set(job.state_mask, mask);
+}
+template <typename T>
+void set_mask(Job<T> &, const void *) {}  // prepare lets none come so far
+
 // The part of a job that both kernels share.
 template <typename Job, typename Arrays>
 void set_call(Job &job, const Call &call, const Arrays &arrays) {
@@ -124,6 +140,7 @@ void set_call(Job &job, const Call &call, const Arrays &arrays) {
     job.stopped = call.stopped;
     set(job.packed, call.layer->hh->term->packed);
     set(job.bias_n, call.layer->bias_n);
+    set_mask(job, call.layer->state_mask);
     set_arrays(job, arrays);
 }
 
@@ -147,6 +164,16 @@ void set_fit(RowJob<T> &job, const RowFit &fit, char *workspace) {
     job.exchange = workspace + exchange_begin(fit.schedule);
 }
 
+// Calls `start` with the arithmetic policy.
+template <typename Start>
+int with_policy(int dtype, int tf32, const Start &start) {
+    switch (dtype) {
+    case SYMRNN_BFLOAT16: return start(Bits16<bfloat16>());
+    case SYMRNN_HALF: return start(Bits16<half>());
+    default: return tf32 ? start(Tf32()) : start(Exact());
+    }
+}
+
 // Calls `start` with the arithmetic policy, the job of one of the two kernels, and how it fits the GPU.
 // Returns its status, or that of the argument that is wrong.
 template <typename Arrays, typename Start>
@@ -160,16 +187,11 @@ int run(const Call &call, const Arrays &arrays, const symrnn_gpu &gpu, const Sta
         set_fit(job, fit, static_cast<char *>(call.workspace));
         return start(policy, job, fit);
     };
-    const auto start_with = [&](auto policy) {
+    return with_policy(call.layer->hh->dtype, call.tf32, [&](auto policy) {
         using T = typename decltype(policy)::Number;
         return found.kernel == SYMRNN_KERNEL_ROWS ? start_job(policy, RowJob<T>{}, found.rows)
                                                   : start_job(policy, Job<T>{}, found.packed);
-    };
-    switch (call.layer->hh->dtype) {
-    case SYMRNN_BFLOAT16: return start_with(Bits16<bfloat16>());
-    case SYMRNN_HALF: return start_with(Bits16<half>());
-    default: return call.tf32 ? start_with(Tf32()) : start_with(Exact());
-    }
+    });
 }
 
 }  // namespace symrnn

@@ -9,9 +9,11 @@
 #include <new>
 
 #include "call.h"
+#include "call_wavefront.h"
 #include "launch.h"
 #include "pack.h"
 #include "rows_launch.h"
+#include "wavefront_launch.h"
 
 namespace symrnn {
 namespace {
@@ -76,7 +78,7 @@ int gpu_of(int device, symrnn_gpu *gpu) {
     return SYMRNN_OK;
 }
 
-template <typename Arrays>
+template <typename Call, typename Arrays>
 int start(const Call &call, const Arrays &arrays, int device, void *stream) {
     symrnn_gpu gpu;
     if (int bad = gpu_of(device, &gpu)) return bad;
@@ -122,6 +124,10 @@ int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
     if (!error) error = load_rows<Tf32>();
     if (!error) error = load_rows<Bits16<bfloat16>>();
     if (!error) error = load_rows<Bits16<half>>();
+    if (!error) error = load_wavefront<Exact>();
+    if (!error) error = load_wavefront<Tf32>();
+    if (!error) error = load_wavefront<Bits16<bfloat16>>();
+    if (!error) error = load_wavefront<Bits16<half>>();
     if (!error) {
         static Stopped *const allocated = allocate_stopped();  // once, whichever thread comes first
         stopped = allocated;
@@ -152,6 +158,15 @@ int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t
                         void *output, void *hn, void *cn, void *workspace, int64_t bytes,
                         int device, void *stream) {
     const Call call{layer, kernel, tf32, steps, batch, reverse != 0, false, workspace, bytes, stopped};
+    return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
+}
+
+int symrnn_cuda_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                                  const void *w_ih, const void *between, void *gates,
+                                  float *saved_cells, const void *h0, const void *c0, void *output,
+                                  void *hn, void *cn, void *workspace, int64_t bytes, int device,
+                                  void *stream) {
+    const WavefrontCall call{layers, tf32, steps, batch, w_ih, between, workspace, bytes, stopped};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
 }
 

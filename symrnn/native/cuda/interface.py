@@ -30,6 +30,15 @@ FUNCTIONS: Functions = {
     ),
     # gates, saved_cells, h0, c0, output, hn, cn
     "symrnn_cuda_forward": (c_int, [*_RUN, *[c_void_p] * 7, *_PLACE]),
+    "symrnn_cuda_forward_wavefront": (
+        c_int,
+        [
+            *(POINTER(Layer), c_int, c_int64, c_int64),  # layers, tf32, steps, batch
+            *(c_void_p, c_void_p),  # w_ih, between
+            *([c_void_p] * 7),  # as above
+            *_PLACE,
+        ],
+    ),
     # gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0
     "symrnn_cuda_backward": (c_int, [*_RUN, *[c_void_p] * 12, *_PLACE]),
 }

@@ -6,11 +6,11 @@
 // Backward, at each step:  multiply the gates' gradients of the step after; pointwise → those of this
 //                          step. A last product gives the gradient of h0.
 //
-// What a step is multiplied by goes through one exchange buffer in global memory, already rounded and in
-// the order in which it is read. The initial state too: so it need not be aligned, and null is zeros like
-// any others. A step takes the sequences in passes of as many as are multiplied at once. A block has one
-// flag, which counts the passes that it has written; it is raised before anything else is stored that no
-// other block reads. While a pass is on its way, the block is busy with the next.
+// What a step is multiplied by goes through one exchange buffer in global memory, already masked, rounded
+// and in the order in which it is read. The initial state too: so it need not be aligned, and null is
+// zeros like any others. A step takes the sequences in passes of as many as are multiplied at once. A
+// block has one flag, which counts the passes that it has written; it is raised before anything else is
+// stored that no other block reads. While a pass is on its way, the block is busy with the next.
 //
 // Each warp multiplies its own stretch of the rows, and waits for the blocks that compute these units and
 // for no others. It does not wait for them one after the other: all blocks do the same work, so their
@@ -41,7 +41,7 @@ struct RowJob {
     RowSchedule schedule;
     int mode, steps;
     bool reverse, backward;
-    const T *packed, *bias_n;
+    const T *packed, *bias_n, *state_mask;
     T *gates;                             // backward: only read
     float *saved_cells;                   // backward: only read
     const T *h0, *c0;
@@ -56,15 +56,18 @@ struct RowJob {
     void *exchange;
 };
 
-// One thread block. N: the sequences that are multiplied at once, in eights.
-template <typename Policy, int N>
+// One thread block. N: the sequences that are multiplied at once, in eights.  MATRICES: those of a gate,
+// as in rows_schedule.h.
+template <typename Policy, int N, int MATRICES = 1>
 class RowWorker {
+  protected:
     using T = typename Policy::Number;
     using Stored = typename Policy::Stored;
     using Product = RowProduct<Policy>;
     static constexpr int COLUMNS_AT_ONCE = N * 8;
     static constexpr int FORWARD_TILES = Product::TILES, BACKWARD_TILES = 2;  // multiplied at once
     static constexpr int AHEAD = 4 / Product::STEPS;             // chunks on their way from L2
+    static constexpr int LAYERS = MATRICES == 1 ? 1 : 2;
 
   public:
     SYMRNN_DEVICE RowWorker(const RowJob<T> &job, char *shared)
@@ -78,13 +81,15 @@ class RowWorker {
           sums_(reinterpret_cast<float *>(shared + shard_bytes(s_))) {}
 
     SYMRNN_DEVICE void run() {
-        load_shard();
+        load_shard([&](int gate, int unit, int first) {
+            return symmetric_entries(job_.packed, gate, unit, first);
+        });
         clear_padding();
         if (job_.backward) backward();
         else forward();
     }
 
-  private:
+  protected:
     // The sequences of a pass.
     SYMRNN_DEVICE Span sequences(int pass) const {
         const int first = pass * COLUMNS_AT_ONCE, last = first + COLUMNS_AT_ONCE;
@@ -92,18 +97,22 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE void forward() {
-        publish_initial_state();
+        publish_initial_state(job_, exchange(0), 0);
+        signal(1, passes_ - 1);
         for (int n = 0; n < job_.steps; ++n)
             for (int pass = 0; pass < passes_; ++pass) {
                 Stored *const next = exchange((n + 1) % 2);
-                each_cell<false>(
-                    pass, n + 1, exchange(n % 2), [&](const Cell &c) { return read_forward(c, n); },
+                each_cell(
+                    pass, n + 1, [&](Span of) { multiply<false>(exchange(n % 2), of); },
+                    [&](const Cell &c) { return read_forward(job_, c, n); },
                     [&](const Cell &c, const ForwardInput &in) {
-                        const ForwardResult result = step_forward(c, in);
-                        publish(next, 0, c, result.h);
+                        const ForwardResult result = step_forward(c, in, 0);
+                        publish(next, 0, c, result.h * in.mask);
                         return result;
                     },
-                    [&](const Cell &c, const ForwardResult &result) { store_forward(c, n, result); });
+                    [&](const Cell &c, const ForwardResult &result) {
+                        store_forward(job_, c, n, result);
+                    });
             }
     }
 
@@ -112,12 +121,12 @@ class RowWorker {
             for (int pass = 0; pass < passes_; ++pass) {
                 const int n = job_.steps - 1 - done;
                 Stored *const next = exchange(done % 2);
-                each_cell<true>(
-                    pass, done, exchange((done + 1) % 2),
+                each_cell(
+                    pass, done, [&](Span of) { multiply<true>(exchange((done + 1) % 2), of); },
                     [&](const Cell &c) { return read_backward(c, n, done); },
                     [&](const Cell &c, const BackwardInput &in) {
                         float d_h = in.d_h;
-                        if (done > 0) d_h += sum(c.own, c.column);
+                        if (done > 0) d_h += in.mask * sum(c.own, c.column);
                         const BackwardResult result = n >= 0 ? step_backward(in, d_h)
                                                              : first_state_gradient(in, d_h);
                         if (n >= 0)
@@ -139,8 +148,16 @@ class RowWorker {
 
     // ---- the rows --------------------------------------------------------------------------------
 
-    // Unpacks this block's rows. Rows and units that do not exist are zeros.
-    SYMRNN_DEVICE void load_shard() {
+    // Adjacent entries of a row of a matrix.
+    struct Entries {
+        const T *start;
+        int stride;
+    };
+
+    // Loads this block's rows. Rows and units that do not exist are zeros.
+    // entries: (gate, unit, first) → those from column `first` on, of the gates of all matrices.
+    template <typename Source>
+    SYMRNN_DEVICE void load_shard(const Source &entries) {
         constexpr int WIDTH = sizeof(Words) / sizeof(Stored);  // elements of a quad
         const int rows = s_.rows(), quads = s_.chunks() * rows * CHUNK_QUADS;
 #pragma unroll 4
@@ -148,36 +165,29 @@ class RowWorker {
             const int at = k / CHUNK_QUADS, chunk = at / rows, row = at - chunk * rows;
             const int gate = row / s_.own, unit = units_.first + row - gate * s_.own,
                       first = chunk * s_.chunk + k % CHUNK_QUADS * WIDTH;
-            const bool exists = gate < s_.gates && unit < units_.last;
+            const bool exists = gate < MATRICES * s_.gates && unit < units_.last;
             struct alignas(16) {
                 Stored at[WIDTH];
             } quad;
-            const Entries entries(s_, gate, unit, first);
+            const Entries of = entries(gate, unit, first);
 #pragma unroll
             for (int j = 0; j < WIDTH; ++j)
-                quad.at[j] = Policy::rounded(exists && first + j < s_.units
-                                                 ? job_.packed[entries.start + j * entries.stride]
-                                                 : from_float<T>(0));
+                quad.at[j] = Policy::rounded(
+                    exists && first + j < s_.units ? of.start[j * of.stride] : from_float<T>(0));
             *reinterpret_cast<decltype(quad) *>(shard_ + chunk * rows * CHUNK_QUADS +
                                                 shard_quad(row, k % CHUNK_QUADS)) = quad;
         }
     }
 
-    // Adjacent entries of a row of a symmetric packed matrix, from column `first` on, all of one tile: as
-    // they are, or below the diagonal in its mirror image.
-    struct Entries {
-        int64_t start;
-        int stride;
-
-        SYMRNN_DEVICE Entries(const RowSchedule &s, int gate, int row, int first) : start(), stride() {
-            constexpr int SIDE_ = static_cast<int>(SIDE);
-            const int i = row / SIDE_, j = first / SIDE_, r = row % SIDE_, c = first % SIDE_;
-            const bool below = i >= j;
-            start = packed_tile(tiles_of(s.units), s.gates, gate, below ? i : j, below ? j : i) +
-                    (below ? c * SIDE_ + r : r * SIDE_ + c);
-            stride = below ? SIDE_ : 1;
-        }
-    };
+    // Those of a symmetric packed matrix are all of one tile: as they are, or below the diagonal in its
+    // mirror image.
+    SYMRNN_DEVICE Entries symmetric_entries(const T *packed, int gate, int row, int first) const {
+        constexpr int SIDE_ = static_cast<int>(SIDE);
+        const int i = row / SIDE_, j = first / SIDE_, r = row % SIDE_, c = first % SIDE_;
+        const bool below = i >= j;
+        const int64_t tile = packed_tile(tiles_of(s_.units), s_.gates, gate, below ? i : j, below ? j : i);
+        return {packed + tile + (below ? c * SIDE_ + r : r * SIDE_ + c), below ? SIDE_ : 1};
+    }
 
     // ---- the exchange ----------------------------------------------------------------------------
 
@@ -197,14 +207,18 @@ class RowWorker {
                                                         s_.units + k % padding)] = from_float<T>(0);
     }
 
-    SYMRNN_DEVICE void publish_initial_state() {
+    SYMRNN_DEVICE void publish_initial_state(const RowJob<T> &job, Stored *to, int vector) {
         const int own = units_.count();
         for (int k = thread_index(); k < s_.batch * own; k += ROW_THREADS) {
-            const int b = k / own, unit = units_.first + k - b * own;
-            exchange(0)[s_.exchange_offset(0, b, unit)] =
-                rounded(or_zero(job_.h0, static_cast<int64_t>(b) * s_.units + unit));
+            const int b = k / own, unit = units_.first + k - b * own, at = b * s_.units + unit;
+            to[s_.exchange_offset(vector, b, unit)] =
+                rounded(or_zero(job.h0, at) * or_one(job.state_mask, at));
         }
-        signal(1, passes_ - 1);
+    }
+
+    // An element of a mask; 1 where there is none.
+    SYMRNN_DEVICE static float or_one(const T *from, int64_t at) {
+        return from ? to_float(from[at]) : 1.0f;
     }
 
     SYMRNN_DEVICE static Stored rounded(float x) { return Policy::rounded(from_float<T>(x)); }
@@ -232,19 +246,24 @@ class RowWorker {
 
     // ---- multiplying -----------------------------------------------------------------------------
 
-    // The sums of all rows: forward of each gate, backward over all gates.
+    // The sums of all rows of a matrix: forward of each gate, backward over all gates.
     template <bool BACKWARD>
     SYMRNN_DEVICE void multiply(const Stored *operand, Span of) {
+        multiply_tiles<BACKWARD>({0, s_.tiles(BACKWARD)}, operand, of);
+        sync_block();
+    }
+
+    // Of these tiles, counted through all matrices, each of which begins with a tile.
+    template <bool BACKWARD>
+    SYMRNN_DEVICE void multiply_tiles(Span tiles, const Stored *operand, Span of) {
         constexpr int MOST = BACKWARD ? BACKWARD_TILES : FORWARD_TILES;
-        const int tiles = s_.tiles(BACKWARD);
-        for (int tile = 0; tile < tiles; tile += MOST) {
-            const int left = tiles - tile;
+        for (int tile = tiles.first; tile < tiles.last; tile += MOST) {
+            const int left = tiles.last - tile;
             if (MOST > 3 && left > 3) product<BACKWARD, (MOST > 3 ? 4 : 1)>(tile, operand, of);
             else if (MOST > 2 && left >= 3) product<BACKWARD, (MOST > 2 ? 3 : 1)>(tile, operand, of);
             else if (left >= 2) product<BACKWARD, 2>(tile, operand, of);
             else product<BACKWARD, 1>(tile, operand, of);
         }
-        sync_block();
     }
 
     // Of R tiles of 16 rows from this one on, by all warps, each over its own chunks. The loads of states
@@ -255,7 +274,7 @@ class RowWorker {
         float sum[R][N][4] = {};
         typename Product::B b[AHEAD][STEPS][N];
         RowPair rows[R];
-        const int length = chunks_.count(), all = s_.vectors(BACKWARD) * length;
+        const int length = chunks_.count(), all = BACKWARD ? s_.gates * length : length;
         const int chunk_of_states = s_.batch * CHUNK_QUADS, chunk_of_rows = s_.rows() * CHUNK_QUADS;
 
         const Words *from = reinterpret_cast<const Words *>(operand) +
@@ -280,7 +299,7 @@ class RowWorker {
 
         const Words *const first_chunk = shard_ + chunks_.first * chunk_of_rows, *chunk = first_chunk;
         int gate = 0, multiplied_of_gate = 0;
-        set_rows(rows, tile * 16);
+        set_rows(rows, 0, tile);
         const auto multiply_chunk = [&](const typename Product::B(&states)[STEPS][N]) {
 #pragma unroll
             for (int step = 0; step < STEPS; ++step) {
@@ -296,7 +315,7 @@ class RowWorker {
             if (BACKWARD && ++multiplied_of_gate == length) {
                 multiplied_of_gate = 0;
                 chunk = first_chunk;
-                set_rows(rows, ++gate * s_.own + tile * 16);
+                set_rows(rows, ++gate * s_.own, tile);
             }
         };
 
@@ -317,25 +336,30 @@ class RowWorker {
         add_up(sum, tile);
     }
 
-    // Where this thread's rows of R tiles are, from row `first` on. The last tile may end beyond the last
-    // row: that one stands in, for sums that nobody reads.
+    // Where this thread's rows of R tiles are, of a matrix from row `first` on. A last tile may end beyond
+    // the matrix's last row: what is there, or the last row of all, stands in for sums that nobody reads.
     template <int R>
-    SYMRNN_DEVICE void set_rows(RowPair (&rows)[R], int first) const {
+    SYMRNN_DEVICE void set_rows(RowPair (&rows)[R], int first, int tile) const {
         const int last = s_.rows() - 1;
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const int row = first + r * 16 + lane_index() / 4 * 2 + i;
+                const int row = first + first_row_of(tile + r) + lane_index() / 4 * 2 + i;
                 rows[r].at[i] = shard_quad(row < last ? row : last, Product::first_quad());
             }
+    }
+
+    SYMRNN_DEVICE int first_row_of(int tile) const {
+        if (MATRICES == 1) return tile * 16;
+        const int of_matrix = s_.tiles(false), matrix = tile / of_matrix;
+        return matrix * s_.gates * s_.own + (tile - matrix * of_matrix) * 16;
     }
 
     // Leaves the warps' sums in shared memory, those of two warps added.
     template <int R>
     SYMRNN_DEVICE void add_up(float (&sum)[R][N][4], int tile) {
-        const int of_warps = s_.tiles(job_.backward) * N * WARP * 4;
-        float *const to = sums_ + warp_index() % PARTIAL_SUMS * of_warps + tile * N * WARP * 4 +
+        float *const to = sums_ + warp_index() % PARTIAL_SUMS * sums_of_warps() + tile * N * WARP * 4 +
                           lane_index() * 4;
         const bool second = warp_index() >= PARTIAL_SUMS;
         if (second) store_sums(to, sum);
@@ -364,9 +388,16 @@ class RowWorker {
             }
     }
 
+    SYMRNN_DEVICE int sums_of_warps() const {
+        return MATRICES * s_.tiles(job_.backward) * N * WARP * 4;
+    }
+
+    // The first row of a matrix, among the rows of all sums.
+    SYMRNN_DEVICE int sums_of(int matrix) const { return matrix * s_.tiles(false) * 16; }
+
     // The sum of one row and sequence, always in the same order.
     SYMRNN_DEVICE float sum(int row, int column) const {
-        const int of_warps = s_.tiles(job_.backward) * N * WARP * 4;
+        const int of_warps = sums_of_warps();
         const float *const from = sums_ + sum_index(N, row, column);
         float all = 0;
 #pragma unroll
@@ -378,36 +409,38 @@ class RowWorker {
 
     // A unit of a sequence, which this thread computes.
     struct Cell {
+        int layer;
         int own, column;  // among the block's units and the pass's sequences
         int unit, b;
         int at;           // in (B, H)
-        int exchanged;    // in the exchange, of the first vector
     };
 
-    // The k-th of a pass. Eights of sequences come one after the other, each with all units: eight
-    // sequences of four units have their sums in different banks.
+    // The k-th of a pass, layer after layer. Eights of sequences come one after the other, each with all
+    // units: eight sequences of four units have their sums in different banks.
     SYMRNN_DEVICE Cell cell(int k, Span of) const {
         Cell c;
-        const int own = units_.count(), eight = k / (8 * own), within = k - eight * 8 * own;
+        const int own = units_.count();
+        c.layer = LAYERS > 1 && k >= of.count() * own;
+        k -= c.layer * of.count() * own;
+        const int eight = k / (8 * own), within = k - eight * 8 * own;
         const int left = of.count() - eight * 8, width = left < 8 ? left : 8;
         c.own = within / width;
         c.column = eight * 8 + within - c.own * width;
         c.unit = units_.first + c.own;
         c.b = of.first + c.column;
         c.at = c.b * s_.units + c.unit;
-        c.exchanged = s_.exchange_offset(0, c.b, c.unit);
         return c;
     }
 
-    // Multiplies a pass's operand once it has been written `count` times, and calls `compute` for each of
-    // the thread's cells, with what `read` loads for it, then `store`. The first cell's loads come before
+    // Calls `multiply` for a pass once it has been written `count` times, and `compute` for each of the
+    // thread's cells, with what `read` loads for it, then `store`. The first cell's loads come before
     // the wait. All of the pass is signalled as soon as it is computed; only a thread that has several
     // cells stores all but the last before that.
-    template <bool BACKWARD, typename Read, typename Compute, typename Store>
-    SYMRNN_DEVICE void each_cell(int pass, int count, const Stored *operand, const Read &read,
+    template <typename Multiply, typename Read, typename Compute, typename Store>
+    SYMRNN_DEVICE void each_cell(int pass, int count, const Multiply &multiply, const Read &read,
                                  const Compute &compute, const Store &store) {
         const Span of = sequences(pass);
-        const int cells = of.count() * units_.count();
+        const int cells = LAYERS * of.count() * units_.count();
         int k = thread_index();
         Cell c = {};
         decltype(read(c)) in = {};
@@ -418,7 +451,7 @@ class RowWorker {
         }
         if (count > 0) {
             wait(count, pass);
-            multiply<BACKWARD>(operand, of);
+            multiply(of);
         }
         if (k < cells) result = compute(c, in);
         while ((k += ROW_THREADS) < cells) {
@@ -431,7 +464,8 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE void publish(Stored *to, int vector, const Cell &c, float x) const {
-        to[c.exchanged + vector * s_.vector_elements()] = rounded(x);
+        constexpr int CHUNK = CHUNK_BYTES / sizeof(Stored);
+        to[vector * s_.vector_elements() + s_.within_vector(CHUNK, c.b, c.unit)] = rounded(x);
     }
 
     SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {
@@ -442,6 +476,7 @@ class RowWorker {
         float gate[MAX_GATES];
         float before;  // LSTM c, GRU h
         float bias;    // GRU b_n
+        float mask;
     };
 
     struct ForwardResult {
@@ -450,27 +485,35 @@ class RowWorker {
         float saved;  // LSTM c, GRU W_n h + b_n
     };
 
-    SYMRNN_DEVICE ForwardInput read_forward(const Cell &c, int n) const {
-        ForwardInput in = {};
+    SYMRNN_DEVICE ForwardInput read_forward(const RowJob<T> &layer, const Cell &c, int n) const {
+        ForwardInput in = read_state(layer, c, n);
         const int64_t row = row_of(n);
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) in.gate[g] = to_float(job_.gates[gate_offset(c, row, g)]);
-        if (job_.mode == SYMRNN_LSTM) in.before = n > 0 ? job_.carry[c.at] : or_zero(job_.c0, c.at);
+            if (g < s_.gates) in.gate[g] = to_float(layer.gates[gate_offset(c, row, g)]);
+        return in;
+    }
+
+    // All of it but the gates.
+    SYMRNN_DEVICE ForwardInput read_state(const RowJob<T> &layer, const Cell &c, int n) const {
+        ForwardInput in = {};
+        in.mask = or_one(layer.state_mask, c.at);
+        if (job_.mode == SYMRNN_LSTM) in.before = n > 0 ? layer.carry[c.at] : or_zero(layer.c0, c.at);
         if (job_.mode == SYMRNN_GRU) {
-            in.before = n > 0 ? to_float(job_.output[row_of(n - 1) * s_.units + c.at])
-                              : or_zero(job_.h0, c.at);
-            in.bias = or_zero(job_.bias_n, c.unit);
+            in.before = n > 0 ? to_float(layer.output[row_of(n - 1) * s_.units + c.at])
+                              : or_zero(layer.h0, c.at);
+            in.bias = or_zero(layer.bias_n, c.unit);
         }
         return in;
     }
 
-    SYMRNN_DEVICE ForwardResult step_forward(const Cell &c, const ForwardInput &in) const {
+    // first: of the sums of the hidden weights.
+    SYMRNN_DEVICE ForwardResult step_forward(const Cell &c, const ForwardInput &in, int first) const {
         ForwardResult result = {};
         float hidden[MAX_GATES] = {};  // W h
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) hidden[g] = sum(g * s_.own + c.own, c.column);
+            if (g < s_.gates) hidden[g] = sum(first + g * s_.own + c.own, c.column);
         if (job_.mode == SYMRNN_GRU) {
             result.saved = hidden[2] + in.bias;
             hidden[2] = 0;
@@ -491,18 +534,19 @@ class RowWorker {
         return result;
     }
 
-    SYMRNN_DEVICE void store_forward(const Cell &c, int n, const ForwardResult &result) {
+    SYMRNN_DEVICE void store_forward(const RowJob<T> &layer, const Cell &c, int n,
+                                     const ForwardResult &result) {
         const int64_t row = row_of(n), at = row * s_.units + c.at;
         const bool last = n == job_.steps - 1;
-        store_gates(job_.gates, c, row, result.gate);
-        job_.output[at] = from_float<T>(result.h);
-        if (last) job_.hn[c.at] = from_float<T>(result.h);
+        store_gates(layer.gates, c, row, result.gate);
+        layer.output[at] = from_float<T>(result.h);
+        if (last) layer.hn[c.at] = from_float<T>(result.h);
         if (job_.mode == SYMRNN_LSTM) {
-            job_.carry[c.at] = result.saved;
-            if (last) job_.cn[c.at] = from_float<T>(result.saved);
+            layer.carry[c.at] = result.saved;
+            if (last) layer.cn[c.at] = from_float<T>(result.saved);
         }
-        if (job_.saved_cells && (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU))
-            job_.saved_cells[at] = result.saved;
+        if (layer.saved_cells && (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU))
+            layer.saved_cells[at] = result.saved;
     }
 
     struct BackwardInput {
@@ -510,6 +554,7 @@ class RowWorker {
         float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
         float d_h;           // of the output and, of a GRU, what bypassed the matrices
         float carried;       // LSTM: the gradient of c after the step
+        float mask;
     };
 
     struct BackwardResult {
@@ -522,6 +567,7 @@ class RowWorker {
     SYMRNN_DEVICE BackwardInput read_backward(const Cell &c, int n, int done) const {
         BackwardInput in = {};
         const bool lstm = job_.mode == SYMRNN_LSTM, gru = job_.mode == SYMRNN_GRU;
+        in.mask = or_one(job_.state_mask, c.at);
         if (lstm) in.carried = done > 0 ? job_.carry[c.at] : or_zero(job_.d_cn, c.at);
         if (gru && done > 0) in.d_h = job_.carry[c.at];
         if (n < 0) return in;

@@ -51,7 +51,8 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
 
 /* The forward pass over T ≥ 1 steps of B ≥ 1 sequences.
  *
- * layer: packed hidden weights, in GPU memory; no input weights; a GRU's bias_n (H) or null.
+ * layer: packed hidden weights, in GPU memory; no input weights; a GRU's bias_n (H) or null; state_mask
+ *     (B, H) or null, of a layer that runs by rows: SYMRNN_FIT for another.
  * gates: (T·B, G·H). On entry W_ih·x + b, on return the gate activations.
  * saved_cells: (T·B, H) of float, as in symrnn_forward; null if they are not wanted.
  * h0, c0: (B, H); null for zeros.  output: (T·B, H).  hn, cn: (B, H); cn for an LSTM, else null.
@@ -61,6 +62,22 @@ int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t
                         int64_t batch, int reverse, void *gates, float *saved_cells, const void *h0,
                         const void *c0, void *output, void *hn, void *cn, void *workspace,
                         int64_t bytes, int device, void *stream);
+
+/* The forward pass of two layers of one kind and size, the second a step behind the first, in one launch
+ * by rows: SYMRNN_FIT where the three matrices of each gate do not fit (`symrnn_fit_gpu` with
+ * SYMRNN_KERNEL_WAVEFRONT). The backward pass is that of each layer by itself.
+ *
+ * layers: (2), as above, each with its state_mask or null; the second's `bias` (G·H), of its input, or
+ *     null.
+ * w_ih: (G·H, H), the second layer's input weights, not packed.
+ * between: (T·B, H), what the first layer's output is multiplied by before them; or null.
+ * The arrays are those of symrnn_cuda_forward, of the first layer and then of the second: (2, …). What is
+ *     in the second's `gates` on entry is not read. */
+int symrnn_cuda_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                                  const void *w_ih, const void *between, void *gates,
+                                  float *saved_cells, const void *h0, const void *c0, void *output,
+                                  void *hn, void *cn, void *workspace, int64_t bytes, int device,
+                                  void *stream);
 
 /* The backward pass: the arguments of symrnn_backward, in GPU memory; saved_cells are float. */
 int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_t steps,

@@ -1,4 +1,4 @@
-"""The gradients of ``torch.ops.symrnn.layer``, of any order."""
+"""The gradients of ``torch.ops.symrnn.layer`` and ``two_layers``, of any order."""
 
 from __future__ import annotations
 
@@ -33,22 +33,30 @@ def _gradients(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple
     """The gradients of all arguments of ``layer``, None where none is wanted."""
     tensors = ctx.saved_tensors  # once: a checkpoint gives them no second time
     inputs, saved, hidden = tensors[:6], tensors[6:12], tensors[12:]
-    wanted = ctx.needs_input_grad
     d_cn = d_cn if ctx.attributes[0] == "LSTM" else None  # a tracer gives one even so
-    d_results = d_output, d_hn, d_cn
     with torch.autocast(inputs[0].device.type, enabled=False):
-        if torch.is_grad_enabled() or torch_state.are_batched(d_results):
-            found = _composite_backward(
-                ctx.attributes, saved[1:3], wanted, inputs, hidden, *d_results
-            )
-        else:
-            found = _backward(ctx.attributes, wanted, inputs, saved, hidden, *d_results)
-    d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = found
+        d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0 = _layer_gradients(
+            ctx.attributes, ctx.needs_input_grad, inputs, saved, hidden, d_output, d_hn, d_cn
+        )
     return (
         *(d_input, d_w_ih, d_bias_ih, d_bias_hh, d_hidden, d_h0, d_c0, None, None),
         *(None for _ in ctx.attributes),
         None,
     )
+
+
+def _layer_gradients(
+    attributes: Sequence[Any],
+    wanted: Sequence[Any],
+    inputs: Sequence[Any],
+    saved: Sequence[Any],
+    hidden: Sequence[Tensor],
+    *d_results: Tensor | None,
+) -> tuple[Any, ...]:
+    """Those of input, w_ih, bias_ih, bias_hh, hidden, h0 and c0 of a layer."""
+    if torch.is_grad_enabled() or torch_state.are_batched(d_results):
+        return _composite_backward(attributes, saved[1:3], wanted, inputs, hidden, *d_results)
+    return _backward(attributes, wanted, inputs, saved, hidden, *d_results)
 
 
 def _backward(
@@ -156,4 +164,64 @@ def _composite(
 
 torch.library.register_autograd(
     "symrnn::layer", _gradients, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+# ---- two layers --------------------------------------------------------------------------------
+
+
+def _setup_context_of_two(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, *weights = inputs[:9]
+    lower, upper = weights[:4], weights[4:]
+    h0, c0, masks, between, *attributes = inputs[9:]
+    h, _, cn, gates, cells, packed, packed_above = output
+    ctx.attributes = (*attributes, False)
+    ctx.count = len(lower[3])
+    ctx.mark_non_differentiable(
+        *(gates, cells, packed, packed_above, *([] if c0 is not None else [cn]))
+    )
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        *(input, *lower[:3], *upper[:3], h0, c0, masks, between, h, gates, cells),
+        *(packed, packed_above, *lower[3], *upper[3]),
+    )
+
+
+def _gradients_of_two(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple[Any, ...]:
+    """Layer by layer: that of the upper one's input goes on as that of the lower one's output."""
+    tensors = ctx.saved_tensors
+    input, *biases = tensors[:7]
+    h0, c0, masks, between, h, gates, cells, *packed = tensors[7:16]
+    hidden = tensors[16 : 16 + ctx.count], tensors[16 + ctx.count :]
+    wanted = ctx.needs_input_grad
+    d_cn = d_cn if ctx.attributes[0] == "LSTM" else None
+
+    def of(k: int, both: Tensor | None) -> Tensor | None:
+        return both if both is None or both.dim() == 1 else both[k]
+
+    def gradients(k: int, x: Tensor, wants: Sequence[Any], d_h: Tensor | None) -> tuple[Any, ...]:
+        return _layer_gradients(
+            ctx.attributes,
+            (*wants, *wanted[9:11]),
+            (x, *biases[3 * k : 3 * k + 3], of(k, h0), of(k, c0)),
+            (packed[k], None, of(k, masks), h[k], gates[k], of(k, cells)),
+            *(hidden[k], d_h, of(k, d_hn), of(k, d_cn)),
+        )
+
+    with torch.autocast(input.device.type, enabled=False):
+        x = h[0] if between is None else h[0] * between
+        d_x, *d_upper, d_h0_above, d_c0_above = gradients(
+            1, x, (True, *wanted[5:9]), of(1, d_output)
+        )
+        d_h = d_x if between is None else d_x * between
+        if d_output is not None:
+            d_h = d_h + d_output[0]
+        d_input, *d_lower, d_h0, d_c0 = gradients(0, input, wanted[:5], d_h)
+        d_h0 = None if d_h0 is None else torch.stack([d_h0, d_h0_above])
+        d_c0 = None if d_c0 is None else torch.stack([d_c0, d_c0_above])
+    return d_input, *d_lower, *d_upper, d_h0, d_c0, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "symrnn::two_layers", _gradients_of_two, setup_context=_setup_context_of_two, lib=LIBRARY
 )

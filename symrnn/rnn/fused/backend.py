@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import symrnn.rnn.fused.autograd  # noqa: F401  (the operators and their gradients)
 from symrnn import native
@@ -117,23 +119,22 @@ def _run_cuda(
     if torch.is_autocast_enabled("cuda") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cuda")
     why = "" if batch_sizes is None else "sequences of a PackedSequence may end before others"
-    why = why or ("" if weights[0].state_mask is None else "they know no state_dropout")
     why = why or cuda.why_not(weights[0], attributes.mode, dtype, state[0].size(1), input.device)
     if why:
         _notice(why)
         return vendor.run(input, batch_sizes, state, weights, attributes)
+    if cuda.WAVEFRONT and _are_wavefront(input, state, attributes, dtype):
+        with torch.autocast("cuda", enabled=False):  # as below
+            cast = [part.to(dtype) for part in state]
+            return _run_wavefront(input.to(dtype), cast, weights, attributes)
 
     def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
         w = weights[k]
-        w_ih, bias_ih, bias_hh = (
-            None if weight is None else weight.to(dtype)
-            for weight in (w.ih.dense(), w.bias_ih, w.bias_hh)
-        )
-        form, symmetric, hidden = source_of(w.hh, whole=True)
+        *tensors, form, symmetric = _whole(w, dtype)
         c0 = state[1] if len(state) == 2 else None
+        mask = None if w.state_mask is None else w.state_mask.to(dtype)
         output, hn, cn, *_ = torch.ops.symrnn.layer(
-            x, w_ih, bias_ih, bias_hh, [m.to(dtype) for m in hidden], state[0], c0, None, None,
-            attributes.mode, form, symmetric, reverse, dtype,
+            x, *tensors, state[0], c0, None, mask, attributes.mode, form, symmetric, reverse, dtype,
         )  # fmt: skip
         return output, [hn] if c0 is None else [hn, cn]
 
@@ -141,6 +142,41 @@ def _run_cuda(
     with torch.autocast("cuda", enabled=False):
         cast = [part.to(dtype) for part in state]
         return run_layers(input.to(dtype), None, cast, attributes, layer)
+
+
+def _whole(w: LayerWeights, dtype: torch.dtype) -> list[Any]:
+    """w_ih, bias_ih, bias_hh, hidden, form and symmetric, as the operators take them on a GPU."""
+    given = (w.ih.dense(), w.bias_ih, w.bias_hh)
+    form, symmetric, hidden = source_of(w.hh, whole=True)
+    tensors = [None if weight is None else weight.to(dtype) for weight in given]
+    return [*tensors, [matrix.to(dtype) for matrix in hidden], form, symmetric]
+
+
+def _are_wavefront(input: Tensor, state: State, attributes: Attributes, dtype: torch.dtype) -> bool:
+    """Whether these layers, which the kernels can run, can run in one launch."""
+    if attributes.num_layers != 2 or attributes.bidirectional or input.size(0) == 0:
+        return False
+    _, batch, side = state[0].shape
+    return cuda.wavefront_fits(attributes.mode, dtype, side, int(batch), input.device)
+
+
+def _run_wavefront(
+    input: Tensor, state: State, weights: list[LayerWeights], attributes: Attributes
+) -> tuple[Tensor, State]:
+    """Two layers; input (T, B, I) and state are of the dtype that they run in."""
+    dtype, x = input.dtype, input.flatten(0, 1)
+    *lower, form, symmetric = _whole(weights[0], dtype)
+    *upper, _, _ = _whole(weights[1], dtype)
+    h0, c0 = state if len(state) == 2 else (state[0], None)
+    masks = [w.state_mask for w in weights if w.state_mask is not None]
+    # Drawn as for the loop over layers.
+    drops = attributes.training and attributes.dropout > 0
+    between = F.dropout(x.new_ones(x.size(0), h0.size(2)), attributes.dropout) if drops else None
+    output, hn, cn, *_ = torch.ops.symrnn.two_layers(
+        x, *lower, *upper, h0, c0, torch.stack(masks).to(dtype) if masks else None, between,
+        attributes.mode, form, symmetric,
+    )  # fmt: skip
+    return output[1].unflatten(0, input.shape[:2]), [hn] if c0 is None else [hn, cn]
 
 
 _said: set[str] = set()

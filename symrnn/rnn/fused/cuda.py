@@ -40,6 +40,9 @@ DTYPES: dict[torch.dtype, Dtype] = {
 KERNEL = Kernel.ANY
 """By rows where the full matrices fit, packed else; :attr:`Fit.kernel` says which."""
 
+WAVEFRONT = False
+"""Whether two layers run in one launch where they can. It has not been measured on a GPU."""
+
 _MODE_NAMES = {mode.native: name for name, mode in MODES.items()}
 
 
@@ -60,37 +63,59 @@ def why_not(
         return f"they have no {dtype}"
     if batch == 0:
         return "there are no sequences"
-    return _why_not_there(device.index or 0, mode, dtype, layout.rows, int(batch))
+    masked = w.state_mask is not None
+    return _why_not_there(device.index or 0, mode, dtype, layout.rows, int(batch), masked)
 
 
 @constant_in_graphs
-def _why_not_there(device: int, mode: str, dtype: torch.dtype, side: int, batch: int) -> str:
+def _why_not_there(
+    device: int, mode: str, dtype: torch.dtype, side: int, batch: int, masked: bool
+) -> str:
     if not native.available():
         return native.why_not()
     if cuda.machine(device) is None:
         return cuda.why_not(device)
     for backward in (False, True):
-        if fit(device, MODES[mode].native, dtype, side, batch, backward) is None:
+        found = fit(device, MODES[mode].native, dtype, side, batch, backward)
+        if found is None:
             return f"hidden_size={side} in {dtype} does not fit on the chip of GPU {device}"
+        if masked and found.kernel != Kernel.ROWS:
+            return f"hidden_size={side} in {dtype} fits only packed, which knows no state_dropout"
     return ""
+
+
+@constant_in_graphs
+def wavefront_fits(
+    mode: str, dtype: torch.dtype, side: int, batch: int, device: torch.device
+) -> bool:
+    """Whether two such layers, each of which fits, run in one launch."""
+    number = MODES[mode].native
+    return fit(device.index or 0, number, dtype, side, batch, False, two_layers=True) is not None
 
 
 @lru_cache(maxsize=256)
 def fit(
-    device: int, mode: int, dtype: torch.dtype, side: int, batch: int, backward: bool
+    device: int,
+    mode: int,
+    dtype: torch.dtype,
+    side: int,
+    batch: int,
+    backward: bool,
+    two_layers: bool = False,
 ) -> Fit | None:
     """How such a layer is laid out on a GPU; None if its weights do not fit on the chip.
 
     mode: its number in symrnn.h.  side: H.  batch: B.  backward: for the backward pass.
+    two_layers: for two of them, in one launch.
 
     Raises RuntimeError if the kernels do not run on this GPU.
     """
     machine = cuda.machine(device)
     if machine is None:
         raise RuntimeError(cuda.why_not(device))
-    found = Fit()
+    found, kernel = Fit(), Kernel.WAVEFRONT if two_layers else KERNEL
     status = library().symrnn_fit_gpu(
-        machine, KERNEL, mode, DTYPES[dtype], side, batch, backward, ctypes.byref(found)
+        machine, kernel, mode, DTYPES[dtype], side, batch, backward, ctypes.byref(found)
     )
     if status == native.Status.FIT:
         return None
@@ -109,12 +134,17 @@ def place(tensor: Tensor) -> tuple[int, int]:
 def _workspace(
     structure: native.Layer, h0: Tensor, backward: bool
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Memory for a call, and its address and size in bytes. RuntimeError if it does not fit."""
-    (batch, side), (device, _) = h0.shape, place(h0)
-    found = fit(device, structure.mode, h0.dtype, side, batch, backward)
+    """Memory for a call, and its address and size in bytes. RuntimeError if it does not fit.
+
+    h0: (B, H), or of two layers (2, B, H).
+    """
+    (batch, side), (device, _) = h0.shape[-2:], place(h0)
+    two = h0.dim() == 3
+    found = fit(device, structure.mode, h0.dtype, side, batch, backward, two)
     if found is None:
+        whose = "two layers of " if two else ""
         raise RuntimeError(
-            f"hidden weights of {_MODE_NAMES[structure.mode]} with hidden_size={side} in "
+            f"hidden weights of {whose}{_MODE_NAMES[structure.mode]} with hidden_size={side} in "
             f'{h0.dtype} do not fit on the chip of GPU {device}: use backend="vendor"'
         )
     size = int(found.workspace_bytes)
@@ -238,6 +268,30 @@ def forward(
     )  # fmt: skip
     cuda.check(status)
     del memory  # PyTorch gives it to others only after what is on the stream now
+
+
+def forward_two(
+    structures: tuple[native.Layer, native.Layer],
+    steps: int,
+    w_ih: Tensor,
+    between: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    output: Tensor,
+    hn: Tensor,
+    cn: Tensor,
+) -> None:
+    """``symrnn_cuda_forward_wavefront``, on tensors that are contiguous."""
+    memory, workspace = _workspace(structures[0], h0, False)
+    tensors = (w_ih, between, gates, cells, h0, c0, output, hn, cn)
+    status = _library().symrnn_cuda_forward_wavefront(
+        *((native.Layer * 2)(*structures), rounds_to_tf32(), steps, h0.size(1)),
+        *map(address, tensors), *workspace, *place(h0),
+    )  # fmt: skip
+    cuda.check(status)
+    del memory  # as above
 
 
 def backward(

@@ -3,7 +3,8 @@
 - ``layer``: one layer in one direction, all steps, with gradients;
 - ``layer_backward``: its backward pass through time;
 - ``hidden_gradients``: the gradients of the hidden weights, from what that found;
-- ``matmul``: a product of dense matrices, of the shapes of a training step faster than PyTorch's.
+- ``matmul``: a product of dense matrices, of the shapes of a training step faster than PyTorch's;
+- ``two_layers``: on a GPU two layers, all their steps in one launch, with gradients.
 
 One implementation serves CPUs and NVIDIA GPUs: what differs stands in :mod:`symrnn.rnn.fused.cpu`
 and :mod:`symrnn.rnn.fused.cuda`, under the same names. The operators have shape functions, and
@@ -57,6 +58,12 @@ LIBRARY.define(
     "-> Tensor[]"
 )
 LIBRARY.define("matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+LIBRARY.define(
+    "two_layers(Tensor input, Tensor w_ih, Tensor? bias_ih, Tensor? bias_hh, Tensor[] hidden, "
+    "Tensor w_ih_above, Tensor? bias_ih_above, Tensor? bias_hh_above, Tensor[] hidden_above, "
+    "Tensor h0, Tensor? c0, Tensor? state_masks, Tensor? between, str mode, str form, "
+    "str symmetric) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:
@@ -201,6 +208,102 @@ def _layer_shapes(
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
     packed = h0.new_empty(plan.length(packed_dtype), dtype=packed_dtype)
     return (*_empty_results(input, h0, mode), packed)
+
+
+# ---- two layers --------------------------------------------------------------------------------
+
+
+def _two_layers(
+    input: Tensor,
+    w_ih: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    hidden: list[Tensor],
+    w_ih_above: Tensor,
+    bias_ih_above: Tensor | None,
+    bias_hh_above: Tensor | None,
+    hidden_above: list[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    state_masks: Tensor | None,
+    between: Tensor | None,
+    mode: str,
+    form: str,
+    symmetric: str,
+) -> tuple[Tensor, ...]:
+    """Two layers, one above the other, from the first step on; all sequences take all steps.
+
+    Arguments are those of ``layer``, of the lower layer and of the one above.
+    h0, c0, state_masks: (2, B, H).  between: (R, H), what the lower layer's output is multiplied by
+    on its way up; a constant, or None.
+
+    Returns of both layers, the lower first: output (2, R, H), h and c after the last step
+    (2, B, H), the activated gates (2, R, G·H) and the saved cells (2, R, H); then the packed
+    weights of each.
+    """
+    kernels = kernels_for(input)
+    if kernels is not cuda:
+        raise RuntimeError(f"two layers run in one launch on a GPU only, got: {input.device}")
+    if h0.dim() != 3 or len(h0) != 2:
+        raise ValueError(f"h0 should be of shape (2, B, H), got: {tuple(h0.shape)}")
+    rows, batch, side = _sizes_of(input, h0[0])
+    plan = hidden_plan(mode, side, form, symmetric)
+    weights = {f"hidden[{k}]": tensor for k, tensor in enumerate([*hidden, *hidden_above])}
+    cuda.check(
+        input=input, w_ih=w_ih, bias_ih=bias_ih, bias_hh=bias_hh, w_ih_above=w_ih_above,
+        bias_ih_above=bias_ih_above, bias_hh_above=bias_hh_above, h0=h0, c0=c0,
+        state_masks=state_masks, between=between, **weights,
+    )  # fmt: skip
+    wide = plan.gates * side
+    check_shape("w_ih", w_ih, wide, input.size(1))
+    check_shape("w_ih_above", w_ih_above, wide, side)
+    biases = {"bias_ih": bias_ih, "bias_hh": bias_hh}
+    biases |= {"bias_ih_above": bias_ih_above, "bias_hh_above": bias_hh_above}
+    for name, bias in biases.items():
+        check_shape(name, bias, wide)
+    check_shape("c0", c0, 2, batch, side)
+    check_shape("state_masks", state_masks, 2, batch, side)
+    check_shape("between", between, rows, side)
+    _check_c0(mode, c0)
+    steps = check_lengths(None, rows, batch)
+    bias, bias_n = joined_biases(mode, bias_ih, bias_hh)
+    bias_above, bias_n_above = joined_biases(mode, bias_ih_above, bias_hh_above)
+    packed, packed_above = (cuda.pack(plan, w, h0.dtype) for w in (hidden, hidden_above))
+    output, hn, cn, gates, cells = _empty_results_of_two(input, h0, mode)
+    gates[0].copy_(cuda.linear(input, w_ih, bias))
+    # What the structures point to is held here until the kernels have read it.
+    products = plan.product(packed), plan.product(packed_above)
+    masks = [None, None] if state_masks is None else [m.contiguous() for m in state_masks]
+    structures = (
+        layer_structure(mode, products[0], bias_n=bias_n, state_mask=masks[0]),
+        layer_structure(
+            mode, products[1], bias=bias_above, bias_n=bias_n_above, state_mask=masks[1]
+        ),
+    )
+    cuda.forward_two(
+        structures, steps, w_ih_above.contiguous(), _contiguous(between), gates, cells,
+        h0.contiguous(), _contiguous(c0), output, hn, cn,
+    )  # fmt: skip
+    return output, hn, cn, gates, cells, packed, packed_above
+
+
+def _empty_results_of_two(input: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...]:
+    """Output, hn, cn, gates and cells of ``two_layers``, uninitialized."""
+    shapes = (
+        (one.new_empty((2, *one.shape)) if one.dim() > 1 else one)
+        for one in _empty_results(input, h0[0], mode)
+    )
+    return tuple(shapes)
+
+
+def _two_layers_shapes(
+    input: Tensor, w_ih: Any, bias_ih: Any, bias_hh: Any, hidden: Any, w_ih_above: Any,
+    bias_ih_above: Any, bias_hh_above: Any, hidden_above: Any, h0: Tensor, c0: Any,
+    state_masks: Any, between: Any, mode: str, form: str, symmetric: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    length = hidden_plan(mode, h0.size(2), form, symmetric).length(h0.dtype)
+    packed = (h0.new_empty(length) for _ in range(2))
+    return (*_empty_results_of_two(input, h0, mode), *packed)
 
 
 # ---- backward pass -----------------------------------------------------------------------------
@@ -392,6 +495,7 @@ for _name, _function, _shapes in (
     ("layer_backward", _layer_backward, _layer_backward_shapes),
     ("hidden_gradients", _hidden_gradients, _hidden_gradients_shapes),
     ("matmul", _matmul, _matmul_shape),
+    ("two_layers", _two_layers, _two_layers_shapes),
 ):
     for _device in ("CPU", "CUDA"):
         torch.library.impl(LIBRARY, _name, _device)(_function)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
-from symrnn.native.interface import Dtype, Gpu
-from symrnn.rnn import torch_state
+from symrnn.native.interface import Dtype, Gpu, Kernel
+from symrnn.rnn import reference, stack, torch_state
 from symrnn.rnn.fused import backend, operators
 from symrnn.rnn.fused import cuda as kernels
+from symrnn.rnn.weights import LayerWeights
 
 IN, H = 5, 19
 
@@ -34,7 +37,7 @@ class EmulatedLibrary:
 
     def __init__(self, emulator: ctypes.CDLL) -> None:
         self.emulator = emulator
-        self.calls = 0
+        self.calls = self.waves = 0
 
     def symrnn_cuda_forward(self, *arguments: Any) -> int:
         self.calls += 1
@@ -43,6 +46,11 @@ class EmulatedLibrary:
     def symrnn_cuda_backward(self, *arguments: Any) -> int:
         self.calls += 1
         return int(self.emulator.emulate_backward(*arguments[:-2], self.gpu, 2))
+
+    def symrnn_cuda_forward_wavefront(self, *arguments: Any) -> int:
+        self.calls += 1
+        self.waves += 1
+        return int(self.emulator.emulate_forward_wavefront(*arguments[:-2], self.gpu, 2))
 
     def symrnn_cuda_pack(
         self, side: int, gates: int, dtype: Dtype, place: int, gate_stride: int, row_stride: int,
@@ -155,6 +163,156 @@ def test_numbers_of_16_bits(make: Any, dtype: torch.dtype, tolerance: float) -> 
     output, state = run(layer, x)
     assert output.dtype == dtype
     close(results(output, state, [x, *layer.parameters()]), expect(layer, x), tolerance)
+
+
+def masked(layer: Any, batch: int) -> list[LayerWeights]:
+    """The layer's weights, with a mask of the state for each layer and direction."""
+    masks = (torch.rand(batch, H) > 0.4).float() * 1.5
+    return [
+        dataclasses.replace(w, state_mask=masks.roll(k))
+        for k, w in enumerate(layer.layer_weights())
+    ]
+
+
+@pytest.mark.parametrize(("make", "options"), LAYERS)
+def test_state_dropout(emulated: EmulatedLibrary, make: Any, options: dict[str, Any]) -> None:
+    """The masks of one call, in the loop too."""
+    layer = make(IN, H, **options)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    precise = x.detach().double().requires_grad_()
+
+    def called(run: Any, layer: Any, x: Tensor) -> list[Tensor]:
+        torch.manual_seed(1)
+        weights = masked(layer, x.size(1))
+        output, last = run(x, None, layer._zeros(x, x.size(1)), weights, layer._attributes())
+        return results(output, layer._whole(last), [x, *layer.parameters()])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = called(backend._run_cuda, layer, x)
+    close(found, called(reference.BACKEND.run, exact, precise), 2e-6)
+    assert emulated.calls == 2 * layer.num_layers * (2 if layer.bidirectional else 1)
+
+
+def test_state_dropout_of_a_layer_that_is_packed_is_the_vendors(
+    emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "KERNEL", Kernel.PACKED)
+    layer, x = SymLSTM(IN, H), torch.randn(2, 3, IN)
+    weights = masked(layer, 3)
+    arguments = (x, None, layer._zeros(x, 3), weights, layer._attributes())
+    with pytest.warns(UserWarning, match="fits only packed, which knows no state_dropout"):
+        output, _ = backend._run_cuda(*arguments)
+    torch.testing.assert_close(output, reference.BACKEND.run(*arguments)[0])
+    assert emulated.calls == 0
+
+
+# ---- two layers in one launch --------------------------------------------------------------------
+
+
+@pytest.fixture
+def wavefront(emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch) -> EmulatedLibrary:
+    """As above, and two layers take the kernel that is for them."""
+    monkeypatch.setattr(kernels, "WAVEFRONT", True)
+    return emulated
+
+
+@pytest.mark.parametrize("drops", [{}, {"dropout": 0.5}])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (SymLSTM, {}),
+        (SymLSTM, {"bias": False}),
+        (SymGRU, {}),
+        (SymGRU, {"bias": False}),
+        (SymRNN, {}),
+    ],
+)
+def test_two_layers(
+    wavefront: EmulatedLibrary,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Any,
+    options: dict[str, Any],
+    drops: dict[str, float],
+) -> None:
+    """With masks of the state where there is one between the layers; one launch, then two."""
+    layer = make(IN, H, num_layers=2, **options, **drops)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    precise = x.detach().double().requires_grad_()
+
+    def called(run: Any, layer: Any, x: Tensor) -> list[Tensor]:
+        torch.manual_seed(1)
+        weights = masked(layer, x.size(1)) if drops else layer.layer_weights()
+        output, last = run(x, None, layer._zeros(x, x.size(1)), weights, layer._attributes())
+        return results(output, layer._whole(last), [x, *layer.parameters()])
+
+    found = called(backend._run_cuda, layer, x)
+    torch.manual_seed(1)
+    masked(layer, 3)
+    between = F.dropout(torch.ones(12, H), 0.5).double()  # drawn as floats, after those masks
+    monkeypatch.setattr(stack.F, "dropout", lambda x, *_: x * between)
+    close(found, called(reference.BACKEND.run, exact, precise), 2e-6)
+    assert (wavefront.waves, wavefront.calls) == (1, 3)
+
+
+def test_two_layers_take_the_masks_that_the_loop_takes(
+    wavefront: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = SymLSTM(IN, H, num_layers=2, dropout=0.5), torch.randn(4, 3, IN)
+    torch.manual_seed(1)
+    together, state = run(layer, x)
+    monkeypatch.setattr(kernels, "WAVEFRONT", False)
+    torch.manual_seed(1)
+    apart, state_apart = run(layer, x)
+    torch.testing.assert_close([together, *state], [apart, *state_apart])
+    assert (wavefront.waves, wavefront.calls) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 1}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}]
+)
+def test_other_layers_run_one_by_one(wavefront: EmulatedLibrary, options: dict[str, Any]) -> None:
+    layer, x = SymLSTM(IN, H, **options), torch.randn(2, 3, IN)
+    close([run(layer, x)[0]], [expect(layer, x.requires_grad_())[0]], 2e-6)
+    assert wavefront.waves == 0
+
+
+def test_two_layers_that_do_not_fit_together_run_one_by_one(wavefront: EmulatedLibrary) -> None:
+    wavefront.gpu = Gpu(3, 60_000)
+    layer, x = SymLSTM(IN, 64, num_layers=2), torch.randn(2, 3, IN)
+    close([run(layer, x)[0]], [expect(layer, x.requires_grad_())[0]], 2e-6)
+    assert (wavefront.waves, wavefront.calls) == (0, 2)
+
+
+@pytest.mark.usefixtures("wavefront")
+def test_gradients_of_gradients_of_two_layers() -> None:
+    layer, x = SymLSTM(2, 3, num_layers=2), torch.randn(2, 2, 2, requires_grad=True)
+
+    def twice(of: Any, x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+        (first,) = torch.autograd.grad(of(x)[0].square().sum(), x, create_graph=True)
+        return list(torch.autograd.grad(first.square().sum(), parameters))
+
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "reference"
+    found = twice(lambda x: run(layer, x), x, list(layer.parameters()))
+    precise = x.detach().double().requires_grad_()
+    close(found, twice(exact, precise, list(exact.parameters())), 1e-5)
+
+
+@pytest.mark.usefixtures("wavefront")
+def test_what_pytorch_is_told_of_two_layers() -> None:
+    """Schema, aliasing, shape function and gradient, in one call of all arguments."""
+    w = [torch.randn(4, H, H) for _ in range(2)]
+    hidden = [((m + m.mT) / 9).requires_grad_() for m in w]
+    ih = [torch.randn(4 * H, width).requires_grad_() for width in (IN, H)]
+    bias, state = torch.randn(4 * H), torch.randn(2, 3, H)
+    arguments = (
+        *(torch.randn(6, IN), ih[0], bias, bias, [hidden[0]], ih[1], bias, bias, [hidden[1]]),
+        *(state, state.clone(), torch.rand(2, 3, H), torch.rand(6, H), "LSTM", "whole", "ifgo"),
+    )
+    torch.library.opcheck(torch.ops.symrnn.two_layers.default, arguments)
 
 
 @pytest.mark.usefixtures("emulated")
