@@ -47,8 +47,6 @@ void watch_workspace(const Job<T> &job) {
 template <typename T>
 void watch_workspace(const RowJob<T> &job) {
     const RowSchedule &s = job.schedule;
-    happens_before::watch("state_mask", job.state_mask,
-                          static_cast<int64_t>(s.batch) * s.units * sizeof(T), sizeof(T));
     watch_workspace(job.flags,
                     {{"flags", 0},
                      {"carry", row_carry_start(s)},
@@ -67,7 +65,7 @@ void watch(const Job &job, bool workspace = true) {
         happens_before::watch(name, start, elements * sizeof *start, sizeof *start);
     };
     array("packed weights", job.packed, panel_start(1, tiles, s.gates, tiles));
-    array("bias_n", job.bias_n, s.units);
+    array("bias_n", job.bias_n, s.units), array("state_mask", job.state_mask, states);
     array("gates", job.gates, all * s.gates);
     array("saved_cells", job.saved_cells, all);
     array("h0", job.h0, states), array("c0", job.c0, states);

@@ -492,6 +492,25 @@ def test_what_is_not_given_counts_as_zeros(
 
 
 @pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(("dtype", "tf32"), ALL_ARITHMETIC)
+def test_the_state_is_masked_before_the_matrices_and_there_alone(
+    emulator: ctypes.CDLL, mode: Mode, dtype: torch.dtype, tf32: bool
+) -> None:
+    """With an initial state and without."""
+    for batch, with_state in ((3, True), (9, False)):
+        case = Case(mode, 33, batch, 3, dtype, tf32, with_mask=True, with_state=with_state)
+        check(case, emulator)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_mask_of_ones_is_none(emulator: ctypes.CDLL, mode: Mode) -> None:
+    case = Case(mode, 18, 3, 2, with_mask=True)
+    assert case.mask is not None
+    case.mask.fill_(1)
+    assert same_bits(case.both(emulator), Case(mode, 18, 3, 2).both(emulator))
+
+
+@pytest.mark.parametrize("mode", Mode)
 def test_no_gradient_at_all_gives_zeros(emulator: ctypes.CDLL, mode: Mode) -> None:
     case = Case(mode, 18, 3, 2, with_state=False, with_output=False)
     for found in case.backward(emulator, case.forward(emulator)).values():
@@ -601,7 +620,6 @@ REFUSED: list[tuple[str, Change, Status]] = [
     ("a map of inputs", field("term", "inputs", pointer(OTHER_MAP)), Status.FIT),
     ("a map of outputs", field("term", "outputs", pointer(OTHER_MAP)), Status.FIT),
     ("input weights", field("layer", "ih", pointer(Product())), Status.FIT),
-    ("a mask", lambda case, call: setattr(case.layer, "state_mask", at(case.h0)), Status.FIT),
     ("gates of another mode", field("product", "gates", 2), Status.SIZE),
     ("a gate without weights", field("term", "gates", 0b10), Status.SIZE),
     ("fewer rows", field("product", "rows", 17), Status.SIZE),
@@ -778,8 +796,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "        for (int row = own_row() + ROWS_AT_ONCE;",
     ),
     "zeros for units that do not exist left out": (
-        "                publish(c, vector, c.valid &&",
-        "                if (c.valid || !FAULT) publish(c, vector, c.valid &&",
+        "                publish(c, vector, h);",
+        "                if (c.valid || !FAULT) publish(c, vector, h);",
     ),
     "no wait for the copies of the operand": (
         "wait_for_copies<0>();",

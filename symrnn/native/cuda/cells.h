@@ -23,6 +23,12 @@ SYMRNN_DEVICE float or_zero(const T *from, int64_t at) {
     return from ? to_float(from[at]) : 0.0f;
 }
 
+// What h is multiplied by before the matrices.
+template <typename Job>
+SYMRNN_DEVICE float state_mask(const Job &job, int at) {
+    return job.state_mask ? to_float(job.state_mask[at]) : 1.0f;
+}
+
 template <typename T>
 SYMRNN_DEVICE void store(T *to, float x) {
     *to = from_float<T>(x);
@@ -53,6 +59,7 @@ struct ForwardInput {
     float gate[MAX_GATES];
     float before;  // LSTM c, GRU h
     float bias;    // GRU b_n
+    float mask;    // of h after the step
 };
 
 struct ForwardResult {
@@ -65,6 +72,7 @@ template <typename Job, typename Cell>
 SYMRNN_DEVICE ForwardInput read_forward(const Job &job, const Cell &c, int n) {
     ForwardInput in = {};
     const int64_t row = row_of(job, n);
+    in.mask = state_mask(job, c.at);
 #pragma unroll
     for (int g = 0; g < MAX_GATES; ++g)
         if (g < job.schedule.gates) in.gate[g] = to_float(job.gates[gate_offset(job, c, row, g)]);
@@ -124,6 +132,7 @@ struct BackwardInput {
     float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
     float d_h;           // of the output and, of a GRU, what bypassed the matrices
     float carried;       // LSTM: the gradient of c after the step
+    float mask;          // of h after the step
 };
 
 struct BackwardResult {
@@ -137,6 +146,7 @@ template <typename Job, typename Cell>
 SYMRNN_DEVICE BackwardInput read_backward(const Job &job, const Cell &c, int n, int done) {
     BackwardInput in = {};
     const bool lstm = job.mode == SYMRNN_LSTM, gru = job.mode == SYMRNN_GRU;
+    in.mask = state_mask(job, c.at);
     if (lstm) in.carried = done > 0 ? job.carry[c.at] : or_zero(job.d_cn, c.at);
     if (gru && done > 0) in.d_h = job.carry[c.at];
     if (n < 0) return in;

@@ -6,8 +6,8 @@
 // Backward, at each step:  add the partial sums of the step after, pointwise → the gradients of the
 //                          gates; multiply those → partial sums.
 //
-// What a step is multiplied by goes through one exchange buffer in global memory, already rounded and in
-// the layout of the operand in shared memory. So does the initial state: it need not be aligned, and null
+// What a step is multiplied by goes through one exchange buffer in global memory, already masked and
+// rounded, in the layout of the operand in shared memory. So does the initial state: it need not be aligned, and null
 // is zeros like any others. Blocks exchange that, called states here in the backward pass too, and partial
 // sums. Each block has two flags, which count how often it has written its states and its partial sums;
 // they are raised before anything else is stored that no other block reads.
@@ -49,7 +49,7 @@ struct Job {
     Schedule schedule;
     int mode, steps;
     bool reverse, backward;
-    const T *packed, *bias_n;
+    const T *packed, *bias_n, *state_mask;
     T *gates;                             // backward: only read
     float *saved_cells;                   // backward: only read
     const T *h0, *c0;
@@ -135,7 +135,7 @@ class Worker {
                 float hidden[MAX_GATES] = {};
                 add_partial_sums(c, hidden);
                 const ForwardResult result = step_forward(job_, in, hidden);
-                publish(c, 0, result.h);
+                publish(c, 0, result.h * in.mask);
                 return result;
             },
             [&](const Cell &c, const ForwardResult &result) { store_forward(job_, c, n, result); });
@@ -149,7 +149,7 @@ class Worker {
             [&](const Cell &c, const BackwardInput &in) {
                 float sum[MAX_GATES] = {};
                 if (done > 0) add_partial_sums(c, sum);
-                const float d_h = in.d_h + sum[0] + sum[1] + sum[2] + sum[3];
+                const float d_h = in.d_h + in.mask * (sum[0] + sum[1] + sum[2] + sum[3]);
                 const BackwardResult result = step_backward(job_, n, in, d_h);
                 if (n >= 0)
                     for (int g = 0; g < MAX_GATES; ++g)
@@ -224,8 +224,10 @@ class Worker {
     SYMRNN_DEVICE void publish_initial_state() {
         for (int row = own_row(); row < last_row_; row += ROWS_AT_ONCE) {
             const Cell c = cell(row);
+            const bool state = c.valid && !job_.backward;
+            const float h = state ? or_zero(job_.h0, c.at) * state_mask(job_, c.at) : 0.0f;
             for (int vector = 0; vector < s_.exchanged_vectors(job_.backward); ++vector)
-                publish(c, vector, c.valid && !job_.backward ? or_zero(job_.h0, c.at) : 0.0f);
+                publish(c, vector, h);
         }
     }
 
