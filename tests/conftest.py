@@ -30,6 +30,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import unsynced  # noqa: F401
 
 from symrnn import native
 from symrnn.native import building
@@ -64,7 +65,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    # torch.manual_seed notes for each kind of device where it was called: milliseconds a test.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,8 +115,11 @@ def _private_data_folder(shared_folder: Path) -> Iterator[Path]:
 def forks() -> multiprocessing.context.ForkServerContext:
     """Starts processes from one that has loaded torch, the programs and what tests run in them."""
     context = multiprocessing.get_context("forkserver")
-    programs = ["lm.train", "symrnn.vision.train", "torch.utils.tensorboard"]
-    context.set_forkserver_preload([*programs, "killed_programs", "vision_children", "worlds"])
+    programs = ["lm.train", "symrnn.vision.train"]
+    # What takes seconds to load and is loaded late: by the first optimizer, the first picture.
+    later = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.pyplot"]
+    children = ["unsynced", "killed_programs", "vision_children", "worlds"]
+    context.set_forkserver_preload([*programs, *later, *children])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server's own is not ours
         multiprocessing.forkserver.ensure_running()

@@ -30,18 +30,19 @@ from symrnn import SymGRU, SymLSTM, native
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [ROOT / "scripts" / name for name in ("benchmarks", "benchmarks/gpu", "tables")]
-SHARED = ("timing.py", "report.py", "trees.py")  # no programs of their own
-PROGRAMS = sorted(p for f in FOLDERS for p in f.glob("*.py") if p.name not in SHARED)
+SHARED = ("timing.py", "report.py", "trees.py", "gpu/goals.py", "gpu/times.py")  # no programs
+PROGRAMS = sorted(p for f in FOLDERS for p in f.glob("*.py") if not p.as_posix().endswith(SHARED))
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Their modules have short names, which belong to nobody else's tests."""
+    """What they import, by short names, and how they end on SIGTERM is no other test's."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = dict(sys.modules)
+    before, ending = dict(sys.modules), signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, ending)
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if name not in before and path and str(path).startswith(str(ROOT / "scripts")):
@@ -60,15 +61,20 @@ def module() -> Callable[[str], ModuleType]:
     return load
 
 
-@pytest.fixture
-def layers() -> Any:
-    """The module of tests/gpu/test_layers.py."""
-    spec = importlib.util.spec_from_file_location("gpu_layers", ROOT / "tests/gpu/test_layers.py")
+def loaded(path: str) -> ModuleType:
+    """A module of this repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{Path(path).stem}", ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+@pytest.fixture
+def layers() -> Any:
+    """The module of tests/gpu/test_layers.py."""
+    return loaded("tests/gpu/test_layers.py")
 
 
 def main_of(path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -270,60 +276,121 @@ def test_kernels_that_are_wrong(
 # ---- the floor of a step -----------------------------------------------------------------------
 
 
-def test_the_most_tiles_of_a_block(module: Any) -> None:
-    most = module("gpu/floor").most_tiles
-    assert most(1, 1) == 1
-    assert most(4, 1) == 10  # the triangle of one block
-    assert most(4, 2) == 6  # two triangles of two along a side; the block beside them has 4
-    assert most(41, 8) == 15 + 21  # sides of 5, the last of 6
-
-
-def test_the_floor_is_what_one_counts_by_hand(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """H = 650: 41 tiles, in 8 blocks a side of 6 tiles at most, 96 units; a block has 36 tiles."""
+def test_what_the_blocks_of_packed_kernels_read(module: Any) -> None:
+    """In tiles, of sides that one can count with a pencil."""
     floor = module("gpu/floor")
-    fit = SimpleNamespace(blocks=128, squares=8, together=1, columns=24)
-    monkeypatch.setattr(floor, "layout", lambda *_: fit)
+    # The triangle of one block, two tiles along a side: two strips of two, each by its own warp.
+    assert floor.shares(2, 1, 1, 1, 3) == [floor.Share(weights=4, operand=4, written=2)]
+    # Two triangles, and the block beside them, which multiplies both ways.
+    assert floor.shares(4, 2, 1, 1, 3) == [
+        floor.Share(weights=8, operand=8, written=4),
+        floor.Share(weights=8, operand=8, written=4),
+    ]
+    # 24 strips of 12 tiles on 12 warps: two at once share what they read of the operand.
+    beside = floor.Share(weights=288, operand=144, written=24)
+    assert beside in floor.shares(24, 2, 1, 1, 3)
+    # Two gates are two vectors forward: 48 strips, three of them at once are all a warp can.
+    assert floor.Share(576, 192, 24) in floor.shares(24, 2, 2, 1, 3)
+    # ... and two operands backward.
+    assert floor.Share(576, 288, 48) in floor.shares(24, 2, 1, 2, 3)
+
+
+@pytest.fixture
+def laid_out(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the floor, where every layer is laid out as one says."""
+    floor = module("gpu/floor")
+
+    def so(**fit: Any) -> ModuleType:
+        monkeypatch.setattr(floor, "layout", lambda *_: SimpleNamespace(**fit))
+        return floor
+
+    return so
+
+
+def test_the_floor_of_packed_weights_is_what_one_counts_by_hand(laid_out: Any) -> None:
+    """H = 650: 41 tiles, in 8 blocks a side of 5 or 6 tiles: at most 96 units."""
+    fit = {"kernel": native.Kernel.PACKED, "blocks": 128, "squares": 8, "columns": 24}
+    floor = laid_out(**fit, together=1)
     partial, states = 128 * 2 * 1 * 20 * 96 * 4, 128 * 2 * 96 * 20
     found = floor.floor("tf32", 650, 20)
-    assert found.exchanges == 4.0
+    assert found.exchanges == 2.0
     assert found.bytes == pytest.approx((2 * partial + states * 4) / 4e12 * 1e6)
-    clocks = 36 * 256 * 4 * 2 / 128  # each tile read twice, which takes longer than 24 products
-    assert clocks > 36 * 256 * 2 * 24 / 1024
-    assert found.product == pytest.approx(clocks / 1755)
-    assert found.total == pytest.approx(4.0 + 1.47456 + 0.3282051)
-    exact = floor.floor("exact", 650, 20)
-    assert exact.product == pytest.approx(36 * 256 * 2 * 24 / 128 / 1755)
+    # The two triangles of 5 and 6: 25 + 36 tiles read, the operand of as many, and 11 written.
+    read = (61 * 256 + (61 + 11) * 24 * 16) * 4
+    assert read / 128 > 61 * 256 * 24 / 1024  # which takes longer than 24 products
+    assert found.product == pytest.approx(read / 128 / 1755)
+    assert found.total == pytest.approx(found.exchanges + found.bytes + found.product)
+    # On units that multiply one number a clock and lane, the products do.
+    assert floor.floor("exact", 650, 20).product == pytest.approx(61 * 256 * 24 / 128 / 1755)
     # 64 sequences take three rounds.
     assert floor.floor("tf32", 650, 64).product == pytest.approx(3 * found.product)
     # In the backward pass one vector is left of q gates, and q are multiplied.
-    fit.together = 2
-    back = floor.floor("bf16", 650, 20, backward=True)
+    back = laid_out(**fit, together=2).floor("bf16", 650, 20, backward=True)
     assert back.bytes == pytest.approx((2 * partial + states * 2 * 2) / 4e12 * 1e6)
+
+
+def test_the_floor_by_rows_is_what_one_counts_by_hand(laid_out: Any) -> None:
+    """H = 650 in 16 bits: 21 chunks of 32 units; 5 units a block are 20 rows, two tiles."""
+    floor = laid_out(kernel=native.Kernel.ROWS, blocks=130, units=5, columns=24)
+    found = floor.floor("bf16", 650, 20)
+    assert found.exchanges == 1.0
+    assert found.bytes == pytest.approx(130 * 21 * 64 * 20 / 4e12 * 1e6)
+    rows, sums = 32 * 21 * 64, 16 * 2 * 16 * 24 * 4
+    assert found.product == pytest.approx((rows + sums) / 128 / 1755)
+    # Backward a block reads the gradients of four gates, and its rows are one tile a gate.
+    back = floor.floor("bf16", 650, 20, backward=True)
+    assert back.bytes == pytest.approx(4 * found.bytes)
+    assert back.product == pytest.approx((4 * 16 * 21 * 64 + sums / 2) / 128 / 1755)
+    # In float32 the exact products are of two tiles at once, and 24 sequences are a pass.
+    exact = floor.floor("exact", 650, 48)
+    assert exact.bytes == pytest.approx(130 * 41 * 64 * 48 / 4e12 * 1e6)
+    assert exact.product == pytest.approx(2 * 32 * 650 * 24 / 128 / 1755)
 
 
 @needs_kernels
 def test_the_layout_is_that_of_the_kernels(module: Any) -> None:
     floor = module("gpu/floor")
-    assert floor.floor("bf16", 1500, 20).blocks == 128
-    assert set(floor.floor("bf16", 1500, 20).terms()) == {"exchanges", "bytes", "product", "total"}
+    rows = floor.floor("bf16", 1500, 20)
+    assert rows.kernel == native.Kernel.ROWS
+    assert set(rows.terms()) == {"exchanges", "bytes", "product", "total"}
+    packed = floor.floor("bf16", 1500, 20, kernel=native.Kernel.PACKED)
+    assert (packed.kernel, packed.blocks) == (native.Kernel.PACKED, 128)
     with pytest.raises(ValueError, match="H=2048 B=20 tf32 does not fit"):
         floor.floor("tf32", 2048, 20)
+    with pytest.raises(ValueError, match="H=1500 B=20 tf32 does not fit rows"):
+        floor.floor("tf32", 1500, 20, kernel=native.Kernel.ROWS)
 
 
 # ---- the times of a GPU, and their report ------------------------------------------------------
 
 
-def test_the_goals_are_measured_first(module: Any) -> None:
+def test_goals_and_all_other_settings(module: Any) -> None:
+    goals = module("gpu/goals").GOALS
+    assert len(goals) == 2 * 2 * 2 + 2
+    assert {(one.side, one.batch, one.steps) for one in goals} == {
+        (1500, 20, 35), (650, 20, 35), (768, 16, 200)
+    }  # fmt: skip
+    settings = module("gpu/times").settings()
+    assert len(settings) == len(set(settings)) == 5 * 3 * 2 * 2 * 2 - 8 + 4
+    assert not set(settings) & set(goals)
+
+
+def test_parts_share_what_is_left_of_the_time(module: Any) -> None:
+    share = module("gpu/goals").share
+    assert share(90.0, [10, 20, 15]) == pytest.approx(20.0)
+    assert share(70.0, [15]) == 70.0
+
+
+@needs_kernels
+def test_layers_on_one_of_the_two_kernels(module: Any) -> None:
     times = module("gpu/times")
-    settings = times.settings()
-    assert len(settings) == len(set(settings)) == 5 * 3 * 2 * 2 * 2 + 4
-    first = {(*one[:3], one.kind, one.train) for one in settings[:8]}
-    assert first == {
-        (*sizes, kind, train)
-        for sizes in times.GOALS
-        for kind in ("tf32", "bf16")
-        for train in (False, True)
-    }
+    of = times.fused_cuda
+    assert of.KERNEL == native.Kernel.ANY
+    with times.only_on(native.Kernel.PACKED):
+        assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.PACKED, False)
+    with times.only_on(native.Kernel.WAVEFRONT):
+        assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.ANY, True)
+    assert (of.KERNEL, of.WAVEFRONT) == (native.Kernel.ANY, False)
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -334,15 +401,20 @@ def made_up() -> list[dict[str, Any]]:
         }
         case = f"H=1500 B=20 T=35 tf32, {what}"
         return {"part": "goals", "case": case, "what": "layer", "ok": True, "words": "",
-                "times": times, "ratio": ratio}  # fmt: skip
+                "times": times, "ratios": {"times": ratio}}  # fmt: skip
 
     floor = {"exchanges": 4.0, "bytes": 1.0, "product": 0.8, "total": 5.8}
-    step = {"part": "goals", "case": "H=1500 B=20 tf32", "what": "step", "ok": True, "words": "",
-            "step": {"forward": 8.0, "backward": 9.0}, "rest": 10.0,
+    step = {"part": "steps", "case": "H=1500 B=20 tf32, packed", "what": "step", "ok": True,
+            "words": "", "step": {"forward": 8.0, "backward": 9.0}, "rest": 10.0,
             "floor": {"forward": floor, "backward": floor}}  # fmt: skip
     errors = {"output": 1e-6, "d_weight_hh_l0_avg": 2e-6}
     others = {"output": math.nan, "d_weight_hh_l1_avg": 3e-6}
+    made = {"cpu": "some", "cores": 2, "threads": 2, "gpus": ["a GPU"], "cuda": "13.0",
+            "python": "3.12", "torch": "2.11", "numpy": "2.5", "date": "2026-01-02"}  # fmt: skip
     return [
+        {"part": "load", "case": "machine", "ok": True, "words": "", "machine": made},
+        {"part": "micro", "case": "a flag", "what": "micro", "ok": True, "words": "",
+         "value": 0.5, "unit": "µs"},
         {"part": "correct", "case": "one", "ok": True, "words": "", "kind": "exact",
          "errors": errors},
         {"part": "correct", "case": "two", "ok": False, "words": "not finite: output | all of it",
@@ -350,36 +422,43 @@ def made_up() -> list[dict[str, Any]]:
         {"part": "correct", "case": "three", "ok": None, "words": "skipped: the time was up"},
         {"part": "correct", "case": "correct", "command": True, "ok": True, "words": "2 passed",
          "seconds": 3.0},
-        layer("forward", 2.5), layer("forward and backward", 1.1), step,
-        {"part": "goals", "case": "a training step, medium", "what": "training", "ok": True,
+        layer("forward", 2.5), layer("forward and backward", 0.9), step,
+        {"part": "times", "case": "a training step, medium", "what": "training", "ok": True,
          "words": "", "us": {"nn.LSTM": 300.0, "fused": 200.0}, "ratio": 1.5},
+        {"part": "compact", "case": "compact, avg", "what": "run", "ok": True, "words": "",
+         "epochs": 7, "best valid": 71.25, "test": 68.5, "ms a step": 2.5},
     ]  # fmt: skip
 
 
 def test_goals_are_met_missed_or_not_measured(module: Any) -> None:
     goals = {what: met for what, _, _, met in module("gpu/summary").goals(made_up())}
     of = "H=1500 B=20 T=35 tf32, "
-    assert goals[f"nn.LSTM / fused, {of}forward: at least"] is True
-    assert goals[f"nn.LSTM / fused, {of}forward and backward: at least"] is False
-    assert goals["step / floor, H=1500 B=20 tf32, forward: at most"] is True
-    assert goals["nn.LSTM / fused, H=650 B=20 T=35 bf16, forward: at least"] is None
-    assert goals["nn.LSTM / fused, a training step of the medium model: at least"] is True
-    assert len(goals) == 13
+    assert goals[f"{of}forward, graphs"] is True
+    assert goals[f"{of}forward and backward, graphs"] is False
+    assert goals[f"{of}forward, plain calls"] is None
+    assert goals["H=768 B=16 T=200 fp16, forward, graphs"] is None
+    assert len(goals) == 20
 
 
 def test_the_report_has_the_failing_things_first(module: Any) -> None:
     text = module("gpu/summary").markdown(made_up())
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("##")]
     assert headings == [
-        "Failed", "Goals", "Parts", "Largest errors against the loop in float64", "A layer",
-        "A step of it", "Training steps, other kernels",
+        "Failed", "Goals", "Parts", "What a step is made of",
+        "Largest errors against the loop in float64", "A layer", "Where nn.LSTM is faster",
+        "A step of it", "Two layers, training steps, other kernels", "Runs of lm.train",
     ]  # fmt: skip
+    assert "- machine: some, 2 cores, 2 threads; a GPU, CUDA 13.0" in text
     assert "| correct | two | not finite: output \\| all of it |" in text
     assert "| correct | 1 ok, 1 failed, 1 skipped | 3 | 2 passed |" in text
+    assert "| a flag | 0.5 | µs |" in text
     assert "| output | nan |" in text
     assert "| d_weight_hh_avg | 3.0e-06 |" in text
     assert "| H=1500 B=20 T=35 tf32, forward | 750.0 |  | 300.0 | 2.50 | gg |" in text
-    assert "| H=1500 B=20 tf32, forward | 8.00 | 5.80 | 1.38 | 4.00 | 1.00 | 0.80 | 10.0 |" in text
+    assert "| H=1500 B=20 T=35 tf32, forward and backward | 0.90 |" in text
+    row = "| H=1500 B=20 tf32, packed, forward | 8.00 | 5.80 | 1.38 | 4.00 | 1.00 | 0.80 | 10.0 |"
+    assert row in text
+    assert "| compact, avg | 7 | 2.50 | 71.25 | 68.50 |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(row.replace("\\|", "").count("|") > 2 for row in rows)
 
@@ -403,20 +482,80 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = module("gpu/run")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run, "gpus", lambda: 0)
     assert run.main([]) == 2
     assert capsys.readouterr().err == f"{run.NO_GPU}\n"
-    with pytest.raises(SystemExit):
-        run.main(["--part", "firts"])
-    assert "there is no firts; there are load, first, goals, correct," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--part", "firts"],
+            "there is no firts; there are load, micro, first, steps, goals, ncu,",
+        ),
+        (["--part", "compact"], "--part compact needs --corpus FOLDER"),
+        (["--corpus", "nowhere"], "--corpus: there is no folder nowhere"),
+        (["--prepared", "nowhere"], "--prepared: there is no folder nowhere"),
+    ],
+)
+def test_mistakes_of_a_user(
+    module: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        module("gpu/run").main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_its_plan_has_what_tells_the_most_first(module: Any) -> None:
+    run = module("gpu/run")
+    plan = run.plan("cuda", Path("scratch"), Path("corpus"), True)
+    seconds = {name: s for command in plan for name, s in command.parts.items()}
+    assert list(seconds) == [
+        "load", "micro", "first", "steps", "goals", "ncu", "correct", "memcheck", "racecheck",
+        "times", "tests", "synccheck", "initcheck", "compact",
+    ]  # fmt: skip
+    default = run.by_default(plan)
+    assert "compact" not in default
+    assert sum(seconds[name] for name in default) <= 480
+    # One process does all up to the goals: each imports torch.
+    assert list(plan[0].parts) == ["load", "micro", "first", "steps", "goals"]
+    assert [list(plan[0].only(["load", "goals"]).parts), plan[1].only(["goals"]).parts] == [
+        ["load", "goals"], {}
+    ]  # fmt: skip
+    assert [one.name for one in plan if "compact" in one.parts] == ["compact, avg", "compact, none"]
+
+
+def test_it_does_without_torch() -> None:
+    """Whose import takes seconds of a GPU's time."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import run; print('torch' in sys.modules)"
+    folder = str(ROOT / "scripts" / "benchmarks" / "gpu")
+    said = subprocess.run(
+        [sys.executable, "-c", code, folder], check=True, capture_output=True, text=True
+    )
+    assert said.stdout == "False\n"
+
+
+def test_what_was_prepared_becomes_ours_alone(module: Any, tmp_path: Path) -> None:
+    """Or it would not be loaded from where others may write."""
+    (tmp_path / "given" / "kernels").mkdir(parents=True)
+    (tmp_path / "given" / "kernels" / "a.so").write_bytes(b"a library")
+    (tmp_path / "given" / "kernels" / "a.so").chmod(0o666)
+    (tmp_path / "given").chmod(0o777)
+    module("gpu/run").copy_prepared(tmp_path / "given", tmp_path / "own")
+    copied = [tmp_path / "own", *sorted((tmp_path / "own").rglob("*"))]
+    assert [(one.name, one.stat().st_mode & 0o777) for one in copied] == [
+        ("own", 0o700), ("kernels", 0o700), ("a.so", 0o700)
+    ]  # fmt: skip
 
 
 def run_parts(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, **commands: Any
 ) -> tuple[int, dict[str, tuple[bool | None, str]]]:
     """Of a run whose parts are these commands: its exit status, and what came of each case."""
-    parts = {name: run.Part(1, [command]) for name, command in commands.items()}
-    monkeypatch.setattr(run, "parts", lambda *_: parts)
+    plan = [command._replace(parts={name: 1.0}) for name, command in commands.items()]
+    monkeypatch.setattr(run, "plan", lambda *_: plan)
     status = run.main(["--device", "cpu", "--out", str(tmp_path), "--limit", str(limit)])
     records = run.summary.read(tmp_path / "results.jsonl")
     assert (tmp_path / "report.md").exists()
@@ -464,9 +603,11 @@ def test_a_part_that_dies_goes_on_and_one_that_hangs_is_ended(
 ) -> None:
     run = module("gpu/run")
     python = [sys.executable, "-c"]
-    dying = run.Command("dying", [*python, DYING, str(tmp_path / "pid")], again=True)
-    missing = run.Command("memcheck", ["no-such-tool", "--tool", "memcheck"], tool=True)
-    bad = run.Command("bad", [*python, "raise SystemExit('no such number')"])
+    dying = run.Command(
+        "dying", {}, [*python, DYING, str(tmp_path / "pid")], again=True, cases=True
+    )
+    missing = run.Command("memcheck", {}, ["no-such-tool", "--tool", "memcheck"], tool=True)
+    bad = run.Command("bad", {}, [*python, "raise SystemExit('no such number')"])
     monkeypatch.setattr(run.subprocess, "Popen", impatient(tmp_path / "pid"))
     status, found = run_parts(
         run, tmp_path, monkeypatch, 6000, memcheck=missing, bad=bad, dying=dying
@@ -484,17 +625,17 @@ def test_a_part_that_dies_goes_on_and_one_that_hangs_is_ended(
     assert (tmp_path / "run.log").read_text().count("$ ") == 3
 
 
-def test_nothing_else_is_run_where_the_kernels_cannot_be_built(
+def test_what_cannot_be_loaded_leaves_the_rest_alone(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = module("gpu/run")
-    load = run.Command("CUDA kernels", [sys.executable, "-c", "raise SystemExit('no nvcc')"])
-    goals = run.Command("goals", [sys.executable, "-c", ""])
-    status, found = run_parts(run, tmp_path, monkeypatch, 60, load=load, goals=goals)
+    load = run.Command("measure", {}, [sys.executable, "-c", "raise SystemExit('no nvcc')"])
+    tests = run.Command("tests", {}, [sys.executable, "-c", "print('3 passed')"])
+    status, found = run_parts(run, tmp_path, monkeypatch, 600, load=load, tests=tests)
     assert status == 1
     assert found == {
-        "CUDA kernels": (False, "ended with status 1: no nvcc"),
-        "goals": (None, "skipped: the kernels could not be built"),
+        "measure": (False, "ended with status 1: no nvcc"),
+        "tests": (True, "3 passed"),
     }
 
 
@@ -515,50 +656,113 @@ def test_words_of_the_sanitizer(
     module: Any, tool: str, status: int | None, words: str, ok: bool | None
 ) -> None:
     run = module("gpu/run")
-    assert run.outcome(run.Command(tool, [tool], tool=True), status, words)[0] is ok
+    assert run.outcome(run.Command(tool, {}, [tool], tool=True), status, words)[0] is ok
 
 
 def test_words_of_pytest(module: Any) -> None:
     run = module("gpu/run")
-    command = run.tests("correct", "tests/gpu")
+    command = run.tests("correct", 60, "tests/gpu")
     assert run.outcome(command, 1, "=== 1 failed, 2 passed in 3s ===\n") == (
         True,
         "=== 1 failed, 2 passed in 3s ===",
     )
     assert run.outcome(command, 2, "no such option")[0] is False
     assert run.outcome(command, None, "tests/gpu/a.py::b PASSED")[0] is None
-    assert run.outcome(command, None, "Timeout (0:01:30)!\ntests/gpu/a.py::b ")[0] is False
+    for status in (None, 1):  # a test hung; faulthandler ends the process with 1
+        assert run.outcome(command, status, "Timeout (0:01:30)!\ntests/gpu/a.py::b ")[0] is False
+    missing = "E   ModuleNotFoundError: No module named 'matplotlib'"
+    assert run.outcome(command, 4, missing) == (None, "skipped: matplotlib is not installed")
+    assert run.outcome(command, 4, "No module named 'symrnn.cuda'")[0] is False
+
+
+def test_a_test_that_has_hung_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that has ended; those of other parts are."""
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setenv("SYMRNN_GPU_RESULTS", str(results))
+    monkeypatch.setenv("SYMRNN_GPU_PART", "correct")
+    conftest = loaded("tests/gpu/conftest.py")
+    conftest.Results().pytest_runtest_logstart("a.py::hangs")
+    other = {"part": "tests", "case": "a.py::other", "ok": True, "words": ""}
+    with results.open("a") as file:
+        file.write(json.dumps(other) + "\n")
+    left_out: list[Any] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    items = [SimpleNamespace(nodeid=f"a.py::{name}") for name in ("first", "hangs", "other")]
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert [one.nodeid for one in items] == ["a.py::first", "a.py::other"]
+    assert [one.nodeid for one in left_out] == ["a.py::hangs"]
+    begun = json.loads(results.read_text().splitlines()[0])
+    assert begun == {"part": "correct", "case": "a.py::hangs", "ok": None, "words": "begun"}
 
 
 @needs_kernels
-def test_times_that_answer_goals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cases_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Small ones, on the kernels for CPUs; what was begun is not begun again."""
-    path, out = ROOT / "scripts" / "benchmarks" / "gpu" / "times.py", tmp_path / "results.jsonl"
-    begun = {"part": "times", "case": "a training step, small", "ok": None, "words": "begun"}
+    path, out = ROOT / "scripts" / "benchmarks" / "gpu" / "cases.py", tmp_path / "results.jsonl"
+    begun = {"part": "load", "case": "CPU kernels", "ok": None, "words": "begun"}
     out.write_text(json.dumps(begun) + "\n")
-    main_of(path, monkeypatch, "--device", "cpu", "--goals", "--results", str(out))
-    records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(one["case"], one["ok"]) for one in records[1:]] == [
-        ("H=24 B=3 T=4 exact, forward", None),
-        ("H=24 B=3 T=4 exact, forward", True),
-        ("H=24 B=3 exact", None),
-        ("H=24 B=3 exact", True),
+    parts = ["load=1", "micro=1", "steps=100", "goals=100"]
+    main_of(path, monkeypatch, "--device", "cpu", "--results", str(out), "--parts", *parts)
+    records = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert all(one["words"] == "begun" for one in records[::2])
+    cases = [(one["part"], one["case"], one["ok"]) for one in records[1::2]]
+    assert cases == [
+        ("load", "machine", True),
+        ("micro", "microbenchmarks", None),
+        ("steps", "H=24 B=3 exact, rows", True),
+        ("steps", "two layers, H=24 B=3 T=4 exact, forward", True),
+        ("goals", "H=24 B=3 T=4 exact, forward", True),
+        ("goals", "what nn.LSTM runs, H=24 B=3 T=4 exact, forward", True),
     ]
-    assert records[2]["times"].keys() == {"nn.LSTM", "vendor", "fused"}
-    assert records[4]["floor"]["forward"]["exchanges"] == 4.0
+    machine, _, step, two, layer, vendor = records[1::2]
+    assert machine["machine"]["torch"] == str(torch.__version__)
+    assert step["floor"]["forward"]["exchanges"] == 1.0
+    assert two["times"].keys() == {"nn.LSTM", "in one launch", "one by one"}
+    assert layer["times"].keys() == layer["plain_calls"].keys() == {"nn.LSTM", "vendor", "fused"}
+    assert layer["ratios"].keys() == {"times", "plain_calls"}
+    assert "lstm" in vendor["words"]
+
+
+def test_a_part_whose_time_is_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None of its cases is begun; loading is."""
+    path, out = ROOT / "scripts" / "benchmarks" / "gpu" / "cases.py", tmp_path / "results.jsonl"
+    of = ["--device", "cpu", "--seconds", "-1", "--results", str(out)]
+    main_of(path, monkeypatch, *of, "--parts", "load=1", "goals=1")
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {(one["part"], one["words"]) for one in records if one["part"] == "goals"} == {
+        ("goals", "skipped: the time was up")
+    }
+    assert [one["ok"] for one in records if one["case"] == "machine"] == [None, True]
+
+
+def test_a_run_of_lm_train_is_told_as_what_it_is(module: Any, tmp_path: Path) -> None:
+    lines = [
+        {"step": 50, "time": 10.0, "train/loss": 6.0},
+        {"step": 100, "time": 10.5, "train/loss": 5.0},
+        {"step": 110, "time": 19.0, "valid/perplexity": 90.0},
+        {"step": 150, "time": 20.0, "train/loss": 5.0},
+        {"step": 200, "time": 20.5, "train/loss": 4.5},
+        {"step": 220, "time": 29.0, "valid/perplexity": 80.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = module("gpu/compact").record_of(
+        tmp_path, "valid perplexity  80.00\ntest perplexity   78.50\n"
+    )
+    assert found == {
+        "epochs": 2, "curve": [90.0, 80.0], "best valid": 80.0, "ms a step": 10.0, "test": 78.5,
+    }  # fmt: skip
 
 
 @needs_kernels
 def test_a_rehearsal(module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tests of the sizes with goals, on the kernels for CPUs."""
-    options = ["--device", "cpu", "--out", str(tmp_path), "--part", "first"]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        status = module("gpu/run").main([*options, "--limit", "2000"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    options = ["--device", "cpu", "--out", str(tmp_path), "--part", "first", "memcheck"]
+    status = module("gpu/run").main([*options, "--limit", "2000"])
     said = capsys.readouterr().out
     assert status == 0, said
+    assert "load, first: up to" in said
     assert "nothing failed" in said
     assert {one.name for one in tmp_path.iterdir()} == {"report.md", "results.jsonl", "run.log"}
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

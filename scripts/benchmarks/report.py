@@ -15,8 +15,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from symrnn.training import environment  # noqa: E402
-
 
 def make_parser(doc: str | None, out: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help is from a docstring: its first line, and the examples that follow.
@@ -51,9 +49,15 @@ def write_report(path: Path, title: str, paragraphs: list[str], seed: int | None
     print(text)
 
 
-def header(seed: int | None = None) -> str:
-    """The command of this process, its machine, versions, seed and date, as a list."""
-    made = environment()
+def header(seed: int | None = None, made: dict[str, Any] | None = None) -> str:
+    """The command of this process, its machine, versions, seed and date, as a list.
+
+    made: :func:`symrnn.training.environment` of another process, where this one does without torch.
+    """
+    if made is None:
+        from symrnn.training import environment
+
+        made = environment()
     machine = f"{made['cpu']}, {made['cores']} cores, {made['threads']} threads"
     if made["gpus"]:
         machine += f"; {', '.join(made['gpus'])}, CUDA {made['cuda']}"

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -63,7 +64,8 @@ class World:
     the others there, and whoever is connected to it.)
 
     Raises UserError for an environment that is not torchrun's; its ``with``, if the processes do
-    not find each other within PATIENCE seconds.
+    not find each other within PATIENCE seconds, or after PATIENCE + GRACE if what listens at
+    MASTER_PORT is something else, which never answers.
     """
 
     def __init__(self) -> None:
@@ -96,13 +98,19 @@ class World:
         if self.rank:
             self._look_for(host, port)
         try:
-            self._meet(f"symrnn/here/{attempt}")
+            store = _within(PATIENCE + GRACE, _open_store)
+            self._meet(store, f"symrnn/here/{attempt}")
             # A connection of our own: that of the group belongs to the thread that waits in it.
             self._store = dist.TCPStore(host, port, is_master=False)
         except dist.DistError as error:
             why, *_ = str(error).splitlines()
             raise UserError(
                 f"process {self.rank} of {self.size} did not find the others: {why}"
+            ) from error
+        except futures.TimeoutError as error:
+            raise UserError(
+                f"process {self.rank} of {self.size} did not find the others: what listens at "
+                f"MASTER_ADDR={host}, MASTER_PORT={port} is none of them, and never answers"
             ) from error
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
@@ -130,17 +138,16 @@ class World:
                     ) from error
             time.sleep(0.1)
 
-    def _meet(self, here: str) -> None:
+    def _meet(self, store: dist.Store, here: str) -> None:
         """Wait until all processes are there, and make their group.
 
         here: what the names begin with under which they say so.
 
         Raises an error of ``torch.distributed`` if one is not there in time.
         """
-        patience = timedelta(seconds=PATIENCE)
-        store, *_ = next(dist.rendezvous("env://", timeout=patience))
         store.set(f"{here}/{self.rank}", "")
-        store.wait([f"{here}/{rank}" for rank in range(self.size)], patience)
+        names = [f"{here}/{rank}" for rank in range(self.size)]
+        store.wait(names, timedelta(seconds=PATIENCE))
         # From here on who waits does so for another's work, which may take long.
         store.set_timeout(default_pg_timeout)
         # Of gloo on CPUs, NCCL on GPUs.
@@ -350,6 +357,34 @@ def _address() -> tuple[str, int]:
     raise UserError(
         f"the environment is none that torchrun makes, of a host and a port from 1 to 65535: {got}"
     )
+
+
+def _open_store() -> dist.Store:
+    """Where the processes find each other.
+
+    Raises an error of ``torch.distributed`` if that is not there within PATIENCE seconds; from a
+    server that accepts the connection and does not answer it never returns.
+    """
+    store: dist.Store
+    store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=PATIENCE)))
+    return store
+
+
+def _within(seconds: float, make: Callable[[], T]) -> T:
+    """What is made, in a thread that is left to itself if it takes longer.
+
+    Then it raises ``futures.TimeoutError``.
+    """
+    future: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="make", daemon=True).start()
+    return future.result(seconds)
 
 
 class _SumOfParameters(nn.Module):

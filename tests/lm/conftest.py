@@ -147,7 +147,7 @@ def spawn(forks: multiprocessing.context.ForkServerContext) -> Callable[..., Bas
 
     def start(program: str, *arguments: object) -> BaseProcess:
         main = functools.partial(PROGRAMS[program], [str(argument) for argument in arguments])
-        process = forks.Process(target=run_program, args=(main, DataError), daemon=True)
+        process = forks.Process(target=worlds.run, args=(main,), daemon=True)
         process.start()
         return process
 

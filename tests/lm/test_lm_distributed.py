@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -202,6 +203,24 @@ def test_a_process_without_the_others_ends(
     assert ended([process]) == [2]
     (line,) = (tmp_path / "output.txt").read_text().splitlines()
     assert line.startswith(f"error: process {rank} of 2 {error}")
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    """Another program listens at MASTER_PORT: it lets everybody in, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environment = worlds.environment_of(1, 2, port)
+        values = (["lm.train"], environment, str(tmp_path / "output.txt"))
+        process = forks.Process(target=impatient, args=values)
+        process.start()
+        assert ended([process], 60) == [2]
+    (line,) = (tmp_path / "output.txt").read_text().splitlines()
+    assert line == (
+        "error: process 1 of 2 did not find the others: what listens at MASTER_ADDR=127.0.0.1, "
+        f"MASTER_PORT={port} is none of them, and never answers"
+    )
 
 
 @pytest.mark.parametrize(

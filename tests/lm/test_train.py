@@ -64,7 +64,7 @@ def write_source(folder: Path) -> float:
 @pytest.mark.parametrize("symm", ["none", "avg"])
 def test_a_trained_model_comes_close_to_the_best_possible(tmp_path: Path, symm: str) -> None:
     best_possible = write_source(tmp_path / "source")
-    options = "--hidden-size 32 --batch-size 10 --epochs 16 --lr 0.5 --lr-after 8 --threads 1"
+    options = "--hidden-size 32 --batch-size 10 --epochs 8 --lr-after 4 --threads 1"
     out = tmp_path / "run"
     lm.train.main(
         ["--data", str(tmp_path / "source"), "--out", str(out), "--symm", symm, *options.split()]

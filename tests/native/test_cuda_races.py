@@ -151,8 +151,8 @@ ROW_FAULTS: dict[str, tuple[str, str]] = {
 WAVEFRONT_FAULTS: dict[str, tuple[str, str]] = {
     "a wait for one tick too few": ("pass, n + 1, [&]", "pass, n + 1 - FAULT, [&]"),
     "one buffer in place of two": (
-        "*const next = this->exchange((n + 1) % 2);",
-        "*const next = this->exchange((n + 1 - FAULT) % 2);",
+        "step(c, in, this->exchange((n + 1) % 2))",
+        "step(c, in, this->exchange((n + 1 - FAULT) % 2))",
     ),
     "no barrier after the products": (
         "        sync_block();\n    }",

@@ -252,22 +252,21 @@ def test_a_wrong_call_has_its_status(
 
 
 @pytest.mark.parametrize(
-    ("other", "status"),
+    ("mode", "side", "dtype"),
     [
-        (Case(Mode.GRU, 18, 3, 2), Status.SIZE),
-        (Case(Mode.LSTM, 17, 3, 2), Status.SIZE),
-        (Case(Mode.LSTM, 18, 3, 2, torch.bfloat16), Status.SIZE),
+        (Mode.GRU, 18, torch.float32),
+        (Mode.LSTM, 17, torch.float32),
+        (Mode.LSTM, 18, torch.bfloat16),
     ],
-    ids=["mode", "size", "dtype"],
 )
 def test_layers_that_are_not_alike_are_refused(
-    emulator: ctypes.CDLL, other: Case, status: Status
+    emulator: ctypes.CDLL, mode: Mode, side: int, dtype: torch.dtype
 ) -> None:
-    case = Two(Mode.LSTM, 18, 3, 2)
+    case, other = Two(Mode.LSTM, 18, 3, 2), Case(mode, side, 3, 2, dtype)
     space = guarded((case.fit().workspace_bytes,), torch.uint8)
     call = case.call(case.arrays(), space)
     call["layers"] = (Layer * 2)(case.layers[0].layer, other.layer)
-    assert emulator.emulate_forward_wavefront(*call.values()) == status
+    assert emulator.emulate_forward_wavefront(*call.values()) == Status.SIZE
 
 
 def test_it_is_no_kernel_of_a_single_layer(emulator: ctypes.CDLL) -> None:

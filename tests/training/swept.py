@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.figure
 import worlds
 
 import lm.sweep
@@ -41,7 +40,7 @@ class Forked:
                 signal.signal(number, signal.SIG_DFL)
             os.closerange(3, 256)  # the sweep's lock, too
             worlds.begin({}, str(log))
-            lm.train.spectrum_figure = lambda *_: matplotlib.figure.Figure((1, 1))
+            worlds.without_pictures()
             run_program(functools.partial(lm.train.main, command[3:]), DataError)
         except SystemExit as end:
             os._exit(end.code if isinstance(end.code, int) else 1)

@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib.figure
 import torch
 
+from data import DataError
 from symrnn.files import UserError, run_program
 from symrnn.training import world
 from symrnn.training.loop import Learner, Run
@@ -89,16 +90,36 @@ def ended(processes: list[BaseProcess], seconds: float = 600) -> list[int | None
     return [process.exitcode for process in processes]
 
 
+def without_pictures() -> None:
+    """From here on those of a training run are empty: drawing takes longer than training."""
+    drawn_by = {
+        "spectrum_figure": ("lm.spectrum", "lm.train"),
+        "draw_filters": ("symrnn.vision.drawing", "symrnn.vision.train"),
+    }
+    for drawing, modules in drawn_by.items():
+        for module in modules:
+            setattr(importlib.import_module(module), drawing, _empty)
+
+
+def _empty(*_: object, **__: object) -> matplotlib.figure.Figure:
+    return matplotlib.figure.Figure((1, 1))
+
+
 # ---- what the children do ------------------------------------------------------------------------
 
 
 def program(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """The training program; its figures are empty, as drawing takes longer than training."""
+    """The training program."""
     begin(environment, output)
     module = importlib.import_module(arguments[0])
-    drawing = "spectrum_figure" if hasattr(module, "spectrum_figure") else "draw_filters"
-    setattr(module, drawing, lambda *_: matplotlib.figure.Figure((1, 1)))
+    without_pictures()
     run_program(functools.partial(module.main, arguments[1:]))
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """A program that is alone."""
+    without_pictures()
+    run_program(main, DataError)
 
 
 def python(arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -107,6 +128,7 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
     But for what is in memory already: loading torch takes longer than most programs do.
     """
     begin(environment, output)
+    without_pictures()
     os.chdir(environment["PWD"])
     flag, what, *rest = arguments
     sys.argv = [flag, *rest]
@@ -120,7 +142,7 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def impatient(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """The program, which gives up soon where the others are not there."""
-    world.PATIENCE = 0.5
+    world.PATIENCE, world.GRACE = 0.5, 1.0
     program(arguments, environment, output)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from times import FLOOR_GOAL, GOAL_KINDS, GOALS, STEP_GOAL, Setting
+from goals import GOALS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report import header, make_parser, table
@@ -37,29 +37,32 @@ def read(path: Path) -> Records:
     return list(found.values())
 
 
-def goals(records: Records) -> list[tuple[str, float, float | None, bool | None]]:
-    """What is wanted, the number that is, the one that was found, and whether that is enough.
+Goal = tuple[str, float, float | None, bool | None]
+"""What is wanted, the number that is, the one that was found, and whether that is enough; the last
+two None where nothing was measured."""
 
-    None where nothing was measured.
-    """
-    by_name = {one["case"]: one for one in records if one.get("what") and one["ok"]}
-    rows: list[tuple[str, float, float | None, bool | None]] = []
 
-    def add(what: str, wanted: float, found: float | None, least: bool = True) -> None:
-        met = None if found is None else (found >= wanted if least else found <= wanted)
-        rows.append((f"{what}: at {'least' if least else 'most'}", wanted, found, met))
-
-    for (side, batch, steps), wanted in GOALS.items():
-        for kind in GOAL_KINDS:
-            for train, least in zip((False, True), wanted, strict=True):
-                name = Setting(side, batch, steps, kind, train).name
-                add(f"nn.LSTM / fused, {name}", least, by_name.get(name, {}).get("ratio"))
-            one = by_name.get(f"H={side} B={batch} {kind}")
-            over = one and one["step"]["forward"] / one["floor"]["forward"]["total"]
-            add(f"step / floor, H={side} B={batch} {kind}, forward", FLOOR_GOAL, over, least=False)
-    step = by_name.get("a training step, medium", {})
-    add("nn.LSTM / fused, a training step of the medium model", STEP_GOAL, step.get("ratio"))
+def goals(records: Records) -> list[Goal]:
+    """Of each in a CUDA graph and in plain calls."""
+    by_name = {one["case"]: one for one in records if one.get("what") == "layer" and one["ok"]}
+    rows: list[Goal] = []
+    for setting, wanted in GOALS.items():
+        ratios = by_name.get(setting.name, {}).get("ratios", {})
+        for way, words in (("times", "graphs"), ("plain_calls", "plain calls")):
+            found = ratios.get(way)
+            met = None if found is None else found >= wanted
+            rows.append((f"{setting.name}, {words}", wanted, found, met))
     return rows
+
+
+def slower(records: Records) -> list[tuple[str, float]]:
+    """The layers that nn.LSTM runs faster, in graphs, and the ratio: `auto` must not take them."""
+    found = [
+        (one["case"], one["ratios"]["times"])
+        for one in records
+        if one.get("what") == "layer" and one.get("ratios")
+    ]
+    return [(name, ratio) for name, ratio in found if ratio < 1]
 
 
 def failures(records: Records) -> Records:
@@ -73,9 +76,10 @@ def counted(records: Iterable[dict[str, Any]]) -> str:
 
 def short(records: Records) -> str:
     """For the end of the console's words."""
+    answered = any(one["part"] == "goals" for one in records)
     lines = [
-        f"{_met(met):12} {what} {wanted:.1f}: {_number(number, '.2f')}"
-        for what, wanted, number, met in goals(records)
+        f"{_met(met):12} {what}: at least {wanted:.1f}, found {_number(number, '.2f') or '-'}"
+        for what, wanted, number, met in (goals(records) if answered else ())
     ]
     bad = failures(records)
     lines += ["", f"{len(bad)} failed" if bad else "nothing failed"]
@@ -91,9 +95,11 @@ def markdown(records: Records) -> str:
         [what, f"{wanted:.1f}", _number(number, ".2f"), _met(met)]
         for what, wanted, number, met in goals(records)
     ]
-    blocks = ["# The kernels on a GPU", header()]
+    made = next((one["machine"] for one in records if "machine" in one), {})
+    blocks = ["# The kernels on a GPU", *([header(made=made)] if made else [])]
     blocks += ["## Failed", table(["part", "case", "words"], bad) if bad else "Nothing."]
-    blocks += ["## Goals", table(["", "goal", "found", ""], goal_rows), "## Parts", _parts(records)]
+    head = ["nn.LSTM / fused", "at least", "found", ""]
+    blocks += ["## Goals", table(head, goal_rows), "## Parts", _parts(records)]
     for title, write in _TABLES.items():
         blocks += write(records, title)
     return "\n\n".join(blocks) + "\n"
@@ -104,7 +110,7 @@ def _parts(records: Records) -> str:
     for part in dict.fromkeys(one["part"] for one in records):
         of = [one for one in records if one["part"] == part]
         commands = [one for one in of if one.get("command")]
-        seconds = sum(one["seconds"] for one in commands)
+        seconds = sum(one.get("seconds", 0.0) for one in commands or of)
         words = "; ".join(_cell(one["words"]) for one in commands)
         rows.append([part, counted(of), f"{seconds:.0f}", words])
     return table(["part", "cases", "seconds", "words"], rows)
@@ -130,6 +136,15 @@ def _errors(records: Records, title: str) -> list[str]:
     return [f"## {title}", table(["‖found − exact‖ / ‖exact‖", *kinds], rows)]
 
 
+def _micro(records: Records, title: str) -> list[str]:
+    rows = [
+        [one["case"], f"{one['value']:.4g}", one["unit"]]
+        for one in records
+        if one.get("what") == "micro" and one["ok"]
+    ]
+    return [f"## {title}", table(["", "", "unit"], rows)] if rows else []
+
+
 def _layers(records: Records, title: str) -> list[str]:
     peers = ["nn.LSTM", "vendor", "fused"]
     rows = []
@@ -139,13 +154,19 @@ def _layers(records: Records, title: str) -> list[str]:
                 continue
             of = one[how]
             name = one["case"] if how == "times" else f"the same by plain calls, {one['case']}"
-            ratio = of["nn.LSTM"]["us"] / of["fused"]["us"] if "fused" in of else None
             cells = [_number(of.get(peer, {}).get("us"), ".1f") for peer in peers]
             hows = "".join(of[peer]["how"][0] for peer in peers if peer in of)
-            rows.append([name, *cells, _number(ratio, ".2f"), hows])
+            ratio = _number(one.get("ratios", {}).get(how), ".2f")
+            rows.append([name, *cells, ratio, hows])
     words = "Median µs of a call. How: g by CUDA graphs, c by plain calls, in the columns' order."
     head = ["", *peers, "nn.LSTM / fused", "how"]
-    return [f"## {title}", words, table(head, rows)] if rows else []
+    ran = [f"{one['case']}: {one['words']}." for one in records if one.get("what") == "vendor"]
+    return [f"## {title}", words, table(head, rows), *ran] if rows else []
+
+
+def _slower(records: Records, title: str) -> list[str]:
+    rows = [[name, f"{ratio:.2f}"] for name, ratio in slower(records)]
+    return [f"## {title}", table(["", "nn.LSTM / fused"], rows)] if rows else []
 
 
 def _steps(records: Records, title: str) -> list[str]:
@@ -170,17 +191,32 @@ def _others(records: Records, title: str) -> list[str]:
     rows = [
         [f"{one['case']}: {name}", f"{us['us'] if isinstance(us, dict) else us:.1f}"]
         for one in records
-        if one.get("what") in ("training", "others")
+        if one.get("what") in ("training", "others", "two layers")
         for name, us in (one.get("us") or one.get("times") or {}).items()
     ]
     return [f"## {title}", table(["", "µs"], rows)] if rows else []
 
 
+def _training(records: Records, title: str) -> list[str]:
+    """Whole runs: how far they came in their time, and how good they were then."""
+    rows = [
+        [one["case"], *(_number(one.get(name), form) for name, form in _RUN.items())]
+        for one in records
+        if one.get("what") == "run"
+    ]
+    return [f"## {title}", table(["", *_RUN], rows)] if rows else []
+
+
+_RUN = {"epochs": ".0f", "ms a step": ".2f", "best valid": ".2f", "test": ".2f"}
+
 _TABLES = {
+    "What a step is made of": _micro,
     "Largest errors against the loop in float64": _errors,
     "A layer": _layers,
+    "Where nn.LSTM is faster": _slower,
     "A step of it": _steps,
-    "Training steps, other kernels": _others,
+    "Two layers, training steps, other kernels": _others,
+    "Runs of lm.train": _training,
 }
 
 

@@ -1,53 +1,46 @@
 """How long the fused layer takes on a GPU, beside nn.LSTM and the vendor's operator.
 
-    python scripts/benchmarks/gpu/times.py --results runs/gpu.jsonl
-    python scripts/benchmarks/gpu/times.py --goals --seconds 60
-
 A time is the median over rounds, in each of which every peer takes its turn. On a GPU a turn is the
 replay of a CUDA graph of K calls, between two events: how long the GPU is at it, without PyTorch's
 own time on the CPU. Each of the K calls has an input of its own, so that the inputs of a replay are
 more than L2 holds, or K is 6; the weights are the same, as they are from step to step of a training
 run. Where PyTorch cannot capture a call, its turn is K plain calls.
 
-What there are goals for comes first. Each result is a line of JSON, written as it comes; a case
-that was begun before in the same file, and so has killed this program, is not begun again.
+cases.py has the cases.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import faulthandler
 import importlib
-import json
-import os
 import statistics
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from floor import H200, KINDS, floor, layout
+from goals import GOALS, Setting
+from goals import KINDS as GOAL_KINDS
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report import make_parser
+import report  # noqa: F401  (the root of the repository, on the path)
 from step import make_step
 from timing import Call, Peer, interleaved
 
 from symrnn import SymLSTM
-from symrnn.native import cuda
+from symrnn.native import Kernel, cuda
+from symrnn.rnn.fused import cuda as fused_cuda
 
 L2 = 120e6  # bytes of inputs that are more than it holds
 MOST_INPUTS = 6
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
 ROUNDS_SECONDS = 0.25  # of all peers of a case
-CASE_SECONDS = 40.0  # then the program ends, with every thread's stack
 
 Record = dict[str, Any]
 
@@ -156,31 +149,10 @@ def rounding(how: str) -> Iterator[None]:
 # ---- a layer -----------------------------------------------------------------------------------
 
 
-class Setting(NamedTuple):
-    side: int
-    batch: int
-    steps: int
-    kind: str
-    train: bool
-
-    @property
-    def name(self) -> str:
-        what = "forward and backward" if self.train else "forward"
-        return f"H={self.side} B={self.batch} T={self.steps} {self.kind}, {what}"
-
-
-# The least ratios nn.LSTM / fused of (H, B, T), of forward and of forward and backward.
-GOALS = {(1500, 20, 35): (2.0, 1.5), (650, 20, 35): (1.5, 1.2)}
-GOAL_KINDS = ("tf32", "bf16")
-FLOOR_GOAL = 1.5  # the most times the floor that a forward step of those may take
-STEP_GOAL = 1.3  # nn.LSTM / fused, of a training step of the medium language model
-
-
 def settings() -> list[Setting]:
-    """What there are goals for first, then the exact ones, then the rest, short sequences first."""
+    """What there are no goals for: the exact ones, then the rest, short sequences first."""
     ways = (False, True)
-    first = [Setting(*of, kind, way) for of in GOALS for kind in GOAL_KINDS for way in ways]
-    exact = [Setting(*of, "exact", way) for of in GOALS for way in ways]
+    exact = [Setting(side, 20, 35, "exact", way) for side in (1500, 650) for way in ways]
     rest = [
         Setting(side, batch, steps, kind, way)
         for steps in (35, 200)
@@ -189,7 +161,7 @@ def settings() -> list[Setting]:
         for kind in GOAL_KINDS
         for way in ways
     ]
-    return list(dict.fromkeys([*first, *exact, *rest]))
+    return [one for one in (*exact, *rest) if one not in GOALS]
 
 
 def machine(device: torch.device) -> tuple[int, int] | None:
@@ -198,15 +170,44 @@ def machine(device: torch.device) -> tuple[int, int] | None:
     return None if gpu is None else (gpu.multiprocessors, gpu.shared_bytes)
 
 
-def why_not_fused(kind: str, side: int, batch: int, device: torch.device) -> str:
-    """Why the vendor's operator would run an LSTM; "" if the kernels do."""
+def why_not_fused(
+    kind: str,
+    side: int,
+    batch: int,
+    device: torch.device,
+    kernel: Kernel = Kernel.ANY,
+    mode: str = "LSTM",
+) -> str:
+    """Why the vendor's operator would run a layer; "" if the kernels do."""
+    if device.type != "cuda":
+        return ""
     gpu = machine(device)
+    if gpu is None:
+        return cuda.why_not(device.index or 0)
     try:
-        for backward in (False, True) if gpu else ():
-            layout(gpu or H200, "LSTM", kind, side, batch, backward)
+        for backward in (False, True) if kernel != Kernel.WAVEFRONT else (False,):
+            layout(gpu, mode, kind, side, batch, backward, kernel)
     except ValueError as error:
         return str(error)
     return ""
+
+
+@contextlib.contextmanager
+def only_on(kernel: Kernel) -> Iterator[None]:
+    """Layers run on this kernel for GPUs, and on no other; but for what two layers run on together,
+    which stands beside the others."""
+    before = fused_cuda.KERNEL, fused_cuda.WAVEFRONT
+
+    def set_to(kernel: Kernel, wavefront: bool) -> None:
+        fused_cuda.KERNEL, fused_cuda.WAVEFRONT = kernel, wavefront
+        fused_cuda.fit.cache_clear()
+
+    together = kernel == Kernel.WAVEFRONT
+    set_to(before[0] if together else kernel, together)
+    try:
+        yield
+    finally:
+        set_to(*before)
 
 
 def call_of(layer: Any, x: Tensor, d_output: Tensor | None) -> Call:
@@ -223,7 +224,8 @@ def call_of(layer: Any, x: Tensor, d_output: Tensor | None) -> Call:
     return lambda: torch.autograd.grad(layer(x)[0], wanted, d_output)
 
 
-def layer_case(setting: Setting, device: torch.device) -> Record:
+def layer_case(setting: Setting, device: torch.device, plain_calls: bool = False) -> Record:
+    """Times of a call. plain_calls: without graphs too, as a program calls it."""
     side, batch, steps, kind, train = setting
     dtype, how = KINDS[kind]
     with rounding(how):
@@ -248,30 +250,72 @@ def layer_case(setting: Setting, device: torch.device) -> Record:
             name: [call_of(layer, x, d_output) for x in inputs] for name, layer in layers.items()
         }
         record: Record = {"words": why, "apart": apart, "times": timed(calls, device)}
-        if setting[:3] in GOALS and device.type == "cuda":  # as a program calls it
+        if plain_calls:
             record["plain_calls"] = timed(calls, device, graphs=False)
-    if not why:
-        record["ratio"] = record["times"]["nn.LSTM"]["us"] / record["times"]["fused"]["us"]
+    for way in ("times", "plain_calls") if not why else ():
+        if way in record:
+            ratio = record[way]["nn.LSTM"]["us"] / record[way]["fused"]["us"]
+            record.setdefault("ratios", {})[way] = ratio
     far = [f"{name}: {error:.1e}" for name, error in apart.items() if not error <= 0.1]
     if far:  # only what is plainly wrong: tests/gpu has the limits
         record |= {"ok": False, "words": f"outputs are not nn.LSTM's: {', '.join(far)}"}
     return record
 
 
+def two_layers_case(
+    side: int, batch: int, steps: int, kind: str, train: bool, device: torch.device
+) -> Record:
+    """Two layers, as the medium language model has them: one by one, and in one launch."""
+    why = why_not_fused(kind, side, batch, device, Kernel.WAVEFRONT)
+    if why:
+        return {"ok": None, "words": f"skipped: {why}"}
+    dtype, how = KINDS[kind]
+    with rounding(how), only_on(Kernel.WAVEFRONT):
+        fused = SymLSTM(side, side, 2, backend="fused", device=device, dtype=dtype).train(train)
+        plain = fused.to_lstm()
+        plain.flatten_parameters()
+        x = torch.randn(steps, batch, side, device=device).to(dtype)
+        d_output = torch.randn(steps, batch, side, device=device).to(dtype) if train else None
+        peers = {
+            "nn.LSTM": [call_of(plain, x, d_output)] * 3,
+            "in one launch": [call_of(fused, x, d_output)] * 3,
+        }
+        times = timed(peers, device)
+    with rounding(how):
+        times |= timed({"one by one": [call_of(fused, x, d_output)] * 3}, device)
+    return {"times": times}
+
+
+def vendors_kernels_case(setting: Setting, device: torch.device) -> Record:
+    """Which kernels cuDNN runs for a call: whether one of them is the persistent one."""
+    dtype = KINDS[setting.kind].dtype
+    layer = torch.nn.LSTM(setting.side, setting.side, device=device, dtype=dtype)
+    x = torch.randn(setting.steps, setting.batch, setting.side, device=device).to(dtype)
+    activity = torch.profiler.ProfilerActivity
+    with torch.no_grad():
+        layer(x)
+        of = [activity.CUDA if device.type == "cuda" else activity.CPU]
+        with torch.profiler.profile(activities=of) as seen:
+            layer(x)
+            synchronize(device)
+    names = [event.key for event in seen.key_averages()]
+    return {"words": ", ".join(names)[:1000]}
+
+
 # ---- a step of it ------------------------------------------------------------------------------
 
 
-def step_case(side: int, batch: int, kind: str, device: torch.device) -> Record:
+def step_case(side: int, batch: int, kind: str, kernel: Kernel, device: torch.device) -> Record:
     """µs of a step, from the difference of T = 35 and T = 70, and of all else in a call.
 
     The input has 16 numbers and the weights want no gradient: there is as good as nothing beside
     the kernels. A backward step is what forward and backward take beside forward.
     """
-    why = why_not_fused(kind, side, batch, device)
+    why = why_not_fused(kind, side, batch, device, kernel)
     if why:
         return {"ok": None, "words": f"skipped: {why}"}
     dtype, how = KINDS[kind]
-    with rounding(how):
+    with rounding(how), only_on(kernel):
         layer = SymLSTM(16, side, backend="fused", device=device, dtype=dtype)
         layer.requires_grad_(False)
         calls: dict[str, list[Call]] = {}
@@ -283,7 +327,7 @@ def step_case(side: int, batch: int, kind: str, device: torch.device) -> Record:
         us = {name: one["us"] for name, one in timed(calls, device, 0.1).items()}
     forward = (us["forward 70"] - us["forward 35"]) / 35
     steps_us = {"forward": forward, "backward": (us["both 70"] - us["both 35"]) / 35 - forward}
-    of = {"gpu": machine(device) or H200}
+    of: dict[str, Any] = {"gpu": machine(device) or H200, "kernel": kernel}
     floors = {
         way: floor(kind, side, batch, backward=way == "backward", **of).terms() for way in steps_us
     }
@@ -328,88 +372,3 @@ def others_case(device: torch.device) -> Record:
         return {"ok": None, "words": f"skipped: {'; '.join(words)}"}
     with torch.no_grad():
         return {"times": timed(calls, device), "words": "; ".join(words)}
-
-
-# ---- the cases in turn -------------------------------------------------------------------------
-
-
-def cases(device: torch.device, goals: bool) -> Iterator[tuple[str, str, Callable[[], Record]]]:
-    """What a case measures, its name, and how it is run. goals: those that answer them."""
-    layers, first = settings(), len(GOALS) * len(GOAL_KINDS) * 2
-    kinds: tuple[str, ...] = ("tf32", "bf16", "exact")
-    of = [
-        (side, batch, kind) for batch in (20, 1, 64) for side in (1500, 650, 64) for kind in kinds
-    ]
-    answering = [(side, batch, kind) for side, batch, _ in GOALS for kind in GOAL_KINDS]
-    training: tuple[Any, ...] = ("medium", device, 5.0, 7)
-    if device.type != "cuda":  # a rehearsal
-        layers, first = [Setting(24, 3, 4, "exact", train) for train in (False, True)], 1
-        of = answering = [(24, 3, "exact")]
-        training = ("small", device, 0.0, 1)
-    for setting in layers[:first] if goals else layers[first:]:
-        yield "layer", setting.name, partial(layer_case, setting, device)
-    for side, batch, kind in answering if goals else [one for one in of if one not in answering]:
-        name = f"H={side} B={batch} {kind}"
-        yield "step", name, partial(step_case, side, batch, kind, device)
-    if goals:
-        yield "training", f"a training step, {training[0]}", partial(training_case, *training)
-    else:
-        yield "others", "other kernels", partial(others_case, device)
-
-
-def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--device", default="cuda", help="cpu: a rehearsal (cuda)")
-    parser.add_argument("--goals", action="store_true", help="only the cases that have goals")
-    parser.add_argument("--seconds", type=float, default=300, help="no case is begun after (300)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("runs/gpu.jsonl"), help="(runs/gpu.jsonl)"
-    )
-    parser.add_argument("--part", default="times", help="noted with each result (times)")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    end = time.monotonic() + options.seconds
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    before = options.results.read_text() if options.results.exists() else ""
-    begun = {json.loads(line)["case"] for line in before.splitlines()}
-
-    def write(**record: Any) -> None:
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": options.part, **record}) + "\n")
-
-    warnings.simplefilter("ignore", DeprecationWarning)
-    torch.manual_seed(0)
-    for what, name, run in cases(device, options.goals):
-        of = {"case": name, "what": what}
-        if name in begun:
-            continue
-        if time.monotonic() > end:
-            write(**of, ok=None, words="skipped: the time was up")
-            continue
-        write(**of, ok=None, words="begun")
-        if device.type == "cuda":
-            faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
-        began = time.monotonic()
-        try:
-            found = {"ok": True, "words": "", **run()}
-            synchronize(device)
-        except Exception as error:
-            traceback.print_exc()
-            found = {
-                "ok": False,
-                "words": f"{type(error).__name__}: {' '.join(str(error).split())}",
-            }
-        faulthandler.cancel_dump_traceback_later()
-        write(**of, seconds=round(time.monotonic() - began, 2), **found)
-        print(f"{name}: {'ok' if found['ok'] else found['words']}", flush=True)
-        if found["ok"] is False:
-            try:
-                synchronize(device)
-            except RuntimeError:
-                os._exit(3)  # at once: the GPU is lost to this process, another goes on
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the memory of the graphs
-
-
-if __name__ == "__main__":
-    main()

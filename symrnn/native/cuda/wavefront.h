@@ -71,12 +71,12 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
     }
 
     SYMRNN_DEVICE void tick(int n, int pass) {
-        Stored *const next = this->exchange((n + 1) % 2);
         this->each_cell(
             pass, n + 1, [&](Span of) { multiply(this->exchange(n % 2), of); },
             [&](const Cell &c) { return read(c, n - c.layer); },
             [&](const Cell &c, const Input &in) {
-                return is_step(n - c.layer) ? step(c, in, next) : ForwardResult{};
+                if (!is_step(n - c.layer)) return ForwardResult{};
+                return step(c, in, this->exchange((n + 1) % 2));
             },
             [&](const Cell &c, const ForwardResult &result) {
                 if (is_step(n - c.layer))
