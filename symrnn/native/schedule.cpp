@@ -28,7 +28,7 @@ int symrnn_fit_gpu(const symrnn_gpu *gpu, int kernel, int mode, int dtype, int64
     } else {
         const Schedule &s = found.packed.schedule;
         *fit = {found.kernel, s.blocks(),           0, s.squares, s.together, found.packed.columns,
-                found.packed.shared_bytes, workspace_bytes(s, backward != 0)};
+                found.packed.shared_bytes, workspace_bytes(s, backward != 0, wide ? 4 : 2)};
     }
     return SYMRNN_OK;
 }

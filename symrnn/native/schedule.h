@@ -34,11 +34,6 @@ struct Span {
     constexpr int count() const { return last - first; }
 };
 
-// A partial sum: by which block, for the first or the second side of its squares.
-struct PartialSum {
-    int block, side;
-};
-
 // A tile of a block's squares: its index among those of one gate; `transposed` if it serves as Wᵀ.
 struct StoredTile {
     int index;
@@ -71,14 +66,13 @@ struct Schedule {
     }
     constexpr int longest_side() const { return (tiles + squares - 1) / squares; }
 
-    // The partial sum that square `to` gets from the units of square `from`.
-    constexpr PartialSum partial_sum(int set, int to, int from) const {
-        // Without branches: a GPU computes many at once.
+    // Which block of a set writes the partial sums that the units of square `to` get from those of square
+    // `from`.
+    constexpr int block_of_partial_sum(int set, int to, int from) const {
         const int row = to > from ? to : from, column = to > from ? from : to;
         const int below = row * (row - 1) / 2 + column,
                   diagonal = squares * (squares - 1) / 2 + to / 2;
-        return {set * blocks_of_gate() + (to == from ? diagonal : below),
-                to == from ? to % 2 : to < from};
+        return set * blocks_of_gate() + (to == from ? diagonal : below);
     }
 
     // Rows are numbered tile by tile, and distributed in this order.
@@ -90,16 +84,23 @@ struct Schedule {
         return static_cast<int>(((row + int64_t(1)) * blocks() - 1) / rows());
     }
 
-    // The layout of partial sums: [block][side][vector][sequence][unit of the side]. In the forward
-    // pass a block has a vector for each of its gates, in the backward pass one, their sum.
-    constexpr int partial_sum_width() const { return longest_side() * static_cast<int>(SIDE); }
-    constexpr int vectors(bool backward) const { return backward ? 1 : together; }
-    constexpr int64_t partial_sum_start(PartialSum sum, int vector, int sequence, bool backward) const {
-        return (((static_cast<int64_t>(sum.block) * 2 + sum.side) * vectors(backward) + vector) *
-                    batch + sequence) * partial_sum_width();
+    // What is exchanged, [vector][row][unit of the tile]: the state or, in the backward pass, the
+    // gradients of each gate. Units beyond the last are zeros.
+    constexpr int exchanged_vectors(bool backward) const { return backward ? gates : 1; }
+    constexpr int vector_elements() const { return rows() * static_cast<int>(SIDE); }
+    constexpr int64_t exchange_elements(bool backward) const {
+        return static_cast<int64_t>(exchanged_vectors(backward)) * rows() * SIDE;
+    }
+
+    // The layout of partial sums: [row][square that they come from][vector][unit of the tile]. So what is
+    // added up lies at equal distances. In the forward pass there is a vector for each gate, in the
+    // backward pass one for each set, the sum over its gates.
+    constexpr int vectors(bool backward) const { return backward ? sets() : gates; }
+    constexpr int64_t partial_sum_start(int row, int from, int vector, bool backward) const {
+        return ((static_cast<int64_t>(row) * squares + from) * vectors(backward) + vector) * SIDE;
     }
     constexpr int64_t partial_sum_elements(bool backward) const {
-        return partial_sum_start({blocks(), 0}, 0, 0, backward);
+        return partial_sum_start(rows(), 0, 0, backward);
     }
 };
 
@@ -107,9 +108,11 @@ struct Schedule {
 struct Share {
     int gate;
     bool diagonal;
-    Span first, second;  // the tiles of the sides I and J
+    int first_square, second_square;  // I and J
+    Span first, second;               // the tiles of these sides
 
-    constexpr Share(const Schedule &s, int block) : gate(), diagonal(), first(), second() {
+    constexpr Share(const Schedule &s, int block)
+        : gate(), diagonal(), first_square(), second_square(), first(), second() {
         const int within = block % s.blocks_of_gate(), below = s.squares * (s.squares - 1) / 2;
         gate = block / s.blocks_of_gate() * s.together;
         diagonal = within >= below;
@@ -119,12 +122,14 @@ struct Share {
             while (row * (row + 1) / 2 <= within) ++row;
             column = within - row * (row - 1) / 2;
         }
+        first_square = row, second_square = column;
         first = s.side(row);
         second = s.side(column);
     }
 
     // Not an array: a GPU cannot index registers.
     constexpr Span side(int k) const { return k == 0 ? first : second; }
+    constexpr int square(int k) const { return k == 0 ? first_square : second_square; }
 
     // The tiles of one gate.
     constexpr int tiles() const {
@@ -179,12 +184,12 @@ constexpr int64_t packed_tile(int64_t tiles, int gates, int gate, int64_t row, i
 
 // ---- what fits a GPU -----------------------------------------------------------------------------
 
-constexpr int COLUMNS[] = {8, 16, 24};  // the sequences that can be multiplied at once
+constexpr int COLUMNS[] = {8, 16, 24, 32};  // the sequences that can be multiplied at once
 constexpr int MAX_SQUARES = 64;
 constexpr int MAX_BLOCKS = 384;  // so no block waits for more others; no GPU has so many processors
 constexpr int MAX_ROWS = 1 << 30;  // of 16 units of a sequence
 constexpr int MAX_TILES = 1 << 12;  // along a side: far more than fit
-constexpr int64_t MAX_PARTIAL_SUMS = 0x7fffffff;  // elements: their offsets have 32 bits
+constexpr int64_t MAX_ELEMENTS = 0x7fffffff;  // of partial sums, and exchanged: offsets have 32 bits
 
 struct Fit {
     Schedule schedule;
@@ -214,7 +219,7 @@ constexpr int64_t carry_elements(const Schedule &s) {
 }
 
 // The workspace: first the flags, two for each block and one for all, then the carry, then the partial
-// sums, each at a multiple of 256 bytes. Flags are a cache line apart: polling them is to be spread over
+// sums, then what is exchanged, in weights' type, each at a multiple of 256 bytes. Flags are a cache line apart: polling them is to be spread over
 // the memory channels.
 constexpr int FLAG = 32;  // from one flag to the next, in words of 4 bytes
 constexpr int64_t flag_bytes(const Schedule &s) {
@@ -224,8 +229,11 @@ constexpr int64_t carry_start(const Schedule &s) { return (flag_bytes(s) + 255) 
 constexpr int64_t partial_sums_start(const Schedule &s) {
     return carry_start(s) + (carry_elements(s) * 4 + 255) / 256 * 256;
 }
-constexpr int64_t workspace_bytes(const Schedule &s, bool backward) {
-    return partial_sums_start(s) + s.partial_sum_elements(backward) * 4;
+constexpr int64_t exchange_start(const Schedule &s, bool backward) {
+    return partial_sums_start(s) + (s.partial_sum_elements(backward) * 4 + 255) / 256 * 256;
+}
+constexpr int64_t workspace_bytes(const Schedule &s, bool backward, int weight_bytes) {
+    return exchange_start(s, backward) + s.exchange_elements(backward) * weight_bytes;
 }
 
 // How a layer is distributed over a GPU's multiprocessors and their shared memory; false if it does
@@ -233,8 +241,8 @@ constexpr int64_t workspace_bytes(const Schedule &s, bool backward) {
 //
 // Each multiprocessor gets at most one block. Of the possible distributions the one with the smallest
 // largest share of the weights is chosen; among equals the one with the fewest partial sums. Of the
-// numbers of sequences multiplied at once that fit, the one that wastes least; among equals the
-// largest.
+// numbers of sequences multiplied at once that fit, the one that takes the fewest passes, for each reads
+// all weights; among equals the smallest.
 constexpr bool find_fit(int multiprocessors, int64_t shared_bytes, int units, int gates, int batch,
                          int weight_bytes, bool backward, Fit &fit) {
     bool found = false;
@@ -249,15 +257,15 @@ constexpr bool find_fit(int multiprocessors, int64_t shared_bytes, int units, in
             ++s.squares;
         if (s.squares == 0) continue;
         const int64_t weights = weight_elements(s), sums = s.partial_sum_elements(backward);
-        if (sums > MAX_PARTIAL_SUMS) continue;
+        if (sums > MAX_ELEMENTS || s.exchange_elements(backward) > MAX_ELEMENTS) continue;
         if (found && (weights > least || (weights == least && sums >= fewest))) continue;
-        int best = 0, multiplied = 0;
+        int best = 0, passes = 0;
         for (const int columns : COLUMNS) {
             if ((weights + operand_elements(s, columns, backward)) * weight_bytes > shared_bytes) break;
-            const int all = (batch + columns - 1) / columns * columns;
-            if (best > 0 && all > multiplied) continue;
+            const int now = (batch - 1) / columns + 1;
+            if (best > 0 && now >= passes) continue;
             best = columns;
-            multiplied = all;
+            passes = now;
         }
         if (best == 0) continue;
         fit = {s, best, (weights + operand_elements(s, best, backward)) * weight_bytes};

@@ -10,6 +10,7 @@
 
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "call.h"
@@ -22,30 +23,36 @@ namespace {
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
 constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102, RACE = 103;
 
-// The arrays whose accesses happens_before.h follows.
-void watch_workspace(const void *workspace, const int64_t (&ends)[4], const char *last, int element) {
-    const char *const names[] = {"flags", "carry", last};
-    for (int k = 0; k < 3; ++k)
-        happens_before::watch(names[k], static_cast<const char *>(workspace) + ends[k],
-                              ends[k + 1] - ends[k], element);
+// The arrays of a workspace, whose accesses happens_before.h follows: where each begins, and the end.
+using Parts = std::vector<std::pair<const char *, int64_t>>;
+
+void watch_workspace(const void *workspace, const Parts &parts, int element) {
+    for (size_t k = 0; k + 1 < parts.size(); ++k)
+        happens_before::watch(parts[k].first, static_cast<const char *>(workspace) + parts[k].second,
+                              parts[k + 1].second - parts[k].second, element);
 }
 
 template <typename T>
 void watch_workspace(const Job<T> &job) {
     const Schedule &s = job.schedule;
     watch_workspace(job.partial_sums_flags,
-                    {0, carry_start(s), partial_sums_start(s), workspace_bytes(s, job.backward)},
-                    "partial sums", sizeof(T));
+                    {{"flags", 0},
+                     {"carry", carry_start(s)},
+                     {"partial sums", partial_sums_start(s)},
+                     {"exchange", exchange_start(s, job.backward)},
+                     {"", workspace_bytes(s, job.backward, sizeof(T))}},
+                    sizeof(T));
 }
 
 template <typename T>
 void watch_workspace(const RowJob<T> &job) {
     const RowSchedule &s = job.schedule;
-    happens_before::watch("state_mask", job.state_mask,
-                          static_cast<int64_t>(s.batch) * s.units * sizeof(T), sizeof(T));
     watch_workspace(job.flags,
-                    {0, row_carry_start(s), exchange_begin(s), workspace_bytes(s, job.backward)},
-                    "exchange", sizeof(T));
+                    {{"flags", 0},
+                     {"carry", row_carry_start(s)},
+                     {"exchange", exchange_begin(s)},
+                     {"", workspace_bytes(s, job.backward)}},
+                    sizeof(T));
 }
 
 // workspace: whether to watch that too, which two layers have in common.
@@ -58,7 +65,7 @@ void watch(const Job &job, bool workspace = true) {
         happens_before::watch(name, start, elements * sizeof *start, sizeof *start);
     };
     array("packed weights", job.packed, panel_start(1, tiles, s.gates, tiles));
-    array("bias_n", job.bias_n, s.units);
+    array("bias_n", job.bias_n, s.units), array("state_mask", job.state_mask, states);
     array("gates", job.gates, all * s.gates);
     array("saved_cells", job.saved_cells, all);
     array("h0", job.h0, states), array("c0", job.c0, states);
@@ -126,7 +133,8 @@ int start_job(const Job<T> &job, const Fit &fit, unsigned order) {
     switch (fit.columns) {
     case 8: return start(std::integral_constant<int, 1>());
     case 16: return start(std::integral_constant<int, 2>());
-    default: return start(std::integral_constant<int, 3>());
+    case 24: return start(std::integral_constant<int, 3>());
+    default: return start(std::integral_constant<int, 4>());
     }
 }
 
@@ -208,20 +216,25 @@ int schedule_square_of(const Schedule *s, int tile) { return s->square_of(tile);
 int schedule_rows(const Schedule *s) { return s->rows(); }
 int schedule_first_row(const Schedule *s, int block) { return s->first_row(block); }
 int schedule_block_of_row(const Schedule *s, int row) { return s->block_of_row(row); }
-PartialSum schedule_part(const Schedule *s, int set, int to, int from) {
-    return s->partial_sum(set, to, from);
+int schedule_part_block(const Schedule *s, int set, int to, int from) {
+    return s->block_of_partial_sum(set, to, from);
 }
-int schedule_part_width(const Schedule *s) { return s->partial_sum_width(); }
-int64_t schedule_part_start(const Schedule *s, PartialSum part, int vector, int sequence, int backward) {
-    return s->partial_sum_start(part, vector, sequence, backward != 0);
+int64_t schedule_part_start(const Schedule *s, int row, int from, int vector, int backward) {
+    return s->partial_sum_start(row, from, vector, backward != 0);
 }
 int64_t schedule_part_numbers(const Schedule *s, int backward) {
     return s->partial_sum_elements(backward != 0);
 }
 int64_t schedule_carry_start(const Schedule *s) { return carry_start(*s); }
 int64_t schedule_parts_start(const Schedule *s) { return partial_sums_start(*s); }
-int64_t schedule_workspace_bytes(const Schedule *s, int backward) {
-    return workspace_bytes(*s, backward != 0);
+int64_t schedule_exchange_numbers(const Schedule *s, int backward) {
+    return s->exchange_elements(backward != 0);
+}
+int64_t schedule_exchange_start(const Schedule *s, int backward) {
+    return exchange_start(*s, backward != 0);
+}
+int64_t schedule_workspace_bytes(const Schedule *s, int backward, int weight_bytes) {
+    return workspace_bytes(*s, backward != 0, weight_bytes);
 }
 int64_t schedule_packed_tile(int64_t tiles, int gates, int gate, int64_t row, int64_t column) {
     return packed_tile(tiles, gates, gate, row, column);
@@ -229,6 +242,7 @@ int64_t schedule_packed_tile(int64_t tiles, int gates, int gate, int64_t row, in
 
 int share_gate(const Schedule *s, int block) { return Share(*s, block).gate; }
 Span share_side(const Schedule *s, int block, int side) { return Share(*s, block).side(side); }
+int share_square(const Schedule *s, int block, int side) { return Share(*s, block).square(side); }
 int share_from(const Schedule *s, int block, int to) { return Share(*s, block).from(to); }
 int share_tiles(const Schedule *s, int block) { return Share(*s, block).tiles(); }
 int share_step(const Schedule *s, int block, int to, int a, int k) {

@@ -23,7 +23,7 @@ FLAG = 32  # from one to the next, in numbers
 MOST_ROWS = 2**30
 MOST_PARTS = 2**31 - 1
 MOST_BLOCKS = 384
-COLUMNS = (8, 16, 24)
+COLUMNS = (8, 16, 24, 32)
 TOGETHER = [(1, 1), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]  # gates, and how many a block has
 GATES = {Mode.LSTM: 4, Mode.GRU: 3, Mode.RNN_TANH: 1, Mode.RNN_RELU: 1}
 
@@ -50,10 +50,6 @@ class Schedule(ctypes.Structure):
     )
 
 
-class Part(ctypes.Structure):
-    _fields_ = (("block", c_int), ("side", c_int))
-
-
 class Span(ctypes.Structure):
     _fields_ = (("first", c_int), ("last", c_int))
 
@@ -74,15 +70,17 @@ FUNCTIONS = {
     "schedule_rows": (c_int, []),
     "schedule_first_row": (c_int, [c_int]),
     "schedule_block_of_row": (c_int, [c_int]),
-    "schedule_part": (Part, [c_int, c_int, c_int]),  # set, to, from
-    "schedule_part_width": (c_int, []),
-    "schedule_part_start": (c_int64, [Part, c_int, c_int, c_int]),  # vector, sequence, backward
+    "schedule_part_block": (c_int, [c_int, c_int, c_int]),  # set, to, from
+    "schedule_part_start": (c_int64, [c_int, c_int, c_int, c_int]),  # row, from, vector, backward
     "schedule_part_numbers": (c_int64, [c_int]),
+    "schedule_exchange_numbers": (c_int64, [c_int]),
     "schedule_carry_start": (c_int64, []),
     "schedule_parts_start": (c_int64, []),
-    "schedule_workspace_bytes": (c_int64, [c_int]),
+    "schedule_exchange_start": (c_int64, [c_int]),
+    "schedule_workspace_bytes": (c_int64, [c_int, c_int]),  # backward, bytes of a weight
     "share_gate": (c_int, [c_int]),
     "share_side": (Span, [c_int, c_int]),  # block, side
+    "share_square": (c_int, [c_int, c_int]),  # block, side
     "share_from": (c_int, [c_int, c_int]),  # block, to
     "share_tiles": (c_int, [c_int]),
     "share_step": (c_int, [c_int, c_int, c_int, c_int]),  # likewise
@@ -133,7 +131,6 @@ def test_squares_share_out_the_tiles_and_each_knows_its_own(c: ctypes.CDLL) -> N
         assert [k for side in sides for k in side] == list(range(s.tiles))
         lengths = {len(side) for side in sides}
         assert max(lengths) - min(lengths) <= 1
-        assert c.schedule_part_width(s) == max(lengths) * SIDE
         for k, side in enumerate(sides):
             assert all(c.schedule_square_of(s, tile) == k for tile in side)
 
@@ -179,27 +176,27 @@ def test_each_row_of_the_whole_matrix_is_multiplied_once(c: ctypes.CDLL) -> None
 def test_a_sum_takes_the_part_of_each_block_that_adds_to_it_once(c: ctypes.CDLL) -> None:
     for s in every_schedule(20):
         per_gate = blocks_of_gate(s.squares)
-        adding: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        adding: dict[tuple[int, int, int], int] = {}  # set, square, square that the part comes from
         for block, side in product(range(c.schedule_blocks(s)), range(2)):
             tiles = span(c, s, block, side)
             if tiles:
                 to = c.schedule_square_of(s, tiles[0])
-                adding.setdefault((block // per_gate, to), set()).add((block, side))
-        for set_, to in product(range(s.gates // s.together), range(s.squares)):
-            parts = [c.schedule_part(s, set_, to, k) for k in range(s.squares)]
-            found = [(part.block, part.side) for part in parts]
-            assert len(set(found)) == len(found)
-            assert set(found) == adding[set_, to]
-            for k, part in enumerate(parts):  # the one that has square k's units
-                units = span(c, s, part.block, c.share_from(s, part.block, part.side))
-                assert units[0] == c.schedule_first_tile(s, k)
+                assert c.share_square(s, block, side) == to
+                square = c.share_square(s, block, c.share_from(s, block, side))
+                part = (block // per_gate, to, square)
+                assert part not in adding
+                adding[part] = block
+        squares = range(s.squares)
+        for part in product(range(s.gates // s.together), squares, squares):
+            assert c.schedule_part_block(s, *part) == adding.pop(part)
+        assert not adding
 
 
 def test_the_drawing_of_the_header_is_right(c: ctypes.CDLL) -> None:
     s = Schedule(4 * SIDE, 4, 1, 4, 4, 1)
     drawing = {0: "6", 1: "06", 2: "127", 3: "3457"}
     for to, blocks in drawing.items():
-        assert [c.schedule_part(s, 0, to, k).block for k in range(to + 1)] == list(map(int, blocks))
+        assert [c.schedule_part_block(s, 0, to, k) for k in range(to + 1)] == list(map(int, blocks))
     assert c.share_gate(s, 7) == 0
     assert c.share_gate(s, 8) == 1
 
@@ -249,37 +246,42 @@ def test_no_block_waits_for_more_others_than_it_has_threads(c: ctypes.CDLL) -> N
 @pytest.mark.parametrize("backward", [0, 1])
 def test_parts_do_not_overlap_and_stay_in_their_room(c: ctypes.CDLL, backward: int) -> None:
     for s in every_schedule(6, batch=3):
-        width, vectors = c.schedule_part_width(s), 1 if backward else s.together
+        vectors = s.gates // s.together if backward else s.gates
         starts = [
-            c.schedule_part_start(s, Part(block, side), vector, sequence, backward)
-            for block in range(c.schedule_blocks(s))
-            for side, vector, sequence in product(range(2), range(vectors), range(s.batch))
+            c.schedule_part_start(s, row, square, vector, backward)
+            for row, square in product(range(s.tiles * s.batch), range(s.squares))
+            for vector in range(vectors)
         ]
         # In this order one after the other, without gaps.
-        assert starts == list(range(0, len(starts) * width, width))
-        assert c.schedule_part_numbers(s, backward) == len(starts) * width
+        assert starts == list(range(0, len(starts) * SIDE, SIDE))
+        assert c.schedule_part_numbers(s, backward) == len(starts) * SIDE
 
 
-def test_flags_carry_and_parts_share_the_workspace(c: ctypes.CDLL) -> None:
+def test_flags_carry_parts_and_exchange_share_the_workspace(c: ctypes.CDLL) -> None:
     for s in (s for batch in (1, 7) for s in every_schedule(8, batch)):
         flags = (c.schedule_blocks(s) * 2 + 1) * FLAG * 4
         carry, parts = c.schedule_carry_start(s), c.schedule_parts_start(s)
         assert carry % 256 == parts % 256 == 0
         assert flags <= carry < flags + 256
         assert carry + s.batch * s.units * 4 <= parts < carry + s.batch * s.units * 4 + 256
-        for backward in (0, 1):
+        for backward, size in product((0, 1), (2, 4)):
             end = parts + c.schedule_part_numbers(s, backward) * 4
-            assert c.schedule_workspace_bytes(s, backward) == end
+            exchange = c.schedule_exchange_start(s, backward)
+            assert exchange % 256 == 0
+            assert end <= exchange < end + 256
+            end = exchange + c.schedule_exchange_numbers(s, backward) * size
+            assert c.schedule_workspace_bytes(s, backward, size) == end
 
 
 def exact(s: Schedule, block: int, row: int, backward: int) -> dict[str, int]:
     """What the functions should say, in integers that cannot overflow."""
     n, m, q = s.tiles, s.squares, s.together
     blocks, rows = blocks_of_gate(m) * (s.gates // q), n * s.batch
-    width = -(-n // m) * SIDE
-    parts = blocks * 2 * (1 if backward else q) * s.batch * width
+    parts = rows * m * (s.gates // q if backward else s.gates) * SIDE
+    exchanged = rows * (s.gates if backward else 1) * SIDE
     carry = -(-(blocks * 2 + 1) * FLAG * 4 // 256) * 256
     parts_start = carry + -(-s.batch * s.units * 4 // 256) * 256
+    exchange_start = parts_start + -(-parts * 4 // 256) * 256
     return {
         "first_tile": n * (m - 1) // m,
         "square_of": ((n - 1 + 1) * m - 1) // n,
@@ -288,7 +290,9 @@ def exact(s: Schedule, block: int, row: int, backward: int) -> dict[str, int]:
         "block_of_row": ((row + 1) * blocks - 1) // rows,
         "part_numbers": parts,
         "parts_start": parts_start,
-        "workspace_bytes": parts_start + parts * 4,
+        "exchange_numbers": exchanged,
+        "exchange_start": exchange_start,
+        "workspace_bytes": exchange_start + exchanged * 4,
     }
 
 
@@ -311,7 +315,9 @@ def test_nothing_overflows_at_the_largest_sizes(c: ctypes.CDLL) -> None:
                 "block_of_row": c.schedule_block_of_row(s, row),
                 "part_numbers": c.schedule_part_numbers(s, backward),
                 "parts_start": c.schedule_parts_start(s),
-                "workspace_bytes": c.schedule_workspace_bytes(s, backward),
+                "exchange_numbers": c.schedule_exchange_numbers(s, backward),
+                "exchange_start": c.schedule_exchange_start(s, backward),
+                "workspace_bytes": c.schedule_workspace_bytes(s, backward, 4),
             }
             assert found == exact(s, block, row, backward)
 
@@ -390,18 +396,20 @@ def by_the_rule(
         held = max(below + [half[k] + half[k + 1] for k in range(0, m, 2)]) * together * SIDE**2
         width = max(sides) * SIDE
         blocks = blocks_of_gate(m) * sets
-        parts = blocks * 2 * (1 if backward else together) * batch * width
-        if parts > MOST_PARTS:
+        parts = n * batch * m * (sets if backward else gates) * SIDE
+        exchanged = n * batch * (gates if backward else 1) * SIDE
+        if max(parts, exchanged) > MOST_PARTS:
             continue
         rooms = []
         for columns in COLUMNS:
             operand = 2 * width * (together if backward else 1) * columns
             if (held + operand) * size <= gpu.shared_bytes:
-                rooms.append((-(-batch // columns) * columns, -columns, (held + operand) * size))
+                rooms.append((-(-batch // columns), columns, (held + operand) * size))
         if rooms:
             _, columns, shared = min(rooms)
             start = -(-(blocks * 2 + 1) * FLAG * 4 // 256) * 256 + -(-batch * side * 4 // 256) * 256
-            result = (blocks, m, together, -columns, shared, start + parts * 4)
+            space = start + -(-parts * 4 // 256) * 256 + exchanged * size
+            result = (blocks, m, together, columns, shared, space)
             choices.append(((held, parts, order), result))
     return min(choices)[1] if choices else None
 
@@ -444,7 +452,7 @@ LAYOUTS: dict[tuple[str, int, Dtype], tuple[tuple[int, ...] | None, tuple[int, .
     ("H100 PCIe", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
     # Few large squares or many small ones of all gates: a block holds as much. Back, where the
     # parts of the gates are one, the latter leave fewer of them.
-    ("H100 PCIe", 1500, Dtype.FLOAT): ((100, 7, 1, 8, 215040), (113, 15, 4, 8, 229376)),
+    ("H100 PCIe", 1500, Dtype.FLOAT): ((100, 7, 1, 16, 229376), (113, 15, 4, 8, 229376)),
     ("H100 PCIe", 2048, Dtype.BFLOAT16): ((113, 15, 4, 24, 179712), (113, 15, 4, 24, 221184)),
     ("A100", 1024, Dtype.FLOAT): ((100, 7, 1, 24, 122880),) * 2,
     ("A100", 1500, Dtype.FLOAT): (None, None),
@@ -536,8 +544,8 @@ def test_what_is_far_too_large_does_not_fit(side: int, processors: int) -> None:
 
 @needs_library
 def test_so_many_sequences_that_parts_could_not_be_counted_do_not_fit() -> None:
-    # Each sequence has two parts of a block's side: of 4 · 1, 4 · 2 and 4 · 5 blocks.
-    for side, numbers in ((16, 4 * 2 * 16), (17, 8 * 2 * 16), (48, 20 * 2 * 16)):
+    # Each tile of a sequence has parts of 4 gates, from 1, 2 and 3 squares.
+    for side, numbers in ((16, 4 * 16), (17, 2 * 2 * 4 * 16), (48, 3 * 3 * 4 * 16)):
         most = MOST_PARTS // numbers
         assert fit(GPUS["H200"], Mode.LSTM, Dtype.FLOAT, side, most, False)
         for more in (most + 1, 2**31, 2**40):
@@ -610,12 +618,12 @@ FLOAT_TILES: dict[str, tuple[int, list[Reads]]] = {
     "being put there": (16, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 FLOAT_OPERANDS: dict[str, tuple[int, list[Reads]]] = {
-    "TF32": (16, [lambda n, f=f: (f + n // 4, n % 4 * 4) for f in (0, 8, 16)]),
+    "TF32": (16, [lambda n, f=f: (f + n // 4, n % 4 * 4) for f in (0, 8, 16, 24)]),
     "exact": (
         16,
         [
             lambda n, f=f, j=j, s=s: (f + n % 4 * 2 + j, s * 4)
-            for f in (0, 8, 16)
+            for f in (0, 8, 16, 24)
             for j in range(2)
             for s in range(4)
         ],
@@ -628,7 +636,7 @@ TILES_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
     "being put there": (8, [lambda n, k=k: ((n + k) // 4, (n + k) % 4 * 4) for k in (0, 32)]),
 }
 OPERANDS_OF_16_BITS: dict[str, tuple[int, list[Reads]]] = {
-    "operand": (16, [lambda n, f=f: (f + n % 8, n // 8 % 2 * 8) for f in (0, 8, 16)]),
+    "operand": (16, [lambda n, f=f: (f + n % 8, n // 8 % 2 * 8) for f in (0, 8, 16, 24)]),
     "being put there": (8, [lambda n: (n // 4, n % 4 * 4)]),
 }
 
@@ -676,4 +684,4 @@ def test_each_number_of_a_tile_has_a_place_of_its_own(c: ctypes.CDLL, function: 
 @pytest.mark.parametrize("function", ["float_place", "place_of_16_bits"])
 def test_each_number_of_an_operand_has_a_place_of_its_own(c: ctypes.CDLL, function: str) -> None:
     place = getattr(c, function)
-    assert sorted(place(*at) for at in product(range(24), range(16))) == list(range(24 * 16))
+    assert sorted(place(*at) for at in product(range(32), range(16))) == list(range(32 * 16))

@@ -92,13 +92,13 @@ inline int prepare(const Call &call, const symrnn_gpu &gpu, Distribution &found)
                     static_cast<int>(call.batch), weight_bytes(hh.dtype), call.backward, found))
         return SYMRNN_FIT;
     const bool rows = found.kernel == SYMRNN_KERNEL_ROWS;
-    if (layer->state_mask && !rows) return SYMRNN_FIT;
     // What a flag counts, with the initial state and the last product, has 32 bits.
     if (rows && (call.steps + 2) * passes(found.rows) > UINT32_MAX) return SYMRNN_SIZE;
     if (!call.workspace) return SYMRNN_NULL;
     if (!aligned(call.workspace, 64) ||
         call.bytes < (rows ? workspace_bytes(found.rows.schedule, call.backward)
-                           : workspace_bytes(found.packed.schedule, call.backward)))
+                           : workspace_bytes(found.packed.schedule, call.backward,
+                                             weight_bytes(hh.dtype))))
         return SYMRNN_SIZE;
     return SYMRNN_OK;
 }
@@ -122,13 +122,6 @@ void set_arrays(Job &job, const BackwardArrays &a) {
     set(job.d_h0, a.d_h0), set(job.d_c0, a.d_c0);
 }
 
-template <typename T>
-void set_mask(RowJob<T> &job, const void *mask) {
-    set(job.state_mask, mask);
-}
-template <typename T>
-void set_mask(Job<T> &, const void *) {}  // prepare lets none come so far
-
 // The part of a job that both kernels share.
 template <typename Job, typename Arrays>
 void set_call(Job &job, const Call &call, const Arrays &arrays) {
@@ -139,19 +132,19 @@ void set_call(Job &job, const Call &call, const Arrays &arrays) {
     job.stopped = call.stopped;
     set(job.packed, call.layer->hh->term->packed);
     set(job.bias_n, call.layer->bias_n);
-    set_mask(job, call.layer->state_mask);
+    set(job.state_mask, call.layer->state_mask);
     set_arrays(job, arrays);
 }
 
 template <typename T>
 void set_fit(Job<T> &job, const Fit &fit, char *workspace) {
     job.schedule = fit.schedule;
-    job.partial_sum_width = fit.schedule.partial_sum_width();
     set(job.partial_sums_flags, workspace);
     job.state_flags = job.partial_sums_flags + fit.schedule.blocks() * FLAG;
     job.stopping = job.state_flags + fit.schedule.blocks() * FLAG;
     set(job.carry, workspace + carry_start(fit.schedule));
     set(job.partial_sums, workspace + partial_sums_start(fit.schedule));
+    job.exchange = workspace + exchange_start(fit.schedule, job.backward);
 }
 
 template <typename T>

@@ -224,12 +224,14 @@ namespace symrnn {
 
 constexpr int WARP = 32;
 
-// Loads in flight for each gate where partial sums are added: as many as do not spill registers. The
-// compiler finds more registers for 9.0.
+// As many as do not spill registers: loads in flight for each gate where partial sums are added, and
+// blocks of 16 × 8 sums that a warp has at once. The compiler finds more registers for 9.0.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int LOADS_IN_FLIGHT = 4;
+constexpr int MOST_SUMS = 8;
 #else
 constexpr int LOADS_IN_FLIGHT = 8;
+constexpr int MOST_SUMS = 9;
 #endif
 
 SYMRNN_DEVICE int lane_index() { return thread_index() % WARP; }

@@ -19,7 +19,8 @@ template <typename Policy>
 Kernel<Policy> kernel_for(int columns) {
     return columns == COLUMNS[0]   ? run_layer<Policy, COLUMNS[0] / 8>
            : columns == COLUMNS[1] ? run_layer<Policy, COLUMNS[1] / 8>
-                                   : run_layer<Policy, COLUMNS[2] / 8>;
+           : columns == COLUMNS[2] ? run_layer<Policy, COLUMNS[2] / 8>
+                                   : run_layer<Policy, COLUMNS[3] / 8>;
 }
 
 template <typename Policy>

@@ -6,18 +6,26 @@
 // Backward, at each step:  add the partial sums of the step after, pointwise → the gradients of the
 //                          gates; multiply those → partial sums.
 //
-// Blocks exchange partial sums and states (forward: `output`; backward: the gradients of the gates).
-// Each block has two flags, which count the steps whose partial sums and whose states it has written. A
-// step overwrites the partial sums of the step before. That is safe: a block first waits for the states
-// of all units of its squares, and those come from exactly the blocks that read its partial sums.
+// What a step is multiplied by goes through one exchange buffer in global memory, already masked and
+// rounded, in the layout of the operand in shared memory. So does the initial state: it need not be aligned, and null
+// is zeros like any others. Blocks exchange that, called states here in the backward pass too, and partial
+// sums. Each block has two flags, which count how often it has written its states and its partial sums;
+// they are raised before anything else is stored that no other block reads.
+//
+// A step overwrites the states and the partial sums of the step before. That is safe, for the blocks that
+// read a block's states are those whose partial sums it adds up:
+// - a block that writes a unit's state has first waited for the partial sums of all blocks that have the
+//   unit in a square, and these had by then copied the state before to their shared memory;
+// - a block that writes partial sums has first waited for the states of all units of its squares, and the
+//   blocks that computed these had by then added up the partial sums before.
 
 #ifndef SYMRNN_CUDA_LAYER_H
 #define SYMRNN_CUDA_LAYER_H
 
 #include "../schedule.h"
 #include "../symrnn.h"
+#include "cells.h"
 #include "device.h"
-#include "pointwise.h"
 #include "products.h"
 
 namespace symrnn {
@@ -25,7 +33,6 @@ namespace symrnn {
 constexpr int THREADS = 384;
 constexpr int WARPS = THREADS / WARP;
 constexpr int UNITS = static_cast<int>(SIDE);  // in a row, and along a tile
-constexpr int MAX_GATES = 4;
 static_assert(MAX_BLOCKS <= THREADS, "each thread waits for one block");
 
 // Why a launch was stopped: a block waited in vain for a flag of another.
@@ -40,10 +47,9 @@ struct Stopped {
 template <typename T>
 struct Job {
     Schedule schedule;
-    int partial_sum_width;  // the schedule's, computed on the host, for it takes a division
     int mode, steps;
     bool reverse, backward;
-    const T *packed, *bias_n;
+    const T *packed, *bias_n, *state_mask;
     T *gates;                             // backward: only read
     float *saved_cells;                   // backward: only read
     const T *h0, *c0;
@@ -57,13 +63,8 @@ struct Job {
     Stopped *stopped;                     // in memory of the host; null if nobody wants it
     float *carry;                         // (B, H)
     float *partial_sums;
+    void *exchange;
 };
-
-// An element of an array; 0 where there is none.
-template <typename T>
-SYMRNN_DEVICE float or_zero(const T *from, int64_t at) {
-    return from ? to_float(from[at]) : 0.0f;
-}
 
 // Stops the launch, and leaves word of why. Not inlined: what that takes of registers would spill.
 template <typename Job>
@@ -78,8 +79,13 @@ template <typename Policy, int N>
 class Worker {
     using T = typename Policy::Number;
     using Stored = typename Policy::Stored;
+    using FragmentA = typename Policy::FragmentA;
+    using FragmentB = typename Policy::FragmentB;
     static constexpr int COLUMNS_AT_ONCE = N * 8;
     static constexpr int OPERAND = COLUMNS_AT_ONCE * UNITS;  // elements of a tile of the operand
+    static constexpr int ROWS_AT_ONCE = THREADS / UNITS;
+    static constexpr int STRIPS =  // multiplied at once
+        MOST_SUMS / N < Policy::STRIPS ? MOST_SUMS / N : Policy::STRIPS;
 
   public:
     SYMRNN_DEVICE Worker(const Job<T> &job, char *shared)
@@ -92,45 +98,65 @@ class Worker {
           first_row_(s_.first_row(block_)),
           last_row_(s_.first_row(block_ + 1)),
           states_producer_(producer_of_states(thread_index())),
-          partial_sums_producer_(producer_of_partial_sums(thread_index())) {}
+          partial_sums_producer_(producer_of_partial_sums(thread_index())),
+          own_cell_(cell(own_row())) {}
 
+    // done: the steps that are behind.
     SYMRNN_DEVICE void run() {
         load_weights();
-        if (job_.backward) backward();
-        else forward();
+        publish_initial_state();
+        for (int done = 0;; ++done) {
+            if (job_.backward) backward_cells(done);
+            else if (done > 0) forward_cells(done);
+            else signal(job_.state_flags, 1);
+            if (done == job_.steps) break;
+            wait_for_states(done + 1);
+            multiply();
+            signal(job_.partial_sums_flags, done + 1);
+        }
     }
 
   private:
-    SYMRNN_DEVICE void forward() {
-        for (int n = 0; n < job_.steps; ++n) {
-            const T *before = n > 0 ? job_.output + row_of(n - 1) * s_.units : job_.h0;
-            wait_for_states(n);
-            multiply(before, s_.units);
-            signal(job_.partial_sums_flags, n + 1);
-            if (job_.mode == SYMRNN_LSTM) lstm_cells(n);
-            else other_cells(n);
-            signal(job_.state_flags, n + 1);
-        }
+    // A unit of a sequence, which this thread computes.
+    struct Cell {
+        int unit, b;
+        int partial_sums;  // where the first of them is
+        int exchanged;     // where its state is, in a vector of the exchange
+        int at;            // in (B, H)
+        bool valid;        // whether the unit exists
+    };
+
+    // Of the step that has just been multiplied.
+    SYMRNN_DEVICE void forward_cells(int done) {
+        const int n = done - 1;
+        each_cell(
+            done, [&](const Cell &c) { return read_forward(job_, c, n); },
+            [&](const Cell &c, const ForwardInput &in) {
+                float hidden[MAX_GATES] = {};
+                add_partial_sums(c, hidden);
+                const ForwardResult result = step_forward(job_, in, hidden);
+                publish(c, 0, result.h * in.mask);
+                return result;
+            },
+            [&](const Cell &c, const ForwardResult &result) { store_forward(job_, c, n, result); });
     }
 
-    SYMRNN_DEVICE void backward() {
-        const int64_t width = static_cast<int64_t>(s_.gates) * s_.units;
-        const T *gradients = job_.mode == SYMRNN_GRU ? job_.d_hidden : job_.d_gates;
-        for (int done = 0; done < job_.steps; ++done) {
-            const int n = job_.steps - 1 - done;
-            if (job_.mode == SYMRNN_LSTM) lstm_gradients(n, done);
-            else other_gradients(n, done);
-            signal(job_.state_flags, done + 1);
-            wait_for_states(done + 1);
-            multiply(gradients + row_of(n) * width, width);
-            signal(job_.partial_sums_flags, done + 1);
-        }
-        first_state_gradients();
-    }
-
-    // The first row, of all steps and sequences, of the n-th step of the forward pass.
-    SYMRNN_DEVICE int64_t row_of(int n) const {
-        return static_cast<int64_t>(job_.reverse ? job_.steps - 1 - n : n) * s_.batch;
+    // Of the step before those that are behind; in the end of the initial state.
+    SYMRNN_DEVICE void backward_cells(int done) {
+        const int n = job_.steps - 1 - done;
+        each_cell(
+            done, [&](const Cell &c) { return read_backward(job_, c, n, done); },
+            [&](const Cell &c, const BackwardInput &in) {
+                float sum[MAX_GATES] = {};
+                if (done > 0) add_partial_sums(c, sum);
+                const float d_h = in.d_h + in.mask * (sum[0] + sum[1] + sum[2] + sum[3]);
+                const BackwardResult result = step_backward(job_, n, in, d_h);
+                if (n >= 0)
+                    for (int g = 0; g < MAX_GATES; ++g)
+                        if (g < s_.gates) publish(c, g, gradient_of_product(job_, result, g));
+                return result;
+            },
+            [&](const Cell &c, const BackwardResult &result) { store_backward(job_, c, n, result); });
     }
 
     // ---- signal and wait -------------------------------------------------------------------------
@@ -183,7 +209,30 @@ class Worker {
         if (first_row_ == last_row_) return -1;
         const int square = s_.square_of(first_row_ / s_.batch) + k / (s_.sets() * s_.squares);
         if (square > s_.square_of((last_row_ - 1) / s_.batch)) return -1;
-        return s_.partial_sum(k / s_.squares % s_.sets(), square, k % s_.squares).block;
+        return s_.block_of_partial_sum(k / s_.squares % s_.sets(), square, k % s_.squares);
+    }
+
+    // ---- the exchange ----------------------------------------------------------------------------
+
+    // A vector: the state or, in the backward pass, the gradients of a gate.
+    SYMRNN_DEVICE Stored *exchange(int vector) const {
+        return static_cast<Stored *>(job_.exchange) + vector * s_.vector_elements();
+    }
+
+    // Also zeros for the units that fill the last tile, which nobody computes: zeros of the weights do
+    // not make zeros of what is left in memory.
+    SYMRNN_DEVICE void publish_initial_state() {
+        for (int row = own_row(); row < last_row_; row += ROWS_AT_ONCE) {
+            const Cell c = cell(row);
+            const bool state = c.valid && !job_.backward;
+            const float h = state ? or_zero(job_.h0, c.at) * state_mask(job_, c.at) : 0.0f;
+            for (int vector = 0; vector < s_.exchanged_vectors(job_.backward); ++vector)
+                publish(c, vector, h);
+        }
+    }
+
+    SYMRNN_DEVICE void publish(const Cell &c, int vector, float x) {
+        exchange(vector)[c.exchanged] = Policy::rounded(from_float<T>(x));
     }
 
     // ---- multiplying -----------------------------------------------------------------------------
@@ -198,55 +247,37 @@ class Worker {
         }
     }
 
-    // rows: (B, width); the vector of each gate begins at gate · H; null for zeros.
-    SYMRNN_DEVICE void multiply(const T *rows, int64_t width) {
+    SYMRNN_DEVICE void multiply() {
         for (int b = 0; b < s_.batch; b += COLUMNS_AT_ONCE) {
-            load_operand(rows, width, b);
+            load_operand(b);
             sync_block();
             multiply_strips(b);
             if (b + COLUMNS_AT_ONCE < s_.batch) sync_block();  // before the operand is overwritten
         }
     }
 
-    // The layout of the operand: [gate][tile of the first side, then of the second][b][unit].
-    SYMRNN_DEVICE void load_operand(const T *rows, int64_t width, int first) {
-        constexpr int IN_FLIGHT = 4;  // loads in flight
-        const int tiles = share_.first.count() + share_.second.count(),
-                  quads = operands() * tiles * COLUMNS_AT_ONCE * 4;
-        // An initial state need not be aligned.
-        const bool whole =
-            s_.units % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % sizeof(Quad<T>) == 0;
-        for (int base = thread_index(); base < quads; base += THREADS * IN_FLIGHT) {
-            Quad<T> loaded[IN_FLIGHT];
-            for (int j = 0; j < IN_FLIGHT; ++j) {
-                const int k = base + j * THREADS;
-                for (T &x : loaded[j].at) x = from_float<T>(0);
-                if (k >= quads || !rows) continue;
-                const int b = first + k / 4 % COLUMNS_AT_ONCE, tile = k / (COLUMNS_AT_ONCE * 4);
-                const int gate = operands() > 1 ? tile / tiles : 0,
-                          local = tile - gate * tiles - share_.first.count();
-                const int unit = (local < 0 ? share_.first.last + local
-                                            : share_.second.first + local) * UNITS + k % 4 * 4;
-                if (b >= s_.batch) continue;
-                const T *from = rows + b * width + unit +
-                                (job_.backward ? static_cast<int64_t>(share_.gate + gate) * s_.units
-                                               : 0);
-                if (whole && unit < s_.units)
-                    loaded[j] = load_past_l1(reinterpret_cast<const Quad<T> *>(from));
-                else
-                    for (int i = 0; i < 4; ++i)
-                        if (unit + i < s_.units) loaded[j].at[i] = load_past_l1(from + i);
+    // The layout of the operand: [gate][tile of the first side, then of the second][b][unit]. A thread
+    // copies the same 16 bytes of every few tiles, of sequences that exist: what the operand has in the
+    // place of others is multiplied into sums that nobody stores.
+    SYMRNN_DEVICE void load_operand(int first) {
+        constexpr int IN_QUAD = 16 / sizeof(Stored), OF_ROW = UNITS / IN_QUAD,
+                      OF_TILE = COLUMNS_AT_ONCE * OF_ROW, AT_ONCE = THREADS / OF_TILE;
+        static_assert(THREADS % OF_TILE == 0, "each thread has the same part of each of its tiles");
+        const int within = thread_index() % OF_TILE * IN_QUAD,
+                  tiles = share_.first.count() + share_.second.count();
+        if (first + within / UNITS < s_.batch)
+            for (int gate = 0; gate < operands(); ++gate) {
+                const Stored *const from =
+                    exchange(job_.backward ? share_.gate + gate : 0) + first * UNITS + within;
+                Stored *const to = operand_ + gate * tiles * OPERAND + within;
+                for (int k = thread_index() / OF_TILE; k < tiles; k += AT_ONCE) {
+                    const int local = k - share_.first.count();
+                    const int tile = local < 0 ? share_.first.last + local : share_.second.first + local;
+                    copy_async(to + k * OPERAND, from + tile * s_.batch * UNITS);
+                }
             }
-            for (int j = 0; j < IN_FLIGHT; ++j) {
-                const int k = base + j * THREADS;
-                if (k >= quads) continue;
-                Quad<Stored> quad;
-                for (int i = 0; i < 4; ++i) quad.at[i] = Policy::rounded(loaded[j].at[i]);
-                *reinterpret_cast<Quad<Stored> *>(
-                    operand_ + k / (COLUMNS_AT_ONCE * 4) * OPERAND +
-                    Policy::operand_index(k / 4 % COLUMNS_AT_ONCE, k % 4 * 4)) = quad;
-            }
-        }
+        commit_copies();
+        wait_for_copies<0>();
     }
 
     // The vectors that are multiplied: in the backward pass one for each gate of the block.
@@ -256,17 +287,17 @@ class Worker {
     // there are more strips than warps, two or three of the same side at once, which share the reads of
     // the operand.
     SYMRNN_DEVICE void multiply_strips(int first) {
-        const int vectors = s_.vectors(job_.backward);
+        const int vectors = job_.backward ? 1 : s_.together;
         const int of_first = share_.first.count() * vectors,
                   of_second = share_.second.count() * vectors;
         const int wanted = (of_first + of_second + WARPS - 1) / WARPS,
-                  size = wanted < Policy::STRIPS ? wanted : Policy::STRIPS;
+                  size = wanted < STRIPS ? wanted : STRIPS;
         const int groups = (of_first + size - 1) / size;
         for (int k = warp_index(); k < groups + (of_second + size - 1) / size; k += WARPS) {
             const int to = k < groups ? 0 : 1, strip = (k - to * groups) * size;
             const int left = (to == 0 ? of_first : of_second) - strip;
             const int now = left < size ? left : size;
-            if (now == Policy::STRIPS) strips<Policy::STRIPS>(to, strip, first);
+            if (now == STRIPS) strips<STRIPS>(to, strip, first);
             else if (now == 2) strips<2>(to, strip, first);
             else strips<1>(to, strip, first);
         }
@@ -279,299 +310,187 @@ class Worker {
                   length = share_.side(to).count(), of_gate = share_.tiles();
         const int all = share_.first.count() + share_.second.count(),
                   before = side == 0 ? 0 : share_.first.count();
-        int row[R], start[R];  // which tile of the side; its first tile among all weights
+        int row[R], start[R];  // which tile of the side; where its vector's weights begin
+        int least = tiles, most = 0;
 #pragma unroll
         for (int r = 0; r < R; ++r) {
             const int vector = (strip + r) / length;  // forward: of which gate
             row[r] = strip + r - vector * length;
-            start[r] = vector * of_gate + share_.tile(to, row[r], 0).index;
+            start[r] = vector * of_gate;
+            least = row[r] < least ? row[r] : least;
+            most = row[r] > most ? row[r] : most;
         }
+        // Of a square on the diagonal the tiles before column `least` lie below the diagonal in all
+        // strips, those behind `most` above it: transposed.
+        if (!share_.diagonal) least = to == 0 ? tiles : 0, most = least - 1;
 #pragma unroll 1
         for (int gate = 0; gate < operands(); ++gate) {
-            int index[R];
-#pragma unroll
-            for (int r = 0; r < R; ++r) index[r] = start[r] + gate * of_gate;
-            const Stored *operand = operand_ + (gate * all + before) * OPERAND;
+            const Stored *const operand = operand_ + (gate * all + before) * OPERAND;
+            multiply_tiles<R, false>(sum, to, row, start, operand, {0, least});
 #pragma unroll 1
-            for (int k = 0; k < tiles; ++k, operand += OPERAND) {
+            for (int k = least; k <= most; ++k)
 #pragma unroll 1
                 for (int step = 0; step < Policy::STEPS; ++step) {
-                    typename Policy::FragmentA a[R];
+                    FragmentB b[N];
+                    load_operand_fragments(b, operand + k * OPERAND, step);
 #pragma unroll
-                    for (int r = 0; r < R; ++r)
-                        a[r] = Policy::load_a(weights_ + index[r] * TILE,
-                                            share_.diagonal ? k > row[r] : to == 1, step);
+                    for (int r = 0; r < R; ++r) {
+                        const StoredTile tile = share_.tile(to, row[r], k);
+                        const FragmentA a = Policy::load_a(weights_ + (start[r] + tile.index) * TILE,
+                                                           tile.transposed, step);
 #pragma unroll
-                    for (int j = 0; j < N; ++j) {
-                        const typename Policy::FragmentB b = Policy::load_b(operand, j * 8, step);
-#pragma unroll
-                        for (int r = 0; r < R; ++r) Policy::multiply(sum[r][j], a[r], b);
+                        for (int j = 0; j < N; ++j) Policy::multiply(sum[r][j], a, b[j]);
                     }
                 }
+            multiply_tiles<R, true>(sum, to, row, start, operand, {most + 1, tiles});
 #pragma unroll
-                for (int r = 0; r < R; ++r) index[r] += share_.step(to, row[r], k);
-            }
+            for (int r = 0; r < R; ++r) start[r] += of_gate;
         }
+        store_strips(sum, to, strip, row, first);
+    }
+
+    // Multiplies the tiles of these columns of R strips, all transposed or none.
+    template <int R, bool TRANSPOSED>
+    SYMRNN_DEVICE void multiply_tiles(float (&sum)[R][N][4], int to, const int (&row)[R],
+                                      const int (&start)[R], const Stored *operand, Span columns) {
+        if (columns.first >= columns.last) return;
+        // Of so many tiles the loads come first, where registers allow it.
+        constexpr int AHEAD = R * N < MOST_SUMS - 1 && Policy::STEPS == 1 ? 2 : 1;
+        int at[R];  // of the tile, among all weights
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+            at[r] = (start[r] + share_.tile(to, row[r], columns.first).index) * static_cast<int>(TILE);
+        // From a tile to the next, the same in all strips. Of a square on the diagonal each transposed one is
+        // further on by one more.
+        int far = share_.step(to, row[0], columns.first) * static_cast<int>(TILE);
+        const int growth = TRANSPOSED && share_.diagonal ? static_cast<int>(TILE) : 0;
+        operand += columns.first * OPERAND;
+#pragma unroll AHEAD
+        for (int k = columns.first; k < columns.last; ++k) {
+#pragma unroll 1
+            for (int step = 0; step < Policy::STEPS; ++step) {
+                FragmentB b[N];
+                load_operand_fragments(b, operand, step);
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    const FragmentA a = Policy::load_a(weights_ + at[r], TRANSPOSED, step);
+#pragma unroll
+                    for (int j = 0; j < N; ++j) Policy::multiply(sum[r][j], a, b[j]);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < R; ++r) at[r] += far;
+            far += growth;
+            operand += OPERAND;
+        }
+    }
+
+    SYMRNN_DEVICE static void load_operand_fragments(FragmentB (&b)[N], const Stored *operand, int step) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) b[j] = Policy::load_b(operand, j * 8, step);
+    }
+
+    template <int R>
+    SYMRNN_DEVICE void store_strips(const float (&sum)[R][N][4], int to, int strip,
+                                    const int (&row)[R], int first) {
+        const int side = share_.from(to), length = share_.side(to).count();
+        // Of the rows of this side; which matrices gave them.
+        const int vectors = s_.vectors(job_.backward), row_stride = s_.squares * vectors * UNITS,
+                  own = job_.backward ? share_.gate / s_.together : share_.gate;
+        const int from = share_.square(side) * vectors + own;
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            const int vector = (strip + r) / length;
-            float *const to_sum = job_.partial_sums + partial_sum_offset({block_, to}, vector) +
-                                row[r] * UNITS;
+            const int vector = (strip + r) / length, tile = share_.side(to).first + row[r];
+            float *const to_sum = job_.partial_sums + (from + vector) * UNITS;
 #pragma unroll
             for (int j = 0; j < N; ++j)
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const int b = first + j * 8 + lane_index() % 4 * 2 + i;
                     if (b < s_.batch)
-                        Policy::store(to_sum + b * job_.partial_sum_width, sum[r][j], i);
+                        Policy::store(to_sum + (tile * s_.batch + b) * row_stride, sum[r][j], i);
                 }
         }
     }
 
-    // Schedule::part_start of the first sequence, in 32 bits.
-    SYMRNN_DEVICE int partial_sum_offset(PartialSum sum, int vector) const {
-        return ((sum.block * 2 + sum.side) * s_.vectors(job_.backward) + vector) * s_.batch *
-               job_.partial_sum_width;
-    }
-
     // ---- pointwise -------------------------------------------------------------------------------
-
-    // A unit of a sequence, which this thread computes.
-    struct Cell {
-        int unit, b;
-        int square, within;  // where its partial sums are
-        bool valid;          // whether the unit exists
-        int at;              // in (B, H)
-    };
 
     // 16 threads compute a row; this is this thread's first.
     SYMRNN_DEVICE int own_row() const { return first_row_ + thread_index() / UNITS; }
 
     SYMRNN_DEVICE Cell cell(int row) const {
         Cell c;
-        const int tile = row / s_.batch;
+        const int tile = row / s_.batch, unit = thread_index() % UNITS;
         c.b = row - tile * s_.batch;
-        c.unit = tile * UNITS + thread_index() % UNITS;
-        c.square = s_.square_of(tile);
-        c.within = (tile - s_.first_tile(c.square)) * UNITS + thread_index() % UNITS;
+        c.unit = tile * UNITS + unit;
         c.valid = row < last_row_ && c.unit < s_.units;
         c.at = c.b * s_.units + c.unit;
+        c.partial_sums = static_cast<int>(s_.partial_sum_start(row, 0, 0, job_.backward)) + unit;
+        c.exchanged = row * UNITS + Policy::operand_unit(c.b, unit);
         return c;
     }
 
-    // Calls `work` for each of the thread's cells, with what `read` loads for it. The first cell's loads
-    // do not depend on the partial sums, and come before the wait for them.
-    template <typename Read, typename Work>
-    SYMRNN_DEVICE void each_cell(int count, const Read &read, const Work &work) {
-        int row = own_row();
-        Cell c = cell(row);
-        auto in = read(c);
+    // Calls `compute` for each of the thread's cells, with what `read` loads for it, once their partial
+    // sums have been written `count` times; then `store`. The first cell's loads come before the wait.
+    // All states are signalled as soon as they are computed; only a thread that has several cells stores
+    // all but the last before that.
+    template <typename Read, typename Compute, typename Store>
+    SYMRNN_DEVICE void each_cell(int count, const Read &read, const Compute &compute,
+                                 const Store &store) {
+        Cell c = own_cell_;
+        decltype(read(c)) in = {};
+        decltype(compute(c, in)) result = {};
+        if (c.valid) in = read(c);
         wait_for_partial_sums(count);
-        while (row < last_row_) {
-            if (c.valid) work(c, in);
-            row += THREADS / UNITS;
-            if (row >= last_row_) break;
+        if (c.valid) result = compute(c, in);
+        for (int row = own_row() + ROWS_AT_ONCE; row < last_row_; row += ROWS_AT_ONCE) {
+            if (c.valid) store(c, result);
             c = cell(row);
-            in = read(c);
+            if (c.valid) result = compute(c, read(c));
         }
+        signal(job_.state_flags, count + 1);
+        if (c.valid) store(c, result);
     }
 
-    // Adds up a cell's partial sums: forward for each gate, backward all in one. All loads of a group
-    // of squares are in flight before the first is added.
-    template <bool BACKWARD>
+    // Adds up a cell's partial sums, of each vector. In the order of the squares that they come from.
     SYMRNN_DEVICE void add_partial_sums(const Cell &c, float (&sum)[MAX_GATES]) const {
-        const int vectors = s_.vectors(BACKWARD), count = BACKWARD ? s_.sets() : s_.gates;
-        const int of_vector = s_.batch * job_.partial_sum_width;  // elements, as the next two
-        const int of_set = s_.blocks_of_gate() * 2 * vectors * of_vector;
-        const float *const sums = job_.partial_sums + c.b * job_.partial_sum_width + c.within;
-        for (int base = 0; base < s_.squares; base += LOADS_IN_FLIGHT) {
-            float got[MAX_GATES][LOADS_IN_FLIGHT];
-#pragma unroll
-            for (int k = 0; k < LOADS_IN_FLIGHT; ++k) {
-                const PartialSum one = s_.partial_sum(0, c.square, base + k);
-                const int offset = (one.block * 2 + one.side) * vectors * of_vector;
-#pragma unroll
-                for (int g = 0; g < MAX_GATES; ++g) {
-                    const int q = s_.together;
-                    const int set = BACKWARD ? g : (g >= q) + (g >= 2 * q) + (g >= 3 * q);
-                    const int vector = BACKWARD ? 0 : g - set * q;
-                    got[g][k] = g < count && base + k < s_.squares
-                                    ? load_past_l1(sums + offset + set * of_set +
-                                                       vector * of_vector)
-                                    : 0.0f;
-                }
-            }
-#pragma unroll
-            for (int g = 0; g < MAX_GATES; ++g)
-#pragma unroll
-                for (int k = 0; k < LOADS_IN_FLIGHT; ++k) sum[BACKWARD ? 0 : g] += got[g][k];
+        const float *const from = job_.partial_sums + c.partial_sums;
+        switch (s_.vectors(job_.backward)) {
+        case 1: return add_partial_sums<1>(from, sum);
+        case 2: return add_partial_sums<2>(from, sum);
+        case 3: return add_partial_sums<3>(from, sum);
+        default: return add_partial_sums<4>(from, sum);
         }
     }
 
-    struct ForwardInput {
-        float gate[MAX_GATES];
-        float before;  // LSTM c, GRU h
-    };
-
-    SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {
-        return ((row + c.b) * s_.gates + gate) * s_.units + c.unit;
-    }
-
-    SYMRNN_DEVICE ForwardInput read_forward(const Cell &c, int n) const {
-        ForwardInput in = {};
-        if (!c.valid) return in;
-        const int64_t row = row_of(n);
+    // All loads of a group of squares are in flight before the first is added.
+    template <int VECTORS>
+    SYMRNN_DEVICE void add_partial_sums(const float *from, float (&sum)[MAX_GATES]) const {
+        int left = s_.squares;
+#pragma unroll 1
+        for (; left >= LOADS_IN_FLIGHT; left -= LOADS_IN_FLIGHT) {
+            float got[LOADS_IN_FLIGHT][VECTORS];
 #pragma unroll
-        for (int gate = 0; gate < MAX_GATES; ++gate)
-            if (gate < s_.gates) in.gate[gate] = to_float(job_.gates[gate_offset(c, row, gate)]);
-        if (job_.mode == SYMRNN_LSTM) in.before = n > 0 ? job_.carry[c.at] : or_zero(job_.c0, c.at);
-        if (job_.mode == SYMRNN_GRU)
-            in.before = n > 0 ? to_float(job_.output[row_of(n - 1) * s_.units + c.at])
-                              : or_zero(job_.h0, c.at);
-        return in;
-    }
-
-    SYMRNN_DEVICE void write_forward(const Cell &c, int n, const float (&gate)[MAX_GATES], float h) {
-        const int64_t row = row_of(n);
+            for (int k = 0; k < LOADS_IN_FLIGHT; ++k)
 #pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) job_.gates[gate_offset(c, row, g)] = from_float<T>(gate[g]);
-        job_.output[row * s_.units + c.at] = from_float<T>(h);
-        if (n == job_.steps - 1) job_.hn[c.at] = from_float<T>(h);
-    }
-
-    SYMRNN_DEVICE void lstm_cells(int n) {
-        each_cell(
-            n + 1, [&](const Cell &c) { return read_forward(c, n); },
-            [&](const Cell &c, ForwardInput &in) {
-                float sum[MAX_GATES] = {};
-                add_partial_sums<false>(c, sum);
-                for (int g = 0; g < MAX_GATES; ++g) sum[g] += in.gate[g];
-                float state = in.before;
-                const float h = lstm_forward(sum, state);
-                job_.carry[c.at] = state;
-                if (job_.saved_cells) job_.saved_cells[row_of(n) * s_.units + c.at] = state;
-                if (n == job_.steps - 1) job_.cn[c.at] = from_float<T>(state);
-                write_forward(c, n, sum, h);
-            });
-    }
-
-    // GRU and plain RNN.
-    SYMRNN_DEVICE void other_cells(int n) {
-        each_cell(
-            n + 1, [&](const Cell &c) { return read_forward(c, n); },
-            [&](const Cell &c, ForwardInput &in) {
-                float sum[MAX_GATES] = {};
-                add_partial_sums<false>(c, sum);
-                float h;
-                if (job_.mode == SYMRNN_GRU) {
-                    const float hidden = sum[2] + or_zero(job_.bias_n, c.unit);
-                    sum[2] = 0;
-                    for (int g = 0; g < MAX_GATES; ++g) sum[g] += in.gate[g];
-                    h = gru_forward(sum, hidden, in.before);
-                    if (job_.saved_cells) job_.saved_cells[row_of(n) * s_.units + c.at] = hidden;
-                } else {
-                    const float x = sum[0] + in.gate[0];
-                    // Not fmaxf, which turns NaN into a number.
-                    h = job_.mode == SYMRNN_RNN_TANH ? tanhf(x) : x < 0 ? 0.0f : x;
-                    sum[0] = h;
-                }
-                write_forward(c, n, sum, h);
-            });
-    }
-
-    struct BackwardInput {
-        float gate[MAX_GATES];
-        float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
-        float d_h;           // of the output
-        float carried;
-    };
-
-    // done: the steps of the backward pass that are behind.
-    SYMRNN_DEVICE BackwardInput read_backward(const Cell &c, int n, int done) const {
-        BackwardInput in = {};
-        if (!c.valid) return in;
-        const int64_t row = row_of(n);
+                for (int g = 0; g < VECTORS; ++g)
+                    got[k][g] = load_past_l1(from + (k * VECTORS + g) * UNITS);
 #pragma unroll
-        for (int gate = 0; gate < MAX_GATES; ++gate)
-            if (gate < s_.gates) in.gate[gate] = to_float(job_.gates[gate_offset(c, row, gate)]);
-        const int64_t at = row * s_.units + c.at,
-                      at_before = n > 0 ? row_of(n - 1) * s_.units + c.at : c.at;
-        in.d_h = or_zero(job_.d_output, at);
-        if (done == 0) in.d_h += or_zero(job_.d_hn, c.at);
-        if (job_.mode == SYMRNN_LSTM) {
-            in.cell = job_.saved_cells[at];
-            in.before = n > 0 ? job_.saved_cells[at_before] : or_zero(job_.c0, c.at);
-            in.carried = done > 0 ? job_.carry[c.at] : or_zero(job_.d_cn, c.at);
-        } else if (job_.mode == SYMRNN_GRU) {
-            in.cell = job_.saved_cells[at];
-            in.before = n > 0 ? to_float(job_.output[at_before]) : or_zero(job_.h0, c.at);
-            in.carried = done > 0 ? job_.carry[c.at] : 0.0f;
+            for (int k = 0; k < LOADS_IN_FLIGHT; ++k)
+#pragma unroll
+                for (int g = 0; g < VECTORS; ++g) sum[g] += got[k][g];
+            from += LOADS_IN_FLIGHT * VECTORS * UNITS;
         }
-        return in;
-    }
-
-    // The gradient of h: from the step after, and from the output.
-    SYMRNN_DEVICE float gradient_of_h(const Cell &c, const BackwardInput &in, int done) const {
-        float sum[MAX_GATES] = {};
-        if (done > 0) add_partial_sums<true>(c, sum);
-        return sum[0] + in.d_h;
-    }
-
-    SYMRNN_DEVICE void write_gradients(T *to, const Cell &c, int n, const float (&gate)[MAX_GATES]) {
+        float got[LOADS_IN_FLIGHT][VECTORS];
 #pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) to[gate_offset(c, row_of(n), g)] = from_float<T>(gate[g]);
-    }
-
-    SYMRNN_DEVICE void lstm_gradients(int n, int done) {
-        each_cell(
-            done, [&](const Cell &c) { return read_backward(c, n, done); },
-            [&](const Cell &c, BackwardInput &in) {
-                const float d_h = gradient_of_h(c, in, done);
-                lstm_backward(in.gate, in.before, in.cell, d_h, in.carried);
-                job_.carry[c.at] = in.carried;
-                write_gradients(job_.d_gates, c, n, in.gate);
-            });
-    }
-
-    SYMRNN_DEVICE void other_gradients(int n, int done) {
-        each_cell(
-            done, [&](const Cell &c) { return read_backward(c, n, done); },
-            [&](const Cell &c, BackwardInput &in) {
-                float d_h = gradient_of_h(c, in, done) + in.carried;
-                if (job_.mode == SYMRNN_GRU) {
-                    float d_hidden;
-                    gru_backward(in.gate, in.cell, in.before, d_h, d_hidden);
-                    job_.carry[c.at] = d_h;
-                    write_gradients(job_.d_gates, c, n, in.gate);
-                    in.gate[2] = d_hidden;
-                    write_gradients(job_.d_hidden, c, n, in.gate);
-                } else {
-                    const float h = in.gate[0];
-                    in.gate[0] = job_.mode == SYMRNN_RNN_TANH ? d_h * (1 - h * h)
-                                 : h > 0                      ? d_h
-                                                              : 0.0f;
-                    write_gradients(job_.d_gates, c, n, in.gate);
-                }
-            });
-    }
-
-    SYMRNN_DEVICE void first_state_gradients() {
-        each_cell(
-            job_.steps,
-            [&](const Cell &c) {
-                return c.valid && job_.mode != SYMRNN_RNN_TANH && job_.mode != SYMRNN_RNN_RELU
-                           ? job_.carry[c.at]
-                           : 0.0f;
-            },
-            [&](const Cell &c, float carried) {
-                float sum[MAX_GATES] = {};
-                add_partial_sums<true>(c, sum);
-                if (job_.mode == SYMRNN_LSTM) job_.d_c0[c.at] = from_float<T>(carried);
-                else sum[0] += carried;
-                job_.d_h0[c.at] = from_float<T>(sum[0]);
-            });
+        for (int k = 0; k < LOADS_IN_FLIGHT - 1; ++k)
+#pragma unroll
+            for (int g = 0; g < VECTORS; ++g)
+                got[k][g] = k < left ? load_past_l1(from + (k * VECTORS + g) * UNITS) : 0.0f;
+#pragma unroll
+        for (int k = 0; k < LOADS_IN_FLIGHT - 1; ++k)
+#pragma unroll
+            for (int g = 0; g < VECTORS; ++g) sum[g] += got[k][g];
     }
 
     const Job<T> &job_;
@@ -581,6 +500,7 @@ class Worker {
     Stored *const weights_, *const operand_;
     const int first_row_, last_row_;
     const int states_producer_, partial_sums_producer_;
+    const Cell own_cell_;  // the first
 };
 
 }  // namespace symrnn

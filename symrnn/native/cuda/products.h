@@ -5,12 +5,13 @@
 //   Stored         the type in shared memory
 //   load_tile      copies a packed tile to shared memory, in a layout in which reads along its rows and
 //                  across them are free of bank conflicts
-//   operand_index  where unit r of sequence b of an operand tile is stored
+//   operand_index  where unit r of sequence b of an operand tile is stored: operand_unit(b, r) among the 16
+//                  elements of the sequence. It is the same for b + 8
 //   FragmentA      a thread's fragment of A, the tile or its transpose, for one of STEPS equal steps of
 //                  the sum
 //   FragmentB      a thread's fragment of B
 //   multiply       sum += A · B
-//   STRIPS         how many fragments of A a warp has in registers at once; one more spills
+//   STRIPS         how many tiles A a warp multiplies at once, at most; one more spills registers
 //   store          writes two of a lane's four sums. They are of two rows of the tile and of the
 //                  sequences 2 · (lane % 4) and the next; those of the k-th of these two are written
 //
@@ -40,9 +41,10 @@ struct FloatLayout {
         return line * 32 + ((((row & 1) << 2) + (column >> 2)) ^ moved) * 4 + (column & 3);
     }
 
-    static constexpr int operand_index(int b, int r) {
-        return b * 16 + ((r >> 2) ^ ((b >> 1) & 3)) * 4 + (r & 3);
+    static constexpr int operand_unit(int b, int r) {
+        return ((r >> 2) ^ ((b >> 1) & 3)) * 4 + (r & 3);
     }
+    static constexpr int operand_index(int b, int r) { return b * 16 + operand_unit(b, r); }
 
     SYMRNN_DEVICE static void store(float *to, const float (&sum)[4], int k) {
         *reinterpret_cast<Pair *>(to + lane_index() / 4 * 2) = {{sum[k], sum[2 + k]}};
@@ -173,8 +175,9 @@ struct Bits16 {
 
     // Four rows are a line of all banks. In every second line the halves of each row are swapped, so
     // that the half rows of eight rows, which are loaded at once, cover all banks.
-    static constexpr int index(int row, int column) {
-        return row * 16 + (((column >> 3) ^ (row >> 2 & 1)) << 3) + (column & 7);
+    static constexpr int index(int row, int column) { return row * 16 + operand_unit(row, column); }
+    static constexpr int operand_unit(int b, int r) {
+        return (((r >> 3) ^ (b >> 2 & 1)) << 3) + (r & 7);
     }
     static constexpr int operand_index(int b, int r) { return index(b, r); }
     SYMRNN_DEVICE static void store(float *to, const float (&sum)[4], int k) {

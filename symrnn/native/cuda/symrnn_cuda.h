@@ -52,7 +52,7 @@ int symrnn_cuda_pack(int64_t side, int gates, int from_dtype, const void *from,
 /* The forward pass over T ≥ 1 steps of B ≥ 1 sequences.
  *
  * layer: packed hidden weights, in GPU memory; no input weights; a GRU's bias_n (H) or null; state_mask
- *     (B, H) or null, of a layer that runs by rows: SYMRNN_FIT for another.
+ *     (B, H) or null.
  * gates: (T·B, G·H). On entry W_ih·x + b, on return the gate activations.
  * saved_cells: (T·B, H) of float, as in symrnn_forward; null if they are not wanted.
  * h0, c0: (B, H); null for zeros.  output: (T·B, H).  hn, cn: (B, H); cn for an LSTM, else null.

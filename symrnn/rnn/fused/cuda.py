@@ -63,24 +63,18 @@ def why_not(
         return f"they have no {dtype}"
     if batch == 0:
         return "there are no sequences"
-    masked = w.state_mask is not None
-    return _why_not_there(device.index or 0, mode, dtype, layout.rows, int(batch), masked)
+    return _why_not_there(device.index or 0, mode, dtype, layout.rows, int(batch))
 
 
 @constant_in_graphs
-def _why_not_there(
-    device: int, mode: str, dtype: torch.dtype, side: int, batch: int, masked: bool
-) -> str:
+def _why_not_there(device: int, mode: str, dtype: torch.dtype, side: int, batch: int) -> str:
     if not native.available():
         return native.why_not()
     if cuda.machine(device) is None:
         return cuda.why_not(device)
     for backward in (False, True):
-        found = fit(device, MODES[mode].native, dtype, side, batch, backward)
-        if found is None:
+        if fit(device, MODES[mode].native, dtype, side, batch, backward) is None:
             return f"hidden_size={side} in {dtype} does not fit on the chip of GPU {device}"
-        if masked and found.kernel != Kernel.ROWS:
-            return f"hidden_size={side} in {dtype} fits only packed, which knows no state_dropout"
     return ""
 
 
