@@ -23,10 +23,10 @@ SYMRNN_DEVICE float or_zero(const T *from, int64_t at) {
     return from ? to_float(from[at]) : 0.0f;
 }
 
-// What h is multiplied by before the matrices.
-template <typename Job>
-SYMRNN_DEVICE float state_mask(const Job &job, int at) {
-    return job.state_mask ? to_float(job.state_mask[at]) : 1.0f;
+// An element of a mask; 1 where there is none.
+template <typename T>
+SYMRNN_DEVICE float or_one(const T *from, int64_t at) {
+    return from ? to_float(from[at]) : 1.0f;
 }
 
 template <typename T>
@@ -68,20 +68,27 @@ struct ForwardResult {
     float saved;  // LSTM c, GRU W_n h + b_n
 };
 
+// All but the gates.  layer: whose arrays are meant, if not the job's.
+template <typename Job, typename Cell>
+SYMRNN_DEVICE ForwardInput read_state(const Job &job, const Job &layer, const Cell &c, int n) {
+    ForwardInput in = {};
+    in.mask = or_one(layer.state_mask, c.at);
+    if (job.mode == SYMRNN_LSTM) in.before = n > 0 ? layer.carry[c.at] : or_zero(layer.c0, c.at);
+    if (job.mode == SYMRNN_GRU) {
+        in.before = n > 0 ? to_float(layer.output[row_of(job, n - 1) * job.schedule.units + c.at])
+                          : or_zero(layer.h0, c.at);
+        in.bias = or_zero(layer.bias_n, c.unit);
+    }
+    return in;
+}
+
 template <typename Job, typename Cell>
 SYMRNN_DEVICE ForwardInput read_forward(const Job &job, const Cell &c, int n) {
-    ForwardInput in = {};
+    ForwardInput in = read_state(job, job, c, n);
     const int64_t row = row_of(job, n);
-    in.mask = state_mask(job, c.at);
 #pragma unroll
     for (int g = 0; g < MAX_GATES; ++g)
         if (g < job.schedule.gates) in.gate[g] = to_float(job.gates[gate_offset(job, c, row, g)]);
-    if (job.mode == SYMRNN_LSTM) in.before = n > 0 ? job.carry[c.at] : or_zero(job.c0, c.at);
-    if (job.mode == SYMRNN_GRU) {
-        in.before = n > 0 ? to_float(job.output[row_of(job, n - 1) * job.schedule.units + c.at])
-                          : or_zero(job.h0, c.at);
-        in.bias = or_zero(job.bias_n, c.unit);
-    }
     return in;
 }
 
@@ -110,19 +117,21 @@ SYMRNN_DEVICE ForwardResult step_forward(const Job &job, const ForwardInput &in,
     return result;
 }
 
+// layer: as above.
 template <typename Job, typename Cell>
-SYMRNN_DEVICE void store_forward(const Job &job, const Cell &c, int n, const ForwardResult &result) {
+SYMRNN_DEVICE void store_forward(const Job &job, const Job &layer, const Cell &c, int n,
+                                 const ForwardResult &result) {
     const int64_t row = row_of(job, n), at = row * job.schedule.units + c.at;
     const bool last = n == job.steps - 1;
-    store_gates(job, job.gates, c, row, result.gate);
-    store(job.output + at, result.h);
-    if (last) store(job.hn + c.at, result.h);
+    store_gates(job, layer.gates, c, row, result.gate);
+    store(layer.output + at, result.h);
+    if (last) store(layer.hn + c.at, result.h);
     if (job.mode == SYMRNN_LSTM) {
-        job.carry[c.at] = result.saved;
-        if (last) store(job.cn + c.at, result.saved);
+        layer.carry[c.at] = result.saved;
+        if (last) store(layer.cn + c.at, result.saved);
     }
-    if (job.saved_cells && (job.mode == SYMRNN_LSTM || job.mode == SYMRNN_GRU))
-        job.saved_cells[at] = result.saved;
+    if (layer.saved_cells && (job.mode == SYMRNN_LSTM || job.mode == SYMRNN_GRU))
+        layer.saved_cells[at] = result.saved;
 }
 
 // ---- backward ------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ template <typename Job, typename Cell>
 SYMRNN_DEVICE BackwardInput read_backward(const Job &job, const Cell &c, int n, int done) {
     BackwardInput in = {};
     const bool lstm = job.mode == SYMRNN_LSTM, gru = job.mode == SYMRNN_GRU;
-    in.mask = state_mask(job, c.at);
+    in.mask = or_one(job.state_mask, c.at);
     if (lstm) in.carried = done > 0 ? job.carry[c.at] : or_zero(job.d_cn, c.at);
     if (gru && done > 0) in.d_h = job.carry[c.at];
     if (n < 0) return in;
