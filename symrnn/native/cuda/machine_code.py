@@ -94,7 +94,7 @@ EXPECTED: dict[str, Bounds] = {
     r"run_layer<Exact": Bounds(l2=1, ahead=1, shared=1, per_sum=24.0, per_product=5.5),
     r"run_layer<": Bounds(l2=1, ahead=1, shared=1, per_sum=24.0, per_product=27.0),
     # Two layers: the sums of both stand at places that are computed for each.
-    r"run_rows_wavefront<Exact": Bounds(l2=25, ahead=15, shared=1, per_sum=22.0, per_product=2.0),
+    r"run_rows_wavefront<Exact": Bounds(l2=25, ahead=12, shared=1, per_sum=22.0, per_product=2.0),
     r"run_rows_wavefront<": Bounds(l2=10, ahead=5, shared=1, per_sum=22.0, per_product=10.0),
     # States come from L2 some chunks before they are multiplied. With eight sequences there is
     # little to do for each, so the distance is short though the chunks are as many. Four sums of a

@@ -47,7 +47,7 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
 
   public:
     SYMRNN_DEVICE WavefrontWorker(const WavefrontJob<T> &job, char *shared)
-        : Base(job.layer[0], shared), both_(job), h_once_(!job.between && !job.layer[0].state_mask) {}
+        : Base(job.layer[0], shared), both_(job) {}
 
     SYMRNN_DEVICE void run() {
         this->load_shard([&](int gate, int unit, int first) { return entries(gate, unit, first); });
@@ -85,12 +85,15 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
 
     SYMRNN_DEVICE bool is_step(int n) const { return n >= 0 && n < job_.steps; }
 
+    // Whether one h of the first layer serves both matrices.
+    SYMRNN_DEVICE bool h_once() const { return !both_.between && !job_.state_mask; }
+
     // All matrices, each by its vector; the first two by the same where there is but one.
     SYMRNN_DEVICE void multiply(const Stored *operand, Span of) {
         const int tiles = s_.tiles(false);
 #pragma unroll 1
         for (int matrix = 0; matrix < WAVEFRONT_MATRICES;) {
-            const int next = matrix + (matrix == 0 && h_once_ ? 2 : 1);
+            const int next = matrix + (matrix == 0 && h_once() ? 2 : 1);
             this->template multiply_tiles<false>({matrix * tiles, next * tiles},
                                                  operand + matrix * s_.vector_elements(), of);
             matrix = next;
@@ -125,12 +128,11 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
         this->add_sums(c, this->sums_of(2 * c.layer), hidden);
         const ForwardResult result = step_forward(job_, in.cell, hidden);
         this->publish(next, 2 * c.layer, c, result.h * in.cell.mask);
-        if (c.layer == 0 && !h_once_) this->publish(next, 1, c, result.h * in.between);
+        if (c.layer == 0 && !h_once()) this->publish(next, 1, c, result.h * in.between);
         return result;
     }
 
     const WavefrontJob<T> &both_;
-    const bool h_once_;  // whether one h of the first layer serves both matrices
 };
 
 }  // namespace symrnn
