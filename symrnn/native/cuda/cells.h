@@ -68,23 +68,23 @@ struct ForwardResult {
     float saved;  // LSTM c, GRU W_n h + b_n
 };
 
-// All but the gates.  layer: whose arrays are meant, if not the job's.
+// All but the gates.
 template <typename Job, typename Cell>
-SYMRNN_DEVICE ForwardInput read_state(const Job &job, const Job &layer, const Cell &c, int n) {
+SYMRNN_DEVICE ForwardInput read_state(const Job &job, const Cell &c, int n) {
     ForwardInput in = {};
-    in.mask = or_one(layer.state_mask, c.at);
-    if (job.mode == SYMRNN_LSTM) in.before = n > 0 ? layer.carry[c.at] : or_zero(layer.c0, c.at);
+    in.mask = or_one(job.state_mask, c.at);
+    if (job.mode == SYMRNN_LSTM) in.before = n > 0 ? job.carry[c.at] : or_zero(job.c0, c.at);
     if (job.mode == SYMRNN_GRU) {
-        in.before = n > 0 ? to_float(layer.output[row_of(job, n - 1) * job.schedule.units + c.at])
-                          : or_zero(layer.h0, c.at);
-        in.bias = or_zero(layer.bias_n, c.unit);
+        in.before = n > 0 ? to_float(job.output[row_of(job, n - 1) * job.schedule.units + c.at])
+                          : or_zero(job.h0, c.at);
+        in.bias = or_zero(job.bias_n, c.unit);
     }
     return in;
 }
 
 template <typename Job, typename Cell>
 SYMRNN_DEVICE ForwardInput read_forward(const Job &job, const Cell &c, int n) {
-    ForwardInput in = read_state(job, job, c, n);
+    ForwardInput in = read_state(job, c, n);
     const int64_t row = row_of(job, n);
 #pragma unroll
     for (int g = 0; g < MAX_GATES; ++g)
@@ -117,21 +117,19 @@ SYMRNN_DEVICE ForwardResult step_forward(const Job &job, const ForwardInput &in,
     return result;
 }
 
-// layer: as above.
 template <typename Job, typename Cell>
-SYMRNN_DEVICE void store_forward(const Job &job, const Job &layer, const Cell &c, int n,
-                                 const ForwardResult &result) {
+SYMRNN_DEVICE void store_forward(const Job &job, const Cell &c, int n, const ForwardResult &result) {
     const int64_t row = row_of(job, n), at = row * job.schedule.units + c.at;
     const bool last = n == job.steps - 1;
-    store_gates(job, layer.gates, c, row, result.gate);
-    store(layer.output + at, result.h);
-    if (last) store(layer.hn + c.at, result.h);
+    store_gates(job, job.gates, c, row, result.gate);
+    store(job.output + at, result.h);
+    if (last) store(job.hn + c.at, result.h);
     if (job.mode == SYMRNN_LSTM) {
-        layer.carry[c.at] = result.saved;
-        if (last) store(layer.cn + c.at, result.saved);
+        job.carry[c.at] = result.saved;
+        if (last) store(job.cn + c.at, result.saved);
     }
-    if (layer.saved_cells && (job.mode == SYMRNN_LSTM || job.mode == SYMRNN_GRU))
-        layer.saved_cells[at] = result.saved;
+    if (job.saved_cells && (job.mode == SYMRNN_LSTM || job.mode == SYMRNN_GRU))
+        job.saved_cells[at] = result.saved;
 }
 
 // ---- backward ------------------------------------------------------------------------------------

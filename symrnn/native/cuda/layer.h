@@ -138,7 +138,7 @@ class Worker {
                 publish(c, 0, result.h * in.mask);
                 return result;
             },
-            [&](const Cell &c, const ForwardResult &result) { store_forward(job_, job_, c, n, result); });
+            [&](const Cell &c, const ForwardResult &result) { store_forward(job_, c, n, result); });
     }
 
     // Of the step before those that are behind; in the end of the initial state.

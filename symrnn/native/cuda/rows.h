@@ -113,7 +113,7 @@ class RowWorker {
                         return result;
                     },
                     [&](const Cell &c, const ForwardResult &result) {
-                        store_forward(job_, job_, c, n, result);
+                        store_forward(job_, c, n, result);
                     });
             }
     }

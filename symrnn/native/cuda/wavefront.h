@@ -79,7 +79,7 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
             },
             [&](const Cell &c, const ForwardResult &result) {
                 if (is_step(n - c.layer))
-                    store_forward(job_, both_.layer[c.layer], c, n - c.layer, result);
+                    store_forward(both_.layer[c.layer], c, n - c.layer, result);
             });
     }
 
@@ -111,7 +111,7 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
         if (!is_step(n)) return {};
         const RowJob<T> &layer = both_.layer[c.layer];
         const int64_t row = row_of(job_, n);
-        Input in = {read_state(job_, layer, c, n), 1.0f};
+        Input in = {read_state(layer, c, n), 1.0f};
         const T *const from = c.layer ? both_.bias : layer.gates;
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
