@@ -23,10 +23,10 @@ SYMRNN_DEVICE float or_zero(const T *from, int64_t at) {
     return from ? to_float(from[at]) : 0.0f;
 }
 
-// What h is multiplied by before the matrices.
-template <typename Job>
-SYMRNN_DEVICE float state_mask(const Job &job, int at) {
-    return job.state_mask ? to_float(job.state_mask[at]) : 1.0f;
+// An element of a mask; 1 where there is none.
+template <typename T>
+SYMRNN_DEVICE float or_one(const T *from, int64_t at) {
+    return from ? to_float(from[at]) : 1.0f;
 }
 
 template <typename T>
@@ -68,20 +68,27 @@ struct ForwardResult {
     float saved;  // LSTM c, GRU W_n h + b_n
 };
 
+// All but the gates.
 template <typename Job, typename Cell>
-SYMRNN_DEVICE ForwardInput read_forward(const Job &job, const Cell &c, int n) {
+SYMRNN_DEVICE ForwardInput read_state(const Job &job, const Cell &c, int n) {
     ForwardInput in = {};
-    const int64_t row = row_of(job, n);
-    in.mask = state_mask(job, c.at);
-#pragma unroll
-    for (int g = 0; g < MAX_GATES; ++g)
-        if (g < job.schedule.gates) in.gate[g] = to_float(job.gates[gate_offset(job, c, row, g)]);
+    in.mask = or_one(job.state_mask, c.at);
     if (job.mode == SYMRNN_LSTM) in.before = n > 0 ? job.carry[c.at] : or_zero(job.c0, c.at);
     if (job.mode == SYMRNN_GRU) {
         in.before = n > 0 ? to_float(job.output[row_of(job, n - 1) * job.schedule.units + c.at])
                           : or_zero(job.h0, c.at);
         in.bias = or_zero(job.bias_n, c.unit);
     }
+    return in;
+}
+
+template <typename Job, typename Cell>
+SYMRNN_DEVICE ForwardInput read_forward(const Job &job, const Cell &c, int n) {
+    ForwardInput in = read_state(job, c, n);
+    const int64_t row = row_of(job, n);
+#pragma unroll
+    for (int g = 0; g < MAX_GATES; ++g)
+        if (g < job.schedule.gates) in.gate[g] = to_float(job.gates[gate_offset(job, c, row, g)]);
     return in;
 }
 
@@ -146,7 +153,7 @@ template <typename Job, typename Cell>
 SYMRNN_DEVICE BackwardInput read_backward(const Job &job, const Cell &c, int n, int done) {
     BackwardInput in = {};
     const bool lstm = job.mode == SYMRNN_LSTM, gru = job.mode == SYMRNN_GRU;
-    in.mask = state_mask(job, c.at);
+    in.mask = or_one(job.state_mask, c.at);
     if (lstm) in.carried = done > 0 ? job.carry[c.at] : or_zero(job.d_cn, c.at);
     if (gru && done > 0) in.d_h = job.carry[c.at];
     if (n < 0) return in;

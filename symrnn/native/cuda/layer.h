@@ -225,7 +225,7 @@ class Worker {
         for (int row = own_row(); row < last_row_; row += ROWS_AT_ONCE) {
             const Cell c = cell(row);
             const bool state = c.valid && !job_.backward;
-            const float h = state ? or_zero(job_.h0, c.at) * state_mask(job_, c.at) : 0.0f;
+            const float h = state ? or_zero(job_.h0, c.at) * or_one(job_.state_mask, c.at) : 0.0f;
             for (int vector = 0; vector < s_.exchanged_vectors(job_.backward); ++vector)
                 publish(c, vector, h);
         }

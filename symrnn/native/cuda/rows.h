@@ -25,9 +25,9 @@
 
 #include "../rows_schedule.h"
 #include "../symrnn.h"
+#include "cells.h"
 #include "device.h"
 #include "layer.h"
-#include "pointwise.h"
 #include "rows_products.h"
 
 namespace symrnn {
@@ -106,7 +106,9 @@ class RowWorker {
                     pass, n + 1, [&](Span of) { multiply<false>(exchange(n % 2), of); },
                     [&](const Cell &c) { return read_forward(job_, c, n); },
                     [&](const Cell &c, const ForwardInput &in) {
-                        const ForwardResult result = step_forward(c, in, 0);
+                        float hidden[MAX_GATES] = {};
+                        add_sums(c, 0, hidden);
+                        const ForwardResult result = step_forward(job_, in, hidden);
                         publish(next, 0, c, result.h * in.mask);
                         return result;
                     },
@@ -123,27 +125,21 @@ class RowWorker {
                 Stored *const next = exchange(done % 2);
                 each_cell(
                     pass, done, [&](Span of) { multiply<true>(exchange((done + 1) % 2), of); },
-                    [&](const Cell &c) { return read_backward(c, n, done); },
+                    [&](const Cell &c) { return read_backward(job_, c, n, done); },
                     [&](const Cell &c, const BackwardInput &in) {
                         float d_h = in.d_h;
                         if (done > 0) d_h += in.mask * sum(c.own, c.column);
-                        const BackwardResult result = n >= 0 ? step_backward(in, d_h)
-                                                             : first_state_gradient(in, d_h);
+                        const BackwardResult result = step_backward(job_, n, in, d_h);
                         if (n >= 0)
                             for (int g = 0; g < MAX_GATES; ++g)
-                                if (g < s_.gates) publish(next, g, c, gradient_of_product(result, g));
+                                if (g < s_.gates)
+                                    publish(next, g, c, gradient_of_product(job_, result, g));
                         return result;
                     },
                     [&](const Cell &c, const BackwardResult &result) {
-                        if (n >= 0) store_backward(c, n, result);
-                        else store_first(c, result);
+                        store_backward(job_, c, n, result);
                     });
             }
-    }
-
-    // The first row, of all steps and sequences, of the n-th step of the forward pass.
-    SYMRNN_DEVICE int64_t row_of(int n) const {
-        return static_cast<int64_t>(job_.reverse ? job_.steps - 1 - n : n) * s_.batch;
     }
 
     // ---- the rows --------------------------------------------------------------------------------
@@ -214,11 +210,6 @@ class RowWorker {
             to[s_.exchange_offset(vector, b, unit)] =
                 rounded(or_zero(job.h0, at) * or_one(job.state_mask, at));
         }
-    }
-
-    // An element of a mask; 1 where there is none.
-    SYMRNN_DEVICE static float or_one(const T *from, int64_t at) {
-        return from ? to_float(from[at]) : 1.0f;
     }
 
     SYMRNN_DEVICE static Stored rounded(float x) { return Policy::rounded(from_float<T>(x)); }
@@ -468,169 +459,11 @@ class RowWorker {
         to[vector * s_.vector_elements() + s_.within_vector(CHUNK, c.b, c.unit)] = rounded(x);
     }
 
-    SYMRNN_DEVICE int64_t gate_offset(const Cell &c, int64_t row, int gate) const {
-        return ((row + c.b) * s_.gates + gate) * s_.units + c.unit;
-    }
-
-    struct ForwardInput {
-        float gate[MAX_GATES];
-        float before;  // LSTM c, GRU h
-        float bias;    // GRU b_n
-        float mask;
-    };
-
-    struct ForwardResult {
-        float gate[MAX_GATES];
-        float h;
-        float saved;  // LSTM c, GRU W_n h + b_n
-    };
-
-    SYMRNN_DEVICE ForwardInput read_forward(const RowJob<T> &layer, const Cell &c, int n) const {
-        ForwardInput in = read_state(layer, c, n);
-        const int64_t row = row_of(n);
+    // Adds a cell's sums of each gate.  first: of the sums of these gates.
+    SYMRNN_DEVICE void add_sums(const Cell &c, int first, float (&to)[MAX_GATES]) const {
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) in.gate[g] = to_float(layer.gates[gate_offset(c, row, g)]);
-        return in;
-    }
-
-    // All of it but the gates.
-    SYMRNN_DEVICE ForwardInput read_state(const RowJob<T> &layer, const Cell &c, int n) const {
-        ForwardInput in = {};
-        in.mask = or_one(layer.state_mask, c.at);
-        if (job_.mode == SYMRNN_LSTM) in.before = n > 0 ? layer.carry[c.at] : or_zero(layer.c0, c.at);
-        if (job_.mode == SYMRNN_GRU) {
-            in.before = n > 0 ? to_float(layer.output[row_of(n - 1) * s_.units + c.at])
-                              : or_zero(layer.h0, c.at);
-            in.bias = or_zero(layer.bias_n, c.unit);
-        }
-        return in;
-    }
-
-    // first: of the sums of the hidden weights.
-    SYMRNN_DEVICE ForwardResult step_forward(const Cell &c, const ForwardInput &in, int first) const {
-        ForwardResult result = {};
-        float hidden[MAX_GATES] = {};  // W h
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) hidden[g] = sum(first + g * s_.own + c.own, c.column);
-        if (job_.mode == SYMRNN_GRU) {
-            result.saved = hidden[2] + in.bias;
-            hidden[2] = 0;
-        }
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g) result.gate[g] = in.gate[g] + hidden[g];
-        if (job_.mode == SYMRNN_LSTM) {
-            result.saved = in.before;
-            result.h = lstm_forward(result.gate, result.saved);
-        } else if (job_.mode == SYMRNN_GRU) {
-            result.h = gru_forward(result.gate, result.saved, in.before);
-        } else {
-            const float x = result.gate[0];
-            // Not fmaxf, which turns NaN into a number.
-            result.h = job_.mode == SYMRNN_RNN_TANH ? tanhf(x) : x < 0 ? 0.0f : x;
-            result.gate[0] = result.h;
-        }
-        return result;
-    }
-
-    SYMRNN_DEVICE void store_forward(const RowJob<T> &layer, const Cell &c, int n,
-                                     const ForwardResult &result) {
-        const int64_t row = row_of(n), at = row * s_.units + c.at;
-        const bool last = n == job_.steps - 1;
-        store_gates(layer.gates, c, row, result.gate);
-        layer.output[at] = from_float<T>(result.h);
-        if (last) layer.hn[c.at] = from_float<T>(result.h);
-        if (job_.mode == SYMRNN_LSTM) {
-            layer.carry[c.at] = result.saved;
-            if (last) layer.cn[c.at] = from_float<T>(result.saved);
-        }
-        if (layer.saved_cells && (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU))
-            layer.saved_cells[at] = result.saved;
-    }
-
-    struct BackwardInput {
-        float gate[MAX_GATES];
-        float cell, before;  // LSTM c after and before, GRU W_n h + b_n and h before
-        float d_h;           // of the output and, of a GRU, what bypassed the matrices
-        float carried;       // LSTM: the gradient of c after the step
-        float mask;
-    };
-
-    struct BackwardResult {
-        float gate[MAX_GATES];
-        float d_hidden;  // GRU: the gradient of W_n h + b_n
-        float carried;   // LSTM: the gradient of c before the step; GRU: of h, past the matrices
-    };
-
-    // done: the steps of the backward pass that are behind.  n: the step, -1 for the initial state.
-    SYMRNN_DEVICE BackwardInput read_backward(const Cell &c, int n, int done) const {
-        BackwardInput in = {};
-        const bool lstm = job_.mode == SYMRNN_LSTM, gru = job_.mode == SYMRNN_GRU;
-        in.mask = or_one(job_.state_mask, c.at);
-        if (lstm) in.carried = done > 0 ? job_.carry[c.at] : or_zero(job_.d_cn, c.at);
-        if (gru && done > 0) in.d_h = job_.carry[c.at];
-        if (n < 0) return in;
-        const int64_t row = row_of(n), at = row * s_.units + c.at,
-                      at_before = n > 0 ? row_of(n - 1) * s_.units + c.at : c.at;
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) in.gate[g] = to_float(job_.gates[gate_offset(c, row, g)]);
-        in.d_h += or_zero(job_.d_output, at);
-        if (done == 0) in.d_h += or_zero(job_.d_hn, c.at);
-        if (lstm) in.before = n > 0 ? job_.saved_cells[at_before] : or_zero(job_.c0, c.at);
-        if (gru) in.before = or_zero(n > 0 ? job_.output : job_.h0, at_before);
-        if (lstm || gru) in.cell = job_.saved_cells[at];
-        return in;
-    }
-
-    // d_h: the whole gradient of h after the step.
-    SYMRNN_DEVICE BackwardResult step_backward(const BackwardInput &in, float d_h) const {
-        BackwardResult result = {};
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g) result.gate[g] = in.gate[g];
-        if (job_.mode == SYMRNN_LSTM) {
-            result.carried = in.carried;
-            lstm_backward(result.gate, in.before, in.cell, d_h, result.carried);
-        } else if (job_.mode == SYMRNN_GRU) {
-            gru_backward(result.gate, in.cell, in.before, d_h, result.d_hidden);
-            result.carried = d_h;
-        } else {
-            const float h = in.gate[0];
-            result.gate[0] = job_.mode == SYMRNN_RNN_TANH ? d_h * (1 - h * h) : h > 0 ? d_h : 0.0f;
-        }
-        return result;
-    }
-
-    // Of a gate, the gradient of what the matrices gave.
-    SYMRNN_DEVICE float gradient_of_product(const BackwardResult &result, int gate) const {
-        return job_.mode == SYMRNN_GRU && gate == 2 ? result.d_hidden : result.gate[gate];
-    }
-
-    SYMRNN_DEVICE void store_backward(const Cell &c, int n, const BackwardResult &result) {
-        const int64_t row = row_of(n);
-        store_gates(job_.d_gates, c, row, result.gate);
-        if (job_.mode == SYMRNN_LSTM || job_.mode == SYMRNN_GRU) job_.carry[c.at] = result.carried;
-        if (job_.mode == SYMRNN_GRU) {
-            store_gates(job_.d_hidden, c, row, result.gate);
-            job_.d_hidden[gate_offset(c, row, 2)] = from_float<T>(result.d_hidden);
-        }
-    }
-
-    // The gradients of h0, in the place of a gate's, and of c0.
-    SYMRNN_DEVICE static BackwardResult first_state_gradient(const BackwardInput &in, float d_h) {
-        return {{d_h}, 0, in.carried};
-    }
-
-    SYMRNN_DEVICE void store_first(const Cell &c, const BackwardResult &result) {
-        job_.d_h0[c.at] = from_float<T>(result.gate[0]);
-        if (job_.mode == SYMRNN_LSTM) job_.d_c0[c.at] = from_float<T>(result.carried);
-    }
-
-    SYMRNN_DEVICE void store_gates(T *to, const Cell &c, int64_t row, const float (&gate)[MAX_GATES]) {
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (g < s_.gates) to[gate_offset(c, row, g)] = from_float<T>(gate[g]);
+            if (g < s_.gates) to[g] += sum(first + g * s_.own + c.own, c.column);
     }
 
     const RowJob<T> &job_;

@@ -42,8 +42,7 @@ struct WavefrontJob {
 template <typename Policy, int N>
 class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
     using Base = RowWorker<Policy, N, WAVEFRONT_MATRICES>;
-    using typename Base::Cell, typename Base::Entries, typename Base::ForwardInput,
-        typename Base::ForwardResult, typename Base::Stored, typename Base::T;
+    using typename Base::Cell, typename Base::Entries, typename Base::Stored, typename Base::T;
     using Base::job_, Base::s_, Base::passes_;
 
   public:
@@ -80,7 +79,7 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
             },
             [&](const Cell &c, const ForwardResult &result) {
                 if (is_step(n - c.layer))
-                    this->store_forward(both_.layer[c.layer], c, n - c.layer, result);
+                    store_forward(both_.layer[c.layer], c, n - c.layer, result);
             });
     }
 
@@ -111,24 +110,23 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
     SYMRNN_DEVICE Input read(const Cell &c, int n) const {
         if (!is_step(n)) return {};
         const RowJob<T> &layer = both_.layer[c.layer];
-        const int64_t row = this->row_of(n);
-        Input in = {this->read_state(layer, c, n), 1.0f};
+        const int64_t row = row_of(job_, n);
+        Input in = {read_state(layer, c, n), 1.0f};
         const T *const from = c.layer ? both_.bias : layer.gates;
 #pragma unroll
         for (int g = 0; g < MAX_GATES; ++g)
             if (g < s_.gates)
                 in.cell.gate[g] = or_zero(from, c.layer ? g * s_.units + c.unit
-                                                        : this->gate_offset(c, row, g));
-        if (c.layer == 0) in.between = this->or_one(both_.between, row * s_.units + c.at);
+                                                        : gate_offset(job_, c, row, g));
+        if (c.layer == 0) in.between = or_one(both_.between, row * s_.units + c.at);
         return in;
     }
 
     SYMRNN_DEVICE ForwardResult step(const Cell &c, Input in, Stored *next) const {
-#pragma unroll
-        for (int g = 0; g < MAX_GATES; ++g)
-            if (c.layer == 1 && g < s_.gates)
-                in.cell.gate[g] += this->sum(this->sums_of(1) + g * s_.own + c.own, c.column);
-        const ForwardResult result = this->step_forward(c, in.cell, this->sums_of(2 * c.layer));
+        if (c.layer == 1) this->add_sums(c, this->sums_of(1), in.cell.gate);
+        float hidden[MAX_GATES] = {};
+        this->add_sums(c, this->sums_of(2 * c.layer), hidden);
+        const ForwardResult result = step_forward(job_, in.cell, hidden);
         this->publish(next, 2 * c.layer, c, result.h * in.cell.mask);
         if (c.layer == 0 && !h_once()) this->publish(next, 1, c, result.h * in.between);
         return result;
