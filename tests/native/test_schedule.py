@@ -558,7 +558,7 @@ def test_so_many_sequences_that_parts_could_not_be_counted_do_not_fit() -> None:
     [
         ({"gpu": None}, Status.NULL),
         ({"fit": None}, Status.NULL),
-        ({"kernel": 3}, Status.SIZE),
+        ({"kernel": 4}, Status.SIZE),
         ({"kernel": -1}, Status.SIZE),
         ({"mode": 4}, Status.MODE),
         ({"mode": -1}, Status.MODE),
