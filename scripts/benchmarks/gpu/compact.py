@@ -3,9 +3,9 @@
     python scripts/benchmarks/gpu/compact.py --corpus data/ptb --symm avg --seconds 360
 
 The recipe drops h before the recurrent product, which no operator of PyTorch's knows. Symmetric
-weights run on the fused kernels, as far as these take such a mask, and else step by step; plain
-ones run step by step, compiled. Interrupted in time, the run is told as what it is: so many epochs,
-the best validation, and the test.
+weights run on the fused kernels, which take such a mask; plain ones run step by step, compiled.
+Interrupted in time, the run is told as what it is: so many epochs, the best validation, and the
+test.
 """
 
 from __future__ import annotations

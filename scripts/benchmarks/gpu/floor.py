@@ -14,9 +14,10 @@ gates, H units, B sequences, K of them multiplied at once, numbers of s bytes, o
                 in the backward pass
         packed: 2 · partial + states, of m squares along a side, n = ⌈H / 16⌉ tiles, q gates
                 together:
-                partial sums p · 2 · v · B · 16 ⌈n / m⌉ · 4, written once and read once; v vectors:
-                q in the forward pass, 1 in the backward pass
-                states p · 2 · 16 ⌈n / m⌉ · o · B · s; o operands: 1 forward, q backward
+                partial sums m · v · B · 16 n · 4, written once and read once; v vectors: G in the
+                forward pass, G / q in the backward pass
+                states, written w · B · 16 n · s, w vectors: 1 forward, G backward; and read
+                p · 2 · 16 ⌈n / m⌉ · o · B · s; o operands: 1 forward, q backward
     product     of the block that has most, the longer of what it reads and writes of shared memory,
                 at 128 bytes a clock, and of its multiply-adds at the rate of the units; at 1.755
                 GHz; ⌈B / K⌉ times
@@ -171,8 +172,10 @@ def packed(fit: Fit, kind: str, side: int, batch: int, backward: bool, gates: in
     tiles = -(-side // TILE)
     width = TILE * -(-tiles // fit.squares)
     vectors, operands = (1, fit.together) if backward else (fit.together, 1)
-    partial = fit.blocks * 2 * vectors * batch * width * 4
-    states = fit.blocks * 2 * width * operands * batch * number
+    sums = gates // fit.together if backward else gates  # of a unit, from each square
+    partial = fit.squares * sums * batch * TILE * tiles * 4
+    written = (gates if backward else 1) * TILE * tiles
+    states = (written + fit.blocks * 2 * width * operands) * batch * number
     clocks = max(
         max(
             share.bytes(number, fit.columns) / SHARED,
