@@ -3,8 +3,9 @@
     python scripts/benchmarks/processes.py
     python scripts/benchmarks/processes.py --sizes small --variants avg --seconds 5
 
-The step is that of `lm.train`, with the recipe's sizes, dropout and carried state, on one batch of
-random tokens of a 10,000-word vocabulary: forward, loss, backward, clipping, SGD, and the question
+The step is that of `lm.train`, with the recipe's sizes, dropout and carried state, on random tokens
+of a 10,000-word vocabulary, new ones at each step (a batch that is learnt by heart at such rates is
+chaos, in which no two runs agree): forward, loss, backward, clipping, SGD, and the question
 to the other process whether to stop. Each peer has the whole batch: of two processes, of one thread
 each, each has half of its streams, and DDP exchanges the gradients over gloo. On two cores the fair
 peer is one process of two threads. Each makes one step in turn, while the others wait.
@@ -181,7 +182,7 @@ def work(end: Connection, given: dict[str, Any], kind: Kind, rank: int, port: in
     set_threads(kind.threads)
     keep_freed_memory()
     with World() as world:
-        learner, inputs, targets = make_learner(given, world)
+        learner, batches = make_learner(given, world)
         while True:
             try:
                 asked = end.recv()
@@ -189,25 +190,34 @@ def work(end: Connection, given: dict[str, Any], kind: Kind, rank: int, port: in
                 return
             if asked == "step":
                 learner.progress.step += 1
-                loss, _ = learner.step(inputs, targets)
+                loss, _ = learner.step(*next(batches))
                 world.any(False)  # as after each step of a run, for an interrupt
                 end.send(loss)
             else:
                 end.send([p.detach().numpy() for p in learner.model.parameters()])
 
 
-def make_learner(given: dict[str, Any], world: World) -> tuple[LanguageLearner, Tensor, Tensor]:
-    """The model in training, and this process's streams of the batch: inputs, targets (T, B)."""
+def make_learner(
+    given: dict[str, Any], world: World
+) -> tuple[LanguageLearner, Iterator[tuple[Tensor, Tensor]]]:
+    """The model in training, and this process's streams of the batches: inputs, targets (T, B)."""
     config = resolve(given)
     seed_everything(config["seed"])
     model = build_model(config, VOCABULARY)
     model.initialize(config["init_range"], config["forget_bias"], config["init"])
-    ids = torch.randint(VOCABULARY, (config["steps"] + 1, config["batch_size"]))
-    ids = ids[:, world.part_of(config["batch_size"])].contiguous()
     learner = LanguageLearner(model, config, world)
     learner.set_lr(config["lr"])
     model.train()
-    return learner, ids[:-1], ids[1:]
+    return learner, batches_of(config, world.part_of(config["batch_size"]))
+
+
+def batches_of(config: dict[str, Any], part: slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same for all processes, each of which takes its part of the streams."""
+    drawn = torch.Generator().manual_seed(config["seed"])
+    shape = config["steps"] + 1, config["batch_size"]
+    while True:
+        ids = torch.randint(VOCABULARY, shape, generator=drawn)[:, part].contiguous()
+        yield ids[:-1], ids[1:]
 
 
 if __name__ == "__main__":
