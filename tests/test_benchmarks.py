@@ -311,10 +311,11 @@ def test_the_floor_of_packed_weights_is_what_one_counts_by_hand(laid_out: Any) -
     """H = 650: 41 tiles, in 8 blocks a side of 5 or 6 tiles: at most 96 units."""
     fit = {"kernel": native.Kernel.PACKED, "blocks": 128, "squares": 8, "columns": 24}
     floor = laid_out(**fit, together=1)
-    partial, states = 128 * 2 * 1 * 20 * 96 * 4, 128 * 2 * 96 * 20
+    sums, states = 8 * 20 * 656 * 4, 128 * 2 * 96 * 20  # a vector of sums from each square; read
     found = floor.floor("tf32", 650, 20)
     assert found.exchanges == 2.0
-    assert found.bytes == pytest.approx((2 * partial + states * 4) / 4e12 * 1e6)
+    written = 656 * 20
+    assert found.bytes == pytest.approx((2 * 4 * sums + (states + written) * 4) / 4e12 * 1e6)
     # The two triangles of 5 and 6: 25 + 36 tiles read, the operand of as many, and 11 written.
     read = (61 * 256 + (61 + 11) * 24 * 16) * 4
     assert read / 128 > 61 * 256 * 24 / 1024  # which takes longer than 24 products
@@ -324,9 +325,10 @@ def test_the_floor_of_packed_weights_is_what_one_counts_by_hand(laid_out: Any) -
     assert floor.floor("exact", 650, 20).product == pytest.approx(61 * 256 * 24 / 128 / 1755)
     # 64 sequences take three rounds.
     assert floor.floor("tf32", 650, 64).product == pytest.approx(3 * found.product)
-    # In the backward pass one vector is left of q gates, and q are multiplied.
+    # In the backward pass one vector is left of q gates, and q are multiplied, of four written.
     back = laid_out(**fit, together=2).floor("bf16", 650, 20, backward=True)
-    assert back.bytes == pytest.approx((2 * partial + states * 2 * 2) / 4e12 * 1e6)
+    moved = 2 * 2 * sums + (2 * states + 4 * written) * 2
+    assert back.bytes == pytest.approx(moved / 4e12 * 1e6)
 
 
 def test_the_floor_by_rows_is_what_one_counts_by_hand(laid_out: Any) -> None:

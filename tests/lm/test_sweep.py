@@ -479,8 +479,10 @@ def test_interrupted(
     assert re.search(r"^none-seed1(: finished| epoch [23]/3: saved)", output, re.MULTILINE)
     assert lm.sweep.main(["--table", "--out", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "| none-seed2 | not begun | – | – | – | 0.00 |" in printed
     states = {run["name"]: run for run in table_of(folder)["runs"]}
+    for name in NAMES[2:]:  # on a busy machine the first may be finished, and the next begun
+        begun = states[name]["state"] != "not begun"
+        assert begun or f"| {name} | not begun | – | – | – | 0.00 |" in printed
     one = states["none-seed1"]
     assert one["finished"] or one["state"] in [f"epoch {number} of 3" for number in (1, 2, 3)]
     curve = [x["valid/perplexity"] for x in lines_of(straight / "none-seed1") if "epoch" in x]
