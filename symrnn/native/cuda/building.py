@@ -128,7 +128,7 @@ def build(architectures: Collection[int]) -> Path:
     return build_once(
         cache() / fingerprint() / f"{name}.so",
         nvcc,
-        f"the CUDA kernels for {name.replace('-', ' and ')}, once; this takes less than a minute",
+        f"the CUDA kernels for {name.replace('-', ' and ')}, once; this takes a minute or two",
         partial(_build, wanted),
     )
 
