@@ -260,8 +260,7 @@ def test_built_once(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
     path = building.build([90, 80, 90])
     assert path == fake.cache / building.fingerprint() / "sm_80-sm_90.so"
     assert capfd.readouterr().err == (
-        "symrnn: compiling the CUDA kernels for sm_80 and sm_90, once; "
-        "this takes a minute or two\n"
+        "symrnn: compiling the CUDA kernels for sm_80 and sm_90, once; this takes a minute or two\n"
     )
     first, second, *rest = building.report(path).splitlines()
     assert first == "Cuda compilation tools, release 13.0, V13.0.88"
