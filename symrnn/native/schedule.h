@@ -219,8 +219,8 @@ constexpr int64_t carry_elements(const Schedule &s) {
 }
 
 // The workspace: first the flags, two for each block and one for all, then the carry, then the partial
-// sums, then what is exchanged, in weights' type, each at a multiple of 256 bytes. Flags are a cache line apart: polling them is to be spread over
-// the memory channels.
+// sums, then what is exchanged, in weights' type, each at a multiple of 256 bytes. Flags are a cache line
+// apart: polling them is to be spread over the memory channels.
 constexpr int FLAG = 32;  // from one flag to the next, in words of 4 bytes
 constexpr int64_t flag_bytes(const Schedule &s) {
     return (static_cast<int64_t>(s.blocks()) * 2 + 1) * FLAG * 4;

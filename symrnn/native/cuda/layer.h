@@ -7,10 +7,10 @@
 //                          gates; multiply those → partial sums.
 //
 // What a step is multiplied by goes through one exchange buffer in global memory, already masked and
-// rounded, in the layout of the operand in shared memory. So does the initial state: it need not be aligned, and null
-// is zeros like any others. Blocks exchange that, called states here in the backward pass too, and partial
-// sums. Each block has two flags, which count how often it has written its states and its partial sums;
-// they are raised before anything else is stored that no other block reads.
+// rounded, in the layout of the operand in shared memory. So does the initial state: it need not be
+// aligned, and null is zeros like any others. Blocks exchange that, called states here in the backward
+// pass too, and partial sums. Each block has two flags, which count how often it has written its states
+// and its partial sums; they are raised before anything else is stored that no other block reads.
 //
 // A step overwrites the states and the partial sums of the step before. That is safe, for the blocks that
 // read a block's states are those whose partial sums it adds up:

@@ -135,8 +135,9 @@ class Function:
 
     def __post_init__(self) -> None:
         self.blocks = blocks_of(self.code)
-        self.order = {k: place for place, k in enumerate(_reverse_postorder(self.blocks))}
-        self.loops = loops_of(self.blocks)
+        order = _reverse_postorder(self.blocks)
+        self.order = {k: place for place, k in enumerate(order)}
+        self.loops = loops_of(self.blocks, order)
 
     def innermost(self) -> list[Loop]:
         return [one for one in self.loops if not any(other in one for other in self.loops)]
@@ -149,14 +150,14 @@ class Function:
         """Whether there is a way around a loop that does not lead through a block of it."""
         if number == loop.head:
             return False
-        seen, todo = {number, loop.head}, [loop.head]
-        while todo:
-            for after in self.blocks[todo.pop()].next:
+        seen, pending = {number, loop.head}, [loop.head]
+        while pending:
+            for after in self.blocks[pending.pop()].next:
                 if after == loop.head:
                     return True
                 if after in loop.blocks and after not in seen:
                     seen.add(after)
-                    todo.append(after)
+                    pending.append(after)
         return False
 
 
@@ -227,53 +228,51 @@ def _reconvergence(code: list[Instruction]) -> dict[int, int]:
     return found
 
 
-def loops_of(blocks: list[Block]) -> list[Loop]:
+def loops_of(blocks: list[Block], order: list[int]) -> list[Loop]:
     """Those that can be reached from the first block, each once; calls are not followed."""
-    order = _reverse_postorder(blocks)
-    dominator = _dominators(blocks, order)
     before: dict[int, list[int]] = {number: [] for number in order}
     for number in order:
         for after in blocks[number].next:
             before[after].append(number)
+    dominator = _dominators(before, order)
     bodies: dict[int, set[int]] = {}
     for number in order:
         for head in blocks[number].next:
             if not _dominates(head, number, dominator):
                 continue
             body = bodies.setdefault(head, {head})
-            todo = [number]
-            while todo:
-                one = todo.pop()
+            pending = [number]
+            while pending:
+                one = pending.pop()
                 if one not in body:
                     body.add(one)
-                    todo += before[one]
+                    pending += before[one]
     return [Loop(head, frozenset(body)) for head, body in sorted(bodies.items())]
 
 
 def _reverse_postorder(blocks: list[Block]) -> list[int]:
     seen, order = {0}, []
-    todo = [(0, iter(blocks[0].next))]
-    while todo:
-        number, rest = todo[-1]
+    pending = [(0, iter(blocks[0].next))]
+    while pending:
+        number, rest = pending[-1]
         for after in rest:
             if after not in seen:
                 seen.add(after)
-                todo.append((after, iter(blocks[after].next)))
+                pending.append((after, iter(blocks[after].next)))
                 break
         else:
             order.append(number)
-            todo.pop()
+            pending.pop()
     return order[::-1]
 
 
-def _dominators(blocks: list[Block], order: list[int]) -> dict[int, int]:
-    """Of each block the nearest one that every way to it leads through (Cooper et al.)."""
+def _dominators(before: dict[int, list[int]], order: list[int]) -> dict[int, int]:
+    """Of each block the nearest one that every way to it leads through (Cooper et al.).
+
+    before: of each block those that lead to it.
+    """
     place = {number: k for k, number in enumerate(order)}
     found = {order[0]: order[0]}
-    before: dict[int, list[int]] = {number: [] for number in order}
-    for number in order:
-        for after in blocks[number].next:
-            before[after].append(number)
 
     def common(a: int, b: int) -> int:
         while a != b:

@@ -285,9 +285,8 @@ def test_two_layers_that_do_not_fit_together_run_one_by_one(wavefront: EmulatedL
     assert (wavefront.waves, wavefront.calls) == (0, 2)
 
 
-@pytest.mark.usefixtures("wavefront")
-def test_gradients_of_gradients_of_two_layers() -> None:
-    layer, x = SymLSTM(2, 3, num_layers=2), torch.randn(2, 2, 2, requires_grad=True)
+def compare_gradients_of_gradients(layer: SymLSTM, x: Tensor) -> None:
+    """On the kernels, with those of the loop in float64."""
 
     def twice(of: Any, x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
         (first,) = torch.autograd.grad(of(x)[0].square().sum(), x, create_graph=True)
@@ -298,6 +297,13 @@ def test_gradients_of_gradients_of_two_layers() -> None:
     found = twice(lambda x: run(layer, x), x, list(layer.parameters()))
     precise = x.detach().double().requires_grad_()
     close(found, twice(exact, precise, list(exact.parameters())), 1e-5)
+
+
+@pytest.mark.usefixtures("wavefront")
+def test_gradients_of_gradients_of_two_layers() -> None:
+    layer, x = SymLSTM(2, 3, num_layers=2), torch.randn(2, 2, 2, requires_grad=True)
+
+    compare_gradients_of_gradients(layer, x)
 
 
 @pytest.mark.usefixtures("wavefront")
@@ -339,15 +345,7 @@ def test_from_a_state_that_lies_anywhere() -> None:
 def test_gradients_of_gradients() -> None:
     layer, x = SymLSTM(2, 3), torch.randn(2, 2, 2, requires_grad=True)
 
-    def twice(of: Any, x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-        (first,) = torch.autograd.grad(of(x)[0].square().sum(), x, create_graph=True)
-        return list(torch.autograd.grad(first.square().sum(), parameters))
-
-    exact = copy.deepcopy(layer).double()
-    exact.backend = "reference"
-    found = twice(lambda x: run(layer, x), x, list(layer.parameters()))
-    precise = x.detach().double().requires_grad_()
-    close(found, twice(exact, precise, list(exact.parameters())), 1e-5)
+    compare_gradients_of_gradients(layer, x)
 
 
 @pytest.mark.parametrize(
