@@ -257,8 +257,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
-    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in).
+def compile_emulator() -> Callable[..., ctypes.CDLL]:
+    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in, what
+    it says may be defined).
 
     What is in that folder already is taken as it is.
     """
@@ -270,9 +271,10 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
         pytest.skip(f"needs a C++ compiler: {error}")
     here = Path(__file__).parent / "native"
 
-    def compiled(cuda: Path, to: Path) -> ctypes.CDLL:
+    def compiled(cuda: Path, to: Path, *defined: str) -> ctypes.CDLL:
         path = to / "emulate.so"
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+        flags += [f"-D{one}" for one in defined]
         sources = [f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
         with locked(to / "lock"):
             if not path.exists():
@@ -292,9 +294,7 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
 
 
 @pytest.fixture(scope="session")
-def emulator(
-    compile_emulator: Callable[[Path, Path], ctypes.CDLL], shared_folder: Path
-) -> ctypes.CDLL:
+def emulator(compile_emulator: Callable[..., ctypes.CDLL], shared_folder: Path) -> ctypes.CDLL:
     """The kernels for GPUs compiled for this machine's CPU."""
     folder = shared_folder / "emulator"
     folder.mkdir(exist_ok=True)

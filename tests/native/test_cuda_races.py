@@ -27,7 +27,8 @@ from tests.native.test_cuda_wavefront import Two
 HERE = Path(__file__).parent
 FIRST_COME = 0
 RACE = 103  # the emulator's status
-COMMON = ["-std=c++17", "-fPIC", "-c", "-DSYMRNN_HAPPENS_BEFORE", f"-I{HERE}"]
+# The cases below need the kernels for no more than 16 columns at once.
+COMMON = ["-std=c++17", "-fPIC", "-c", "-DSYMRNN_HAPPENS_BEFORE", "-DMOST_EIGHTS=2", f"-I{HERE}"]
 
 
 @pytest.fixture(scope="module")
