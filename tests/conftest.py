@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -256,6 +257,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+EMULATOR = Path(__file__).parent / "native"
+EMULATOR_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas")
+
+
 @pytest.fixture(scope="session")
 def compile_emulator() -> Callable[..., ctypes.CDLL]:
     """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in, what
@@ -269,13 +274,11 @@ def compile_emulator() -> Callable[..., ctypes.CDLL]:
         compiler = building.compiler()
     except building.NotBuiltError as error:
         pytest.skip(f"needs a C++ compiler: {error}")
-    here = Path(__file__).parent / "native"
 
     def compiled(cuda: Path, to: Path, *defined: str) -> ctypes.CDLL:
         path = to / "emulate.so"
-        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-        flags += [f"-D{one}" for one in defined]
-        sources = [f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
+        flags = [*EMULATOR_FLAGS, *(f"-D{one}" for one in defined)]
+        sources = [f"-I{cuda}", f"-I{EMULATOR}", str(EMULATOR / "emulate.cpp")]
         with locked(to / "lock"):
             if not path.exists():
                 made = path.with_suffix(f".{os.getpid()}")
@@ -294,11 +297,30 @@ def compile_emulator() -> Callable[..., ctypes.CDLL]:
 
 
 @pytest.fixture(scope="session")
-def emulator(compile_emulator: Callable[..., ctypes.CDLL], shared_folder: Path) -> ctypes.CDLL:
-    """The kernels for GPUs compiled for this machine's CPU."""
-    folder = shared_folder / "emulator"
+def emulator(
+    compile_emulator: Callable[..., ctypes.CDLL],
+    shared_folder: Path,
+    pytestconfig: pytest.Config,
+) -> ctypes.CDLL:
+    """The kernels for GPUs compiled for this machine's CPU.
+
+    Where pytest has a cache it is made once for all runs, until compiler or sources change.
+    """
+    cuda, parent = building.FOLDER / "cuda", shared_folder
+    with contextlib.suppress(AttributeError, OSError):  # -p no:cacheprovider; a tree that is read
+        parent = pytestconfig.cache.mkdir("emulator")  # type: ignore[union-attr]
+    folders = (building.FOLDER, cuda, EMULATOR)
+    files = [path for one in folders for path in sorted(one.glob("*.h"))]
+    version = building.run([*building.compiler(), "--version"], "--version")
+    made_of = building.fingerprint_of(
+        [*files, EMULATOR / "emulate.cpp"], [*EMULATOR_FLAGS, version]
+    )
+    for other in parent.glob("emulator-*"):
+        if other.name != f"emulator-{made_of}":
+            shutil.rmtree(other, ignore_errors=True)
+    folder = parent / f"emulator-{made_of}"
     folder.mkdir(exist_ok=True)
-    return compile_emulator(building.FOLDER / "cuda", folder)
+    return compile_emulator(cuda, folder)
 
 
 @pytest.fixture(scope="session")
