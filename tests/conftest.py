@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,32 +257,58 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-EMULATOR = Path(__file__).parent / "native"
-EMULATOR_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas")
+@pytest.fixture(scope="session")
+def folder_for(
+    shared_folder: Path, pytestconfig: pytest.Config
+) -> Callable[..., contextlib.AbstractContextManager[Path]]:
+    """``with folder_for(name, files, command) as folder:`` where to put what is compiled so.
+
+    It may lie there already: the folder is one for all processes of the suite, of which one at a
+    time is inside; and, where pytest has a cache, for all its runs, until the compiler, the command
+    or a file changes.
+    """
+    parent = shared_folder
+    with contextlib.suppress(AttributeError, OSError):  # -p no:cacheprovider; a tree that is read
+        parent = pytestconfig.cache.mkdir("compiled")  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def folder(name: str, files: Iterable[Path], command: Sequence[str]) -> Iterator[Path]:
+        version = building.run([*building.compiler(), "--version"], "--version")
+        made = parent / f"{name}-{building.fingerprint_of(files, [*command, version])}"
+        for other in parent.glob(f"{name}-*"):
+            if other != made:
+                shutil.rmtree(other, ignore_errors=True)
+        made.mkdir(exist_ok=True)
+        with locked(made / "lock"):
+            yield made
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def compile_emulator() -> Callable[..., ctypes.CDLL]:
-    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in, what
-    it says may be defined).
-
-    What is in that folder already is taken as it is.
-    """
+def compile_emulator(
+    folder_for: Callable[..., contextlib.AbstractContextManager[Path]],
+) -> Callable[..., ctypes.CDLL]:
+    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, a name, definitions)."""
     if not native.available():
         pytest.skip(native.why_not())
     try:
         compiler = building.compiler()
     except building.NotBuiltError as error:
         pytest.skip(f"needs a C++ compiler: {error}")
+    here = Path(__file__).parent / "native"
 
-    def compiled(cuda: Path, to: Path, *defined: str) -> ctypes.CDLL:
-        path = to / "emulate.so"
-        flags = [*EMULATOR_FLAGS, *(f"-D{one}" for one in defined)]
-        sources = [f"-I{cuda}", f"-I{EMULATOR}", str(EMULATOR / "emulate.cpp")]
-        with locked(to / "lock"):
+    def compiled(cuda: Path, name: str, *defined: str) -> ctypes.CDLL:
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
+        command = [*compiler, *flags, *(f"-D{one}" for one in defined)]
+        headers = [path for one in (cuda.parent, cuda, here) for path in sorted(one.glob("*.h"))]
+        source = here / "emulate.cpp"
+        with folder_for(name, [*headers, source], command) as folder:
+            path = folder / "emulate.so"
             if not path.exists():
                 made = path.with_suffix(f".{os.getpid()}")
-                subprocess.run([*compiler, *flags, *sources, "-o", str(made)], check=True)
+                included = [f"-I{cuda}", f"-I{here}"]
+                subprocess.run([*command, *included, str(source), "-o", str(made)], check=True)
                 made.rename(path)
         library = ctypes.CDLL(str(path))
         layer = [POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int]
@@ -297,30 +323,9 @@ def compile_emulator() -> Callable[..., ctypes.CDLL]:
 
 
 @pytest.fixture(scope="session")
-def emulator(
-    compile_emulator: Callable[..., ctypes.CDLL],
-    shared_folder: Path,
-    pytestconfig: pytest.Config,
-) -> ctypes.CDLL:
-    """The kernels for GPUs compiled for this machine's CPU.
-
-    Where pytest has a cache it is made once for all runs, until compiler or sources change.
-    """
-    cuda, parent = building.FOLDER / "cuda", shared_folder
-    with contextlib.suppress(AttributeError, OSError):  # -p no:cacheprovider; a tree that is read
-        parent = pytestconfig.cache.mkdir("emulator")  # type: ignore[union-attr]
-    folders = (building.FOLDER, cuda, EMULATOR)
-    files = [path for one in folders for path in sorted(one.glob("*.h"))]
-    version = building.run([*building.compiler(), "--version"], "--version")
-    made_of = building.fingerprint_of(
-        [*files, EMULATOR / "emulate.cpp"], [*EMULATOR_FLAGS, version]
-    )
-    for other in parent.glob("emulator-*"):
-        if other.name != f"emulator-{made_of}":
-            shutil.rmtree(other, ignore_errors=True)
-    folder = parent / f"emulator-{made_of}"
-    folder.mkdir(exist_ok=True)
-    return compile_emulator(cuda, folder)
+def emulator(compile_emulator: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
+    """The kernels for GPUs compiled for this machine's CPU."""
+    return compile_emulator(building.FOLDER / "cuda", "emulator")
 
 
 @pytest.fixture(scope="session")

@@ -853,7 +853,7 @@ class Faulty:
         copied = folder / "native"
         shutil.copytree(building.FOLDER, copied, ignore=shutil.ignore_patterns("*.so", "*.py"))
         (copied / "cuda" / "layer.h").write_text(source)
-        self.library = compiled(copied / "cuda", folder, "ONLY_EXACT")
+        self.library = compiled(copied / "cuda", "faulty", "ONLY_EXACT")
         self.fault = c_int.in_dll(self.library, "fault")
         self.cases = telling_cases()
         self.wanted = [self.outcome(case, 0) for case in self.cases]
