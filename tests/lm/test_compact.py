@@ -21,6 +21,7 @@ from lm.optimizers import make_optimizer
 from lm.options import make_parser, resolve
 from lm.recipes import lr_at
 from lm.saved import build_model, load_saved
+from lm.sweep_results import standing_of
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError
 from symrnn.training import Tracker, World
@@ -292,6 +293,10 @@ def test_a_run_without_patience_left_is_finished(
     assert output.count("\nepoch ") == 2
     assert lm.train.main(["--resume", str(run)]) == 0
     assert "it is finished: 2 epochs" in capfd.readouterr().out
+    standing = standing_of(run, epochs=9)  # as a sweep sees it
+    assert standing.finished
+    assert standing.test is not None
+    assert standing.epochs == 2
 
 
 # ---- what is refused ---------------------------------------------------------------------------
