@@ -321,6 +321,12 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
             f"--accumulate {config['accumulate']} should divide the batch, got: --batch-size "
             f"{config['batch_size']}"
         )
+    if config["tied"] and config["adaptive_softmax"] is not None:
+        whose = "" if "tied" in given else f" (of --recipe {config['recipe']})"
+        raise UserError(
+            "--adaptive-softmax has no one matrix that could be the embedding too, got: "
+            f"--tied{whose}; leave out one of them (--no-tied)"
+        )
     last = config["last_hidden_size"]
     if config["num_layers"] == 1 and last not in (None, config["hidden_size"]):
         raise UserError(

@@ -72,15 +72,18 @@ def measure(
     *,
     precision: Callable[[], AbstractContextManager[object]],
     stop: Callable[[], bool] = lambda: False,
+    update: Callable[[int], object] = lambda _: None,
 ) -> Score:
     """Score ``model`` on the whole of ``text``, whose first token follows an ``<eos>``.
 
     precision: makes the context that the model runs in (autocast or none).
     stop: whether to give up, asked at every window; then Stopped is raised.
+    update: is told how many tokens each window had.
     """
     nats = 0.0
     for window in predict(model, text, eos_id, precision=precision):
         nats += window.nats.double().sum().item()
+        update(len(window.targets))
         if stop():
             raise Stopped
     return Score(nats, text.tokens, text.words)

@@ -46,7 +46,8 @@ class Recipe:
     reset_state: probability that a stream's carried state is set to zeros before a step.
     optimizer: one of :data:`OPTIMIZERS`.
     momentum: of "sgd".  beta1, beta2, epsilon: of the adaptive ones ("rmsprop" has no beta1).
-    weight_decay: λ; the gradient of λ/2·‖w‖² is added, with "adamw" λ·lr·w subtracted.
+    weight_decay: λ; the gradient of λ/2·‖w‖² is added, with "adamw" λ·lr·w subtracted, w the
+        weights: of a symmetric form the entries of its matrices.
     warmup: steps in which the rate grows to its value, from zero on.
     patience: epochs without a better validation after which the run ends; None for never.
     averaging: epochs without a better validation after which the mean of the weights after each

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 
 from lm.model import CELLS
+from lm.optimizers import make_optimizer
 from lm.options import MARKS, make_parser, resolve
 from lm.saved import build_model, check_machine
 from lm.train import open_training_corpus
@@ -232,7 +233,9 @@ class Resolver:
 def _count(config: Config, vocab_size: int) -> dict[str, int]:
     """The parameters of the model that is trained, and of the one that is deployed."""
     with torch.device("meta"):
-        count = count_parameters(build_model(config, vocab_size))
+        model = build_model(config, vocab_size)
+        make_optimizer(model, config)  # which may refuse a number
+        count = count_parameters(model)
         training = count.training
         if config["soft_symmetry"]:  # which is saved as the upper triangles of all gates
             gates = CELLS[config["cell"]].GATES

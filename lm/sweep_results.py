@@ -63,9 +63,10 @@ def standing_of(folder: Path, epochs: int) -> Standing:
     best = min(validations, key=lambda line: float(line["valid/loss"]), default=None)
     progress = _progress(folder / "last.safetensors")
     tested = Score(**progress["tested"]) if progress.get("tested") else None
+    ended = progress.get("ended", False)  # by --patience, before its last epoch
     standing = Standing(
         begun=True,
-        finished=tested is not None and progress["epoch"] > epochs,
+        finished=tested is not None and (ended or progress["epoch"] > epochs),
         epochs=len(validations),
         step=max(last.get("step", 0), progress.get("step", 0)),
         seconds=progress.get("seconds", 0.0),

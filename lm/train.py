@@ -24,6 +24,7 @@ from symrnn.files import UserError, run_program
 from symrnn.training import World, autocast, seed_everything
 from symrnn.training.command_line import print_table
 from symrnn.training.loop import Run
+from symrnn.training.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,13 +136,16 @@ def _train_perplexity(run: Run) -> float:
 
 
 def _measure(run: Run, model: LanguageModel, corpus: Corpus, split: str) -> Score:
-    return measure(
-        model,
-        corpus.split(split),
-        corpus.codec.eos_id,
-        precision=autocast(run.config["precision"], run.device),
-        stop=run.terminated,
-    )
+    text = corpus.split(split)
+    with progress_bar(text.tokens, 0, f"{split} text", "tok") as bar:
+        return measure(
+            model,
+            text,
+            corpus.codec.eos_id,
+            precision=autocast(run.config["precision"], run.device),
+            stop=run.terminated,
+            update=bar.update,
+        )
 
 
 def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:

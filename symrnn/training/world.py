@@ -327,11 +327,13 @@ class World:
     def parallel(self, model: nn.Module) -> nn.Module:
         """``model``, to be called in training: its gradients are the mean over all processes.
 
-        All start with the parameters of the first. Buffers are not sent at each step; for those of
-        batch norms see :mod:`symrnn.vision.batch_norm`.
+        All start with the parameters and buffers of the first. Buffers are not sent at each step;
+        for those of batch norms see :mod:`symrnn.vision.batch_norm`.
         """
         if self.size == 1:
             return model
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)  # older releases would leave them as they are
         on_gpu = next(model.parameters()).is_cuda
         known = inspect.signature(DistributedDataParallel).parameters
         # The name it has in newer releases, where the former one warns.

@@ -477,7 +477,7 @@ REFUSED = {
     "--recipe awd --cell gru --forget-bias 1": "--forget-bias is for --cell lstm, got: --cell gru",
     "--recipe awd --symm-ih ifgo": "symm_ih='ifgo' wants square input weights, but the layers go "
     "from 400 to 1150 to 1150 to 400",
-    "--recipe awd --adaptive-softmax 5": "tied wants a decoder that is one matrix",
+    "--recipe awd --adaptive-softmax 5": "got: --tied (of --recipe awd); leave out one of them",
     "--recipe awd --symm none --backend folded": 'backend="folded" wants hidden weights of all ',
 }
 

@@ -253,7 +253,7 @@ def test_output_that_the_terminal_cannot_hold_is_escaped(
             "--adaptive-softmax: should be an integer of at least 1, got: '0'",
         ),
         ("--adaptive-softmax 5 9", "of 2 cutoffs wants a hidden size of at least 16, got: 8"),
-        ("--adaptive-softmax 5 --tied", "tied wants a decoder that is one matrix, not an adaptive"),
+        ("--adaptive-softmax 5 --tied", "could be the embedding too, got: --tied; leave out one"),
         ("--keep -1", "--keep: should be an integer of at least 0, got: '-1'"),
         ("--min-count 0", "--min-count: should be an integer of at least 1, got: '0'"),
         ("--tokenizer sentencepiece --vocab-size 500", "vocab_size must be at most"),

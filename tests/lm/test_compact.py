@@ -21,6 +21,7 @@ from lm.optimizers import make_optimizer
 from lm.options import make_parser, resolve
 from lm.recipes import lr_at
 from lm.saved import build_model, load_saved
+from lm.sweep_results import standing_of
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError
 from symrnn.training import Tracker, World
@@ -137,6 +138,21 @@ def test_the_first_adaptive_step_moves_every_entry_as_in_a_plain_layer(
     assert ((moved[..., None] - allowed).abs().min(-1).values < 1e-3).all()
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop", "adamw"])
+@pytest.mark.parametrize("symm", ["none", "avg", "avg4", "block4", "chunk2"])
+def test_a_symmetric_matrix_decays_as_a_plain_one(name: str, symm: str) -> None:
+    """By lr · decay of itself; what it loses to the decay, a gradient of that size gives back."""
+    model = LanguageModel(5, 8, 8, 1, symm=symm).double()
+    arguments = f"--optimizer {name} --lr 0.01 --beta1 0 --weight-decay 0.3"
+    optimizer = make_optimizer(model, config_of(*arguments.split()))
+    before = model.rnn.weight_hh_l0.detach().clone()
+    given_back = 0.0 if name == "adamw" else 0.3  # its decay is no part of the gradient
+    (-given_back / 2 * model.rnn.weight_hh_l0.square().sum()).backward()
+    optimizer.step()
+    wanted = before * (1 - 0.01 * 0.3) if name == "adamw" else before
+    torch.testing.assert_close(model.rnn.weight_hh_l0.detach(), wanted, rtol=1e-7, atol=1e-9)
+
+
 def test_optimizers_are_torchs_with_the_numbers_given() -> None:
     model = LanguageModel(5, 4, 4)
     arguments = "--lr 0.5 --momentum 0.9 --beta1 0.1 --beta2 0.2 --epsilon 0.3 --weight-decay 0.4"
@@ -151,7 +167,8 @@ def test_optimizers_are_torchs_with_the_numbers_given() -> None:
         made = make_optimizer(model, config_of("--optimizer", name, *arguments.split()))
         assert type(made) is kind
         for group in made.param_groups:
-            assert group["weight_decay"] == 0.4
+            decay = group["weight_decay"] * (group["lr_scale"] if name == "adamw" else 1.0)
+            assert decay == pytest.approx(0.4)
             assert {key: group[key] for key in numbers} == numbers
     with pytest.raises(UserError, match="--optimizer adam: Invalid beta parameter"):
         make_optimizer(model, config_of("--optimizer", "adam", "--beta2", "1"))
@@ -292,6 +309,10 @@ def test_a_run_without_patience_left_is_finished(
     assert output.count("\nepoch ") == 2
     assert lm.train.main(["--resume", str(run)]) == 0
     assert "it is finished: 2 epochs" in capfd.readouterr().out
+    standing = standing_of(run, epochs=9)  # as a sweep sees it
+    assert standing.finished
+    assert standing.test is not None
+    assert standing.epochs == 2
 
 
 # ---- what is refused ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 import torch
 import worlds
 from resumed import assert_same_run, lines_of
-from worlds import ended, failing, impatient, interrupted, program, python
+from worlds import ended, failing, impatient, interrupted, program, python, with_own_buffers
 
 import lm.train
 from symrnn.training import RunFolder, load_checkpoint
@@ -74,6 +74,15 @@ def assert_nearly_same_run(one: Path, many: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_all_start_with_the_buffers_of_the_first(
+    forks: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    """As with the ranks of an adaptive softmax, which --init-from reads in the first process."""
+    processes = worlds.together(forks, tmp_path, with_own_buffers)
+    assert ended(processes) == [0, 0]
+    assert str([[1.0] * 3] * 2) in said(tmp_path, 0)
 
 
 # ---- four processes ------------------------------------------------------------------------------

@@ -259,6 +259,7 @@ def test_two_folders_have_two_names(tmp_path: Path, common: list[str], corpus: P
         ("-- --dry-run", "--dry-run is not for the single runs"),
         ("--epochs 3", "unrecognized arguments: --epochs 3; those of lm.train stand after a --"),
         ("-- --data nowhere", "nowhere"),
+        ("--vary optimizer sgd adam -- --beta1 1", "--optimizer adam: Invalid beta"),
         ("-- --device tpu", "device: 'tpu': there is no device of that name"),
         ("-- --backend fused --precision fp64 --device cuda:7", "device: 'cuda:7'"),
         ("--table", "holds no sweep (there is no sweep.json)"),

@@ -306,6 +306,26 @@ def test_the_plateau_divides_when_validation_is_no_better(
     assert kept["valid_perplexity"] == pytest.approx(math.exp(best))
 
 
+def test_a_log_says_how_far_a_validation_is(
+    train: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A large model takes minutes for it on a CPU. Here there is a line for every window."""
+    monkeypatch.setattr("symrnn.training.progress.FIRST", 0.0)
+    monkeypatch.setattr("symrnn.training.progress.EVERY", 0.0)
+    monkeypatch.setattr("lm.perplexity.STEPS", 20)
+    train("--epochs", 1, "--out", tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    corpus = open_corpus(load_saved(tmp_path / "run", torch.device("cpu")).config["data"])
+    for split in ("valid", "test"):
+        said = [line for line in lines if line.startswith(f"{split} text ")]
+        tokens = corpus.split(split).tokens
+        shares = [f"{done / tokens:.0%}" for done in range(20, tokens, 20)]
+        assert [line.split()[2] for line in said] == shares
+
+
 def test_a_dry_run_writes_nothing(
     train: Callable[..., int],
     tmp_path: Path,

@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib.figure
 import torch
+from torch import nn
 
 from data import DataError
 from symrnn.files import UserError, run_program
@@ -138,6 +139,25 @@ def python(arguments: list[str], environment: dict[str, str], output: str) -> No
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+
+
+class _OfOlderRelease(world.DistributedDataParallel):
+    """Which has no other name for it, and sends no buffers at the start either."""
+
+    def __init__(self, module: nn.Module, broadcast_buffers: bool, **options: Any) -> None:
+        super().__init__(module, broadcast_buffers=broadcast_buffers, **options)
+
+
+def with_own_buffers(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """Each process begins with buffers of its own; prints what all have under DDP."""
+    begin(environment, output)
+    world.DistributedDataParallel = _OfOlderRelease
+    with world.World() as here:
+        model = nn.BatchNorm1d(3)
+        assert model.running_mean is not None
+        model.running_mean.fill_(here.rank + 1)
+        here.parallel(model)
+        print(here.gather(model.running_mean.tolist()), flush=True)
 
 
 def impatient(arguments: list[str], environment: dict[str, str], output: str) -> None:
