@@ -25,6 +25,10 @@
 // some for the other, two to one by the rows, each would have as many rows: nothing would fit that does not
 // fit so. 12 · H² weights of LSTMs: on 132 multiprocessors with 227 KiB each up to H = 1056 in 16 bits
 // and H = 752 in float, with 20 sequences.
+//
+// In the backward pass the first layer is a step behind the second. The rows of 1 are of the transposes
+// there, and both 1 and 2 are of the gradients of the second layer's gates. Those of a GRU's n differ: of 1
+// it is the gradient of the input's part, of 2 that of W_n h + b_n.
 
 #ifndef SYMRNN_ROWS_SCHEDULE_H
 #define SYMRNN_ROWS_SCHEDULE_H
@@ -78,9 +82,12 @@ struct RowSchedule {
     }
 
     // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state, as each matrix is
-    // multiplied by it, or in the backward pass a vector of gradients for each gate. Units beyond the last
-    // are zeros.
-    constexpr int vectors(bool backward) const { return backward ? gates : matrices; }
+    // multiplied by it, or in the backward pass of each layer a vector of gradients for each gate, and of the
+    // second layer of GRUs, which alone have three gates, one more. Units beyond the last are zeros.
+    constexpr int vectors(bool backward) const {
+        if (!backward) return matrices;
+        return layers() * gates + (layers() > 1 && gates == 3);
+    }
     constexpr int vector_elements() const { return chunks() * batch * chunk; }
     constexpr int64_t exchange_start(int parity, bool backward) const {
         return static_cast<int64_t>(parity) * vectors(backward) * chunks() * batch * chunk;
@@ -193,8 +200,8 @@ constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes,
                           int batch, int weight_bytes, bool backward, Distribution &found) {
     if (kernel == SYMRNN_KERNEL_WAVEFRONT) {
         found.kernel = kernel;
-        return !backward && find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes,
-                                         false, found.rows, WAVEFRONT_MATRICES);
+        return find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
+                            found.rows, WAVEFRONT_MATRICES);
     }
     if (kernel != SYMRNN_KERNEL_PACKED &&
         find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,

@@ -342,9 +342,11 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE int first_row_of(int tile) const {
-        if (MATRICES == 1) return tile * 16;
-        const int of_matrix = s_.tiles(false), matrix = tile / of_matrix;
-        return matrix * s_.gates * s_.own + (tile - matrix * of_matrix) * 16;
+        int row = tile * 16;
+#pragma unroll
+        for (int matrix = 1; matrix < MATRICES; ++matrix)
+            if (tile * 16 >= sums_of(matrix)) row += s_.gates * s_.own - sums_of(1);
+        return row;
     }
 
     // Leaves the warps' sums in shared memory, those of two warps added.
@@ -384,7 +386,7 @@ class RowWorker {
     }
 
     // The first row of a matrix, among the rows of all sums.
-    SYMRNN_DEVICE int sums_of(int matrix) const { return matrix * s_.tiles(false) * 16; }
+    SYMRNN_DEVICE int sums_of(int matrix) const { return matrix * s_.tiles(job_.backward) * 16; }
 
     // The sum of one row and sequence, always in the same order.
     SYMRNN_DEVICE float sum(int row, int column) const {
