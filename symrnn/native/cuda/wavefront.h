@@ -24,9 +24,9 @@
 //
 // Where there is a mask between the layers, or one of the first layer's state, the h of the first layer is
 // written twice, as each matrix is multiplied by it. Without, once, and the tiles of both matrices are
-// multiplied by the same loads of it. So they are in the backward pass, but for a GRU's, where the last
-// two matrices are multiplied by all gradients but one each: of n_input, r, z, n_hidden the input weights
-// by the first three, the hidden weights by the last three.
+// multiplied by the same loads of it. In the backward pass the last two matrices are multiplied as one; those
+// of a GRU by all gradients of the second layer's gates but one each: of n_input, r, z, n_hidden the input
+// weights by the first three, the hidden weights by the last three.
 
 #ifndef SYMRNN_CUDA_WAVEFRONT_H
 #define SYMRNN_CUDA_WAVEFRONT_H
@@ -67,8 +67,13 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
 
     // gate: of all matrices, in the order of rows_schedule.h.
     SYMRNN_DEVICE Entries entries(int gate, int unit, int first) const {
-        const int matrix = gate / s_.gates;
+        int matrix = gate / s_.gates;
         gate -= matrix * s_.gates;
+        if (matrix > 0 && this->paired()) {
+            gate += (matrix - 1) * s_.gates;
+            matrix = 1 + gate % 2;
+            gate /= 2;
+        }
         if (matrix == 1) {
             // In the order in which the gradients are exchanged.
             if (job_.backward && is_gru()) gate = gate == 0 ? 2 : gate - 1;
@@ -83,7 +88,7 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
 
     // The first of two matrices that are multiplied by the same; -1 if there are none.
     SYMRNN_DEVICE int pair() const {
-        if (job_.backward) return is_gru() ? -1 : 1;
+        if (job_.backward) return this->paired() ? 1 : -1;
         return h_once() ? 0 : -1;
     }
 
@@ -103,8 +108,9 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
 #pragma unroll 1
         for (int matrix = 0; matrix < WAVEFRONT_MATRICES;) {
             const int next = matrix + (matrix == both ? 2 : 1);
+            const int last = next < WAVEFRONT_MATRICES ? next * tiles : s_.all_tiles(BACKWARD);
             this->template multiply_tiles<BACKWARD>(
-                {matrix * tiles, next * tiles}, operand + first_vector(matrix) * s_.vector_elements(), of);
+                {matrix * tiles, last}, operand + first_vector(matrix) * s_.vector_elements(), of);
             matrix = next;
         }
         sync_block();
