@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -225,6 +226,15 @@ def test_every_batch(emulator: ctypes.CDLL, batch: int) -> None:
         check(Two(mode, 40, batch, 2, dtype, tf32, with_between=k % 2 == 1, gpu=gpu), emulator)
 
 
+@pytest.mark.parametrize("processors", [1, 2, 5])
+def test_a_block_of_many_rows_multiplies_them_in_several_groups(
+    emulator: ctypes.CDLL, processors: int
+) -> None:
+    """Of each layer 35, 18 or 8 units; backward, of LSTMs, of two matrices twice as many rows."""
+    for mode, (dtype, tf32) in product((Mode.LSTM, Mode.GRU), (EXACT, ROUNDING[1])):
+        check(Two(mode, 35, 9, 2, dtype, tf32, gpu=Gpu(processors, 232_448)), emulator)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("absent", ["with_state", "with_bias", "with_output"])
 @pytest.mark.parametrize("mode", Mode)
@@ -273,7 +283,7 @@ def test_the_same_bits_in_whatever_order_and_memory(
 ) -> None:
     """In two passes; with one vector of the first layer's h, and in some with two."""
     between = tf32 or mode == Mode.GRU
-    case = Two(mode, 40, 33, 3, dtype, tf32, with_between=between)
+    case = Two(mode, 40, 25, 2, dtype, tf32, with_between=between)
     wanted = case.both(emulator)
     for order in ORDERS:
         other = replace(case, order=order, left_behind=(255, 0, 0x4F)[order % 3])
