@@ -14,7 +14,8 @@ from lm.model import LanguageModel, State
 from lm.optimizers import make_optimizer
 from lm.perplexity import Score
 from symrnn import soft_symmetry_penalty
-from symrnn.training import World, autocast, rng_state, seed_step, set_rng_state
+from symrnn.rnn.dropout import part_of_batch
+from symrnn.training import World, autocast, seed_step
 from symrnn.training.loop import Learner, Progress
 from symrnn.training.state import check_like
 
@@ -40,7 +41,9 @@ class LanguageProgress(Progress):
 class LanguageLearner(Learner):
     """A language model, its optimizer, and the hidden state of this process's streams.
 
-    The whole batch's gradient is the mean of those of the processes, which have equal parts.
+    The whole batch's gradient is the mean of those of the processes, and of the parts that each
+    takes one after the other: all are equal, and drop what the whole batch would. What is random in
+    a step depends on the seed and the step alone.
     """
 
     model: LanguageModel
@@ -66,16 +69,16 @@ class LanguageLearner(Learner):
         inputs, targets int64 (T, B), of this process's streams.
         """
         config, world = self.config, self.world
-        if world.size > 1:  # dropout elsewhere than in the other processes
-            seed_step(config["seed"], self.progress.step, world.rank)
         self.optimizer.zero_grad(set_to_none=True)
         count = config["accumulate"]
-        hidden = self._carried(inputs.size(1))
+        hidden = self._carried()
         states = [None] * count if hidden is None else _streams(hidden, count)
         value = 0.0
         after: list[list[Tensor]] = []
-        for part in zip(inputs.chunk(count, 1), targets.chunk(count, 1), states, strict=True):
-            with self.precision():
+        parts = zip(inputs.chunk(count, 1), targets.chunk(count, 1), states, strict=True)
+        for part, streams in zip(parts, self._parts_of_batch(), strict=True):
+            seed_step(config["seed"], self.progress.step, _MASKS)
+            with self.precision(), part_of_batch(config["batch_size"], streams):
                 losses, penalty, state = self.forward(*part)
             loss = losses.mean() / count
             value += loss.item()  # without penalties: of the perplexity
@@ -96,13 +99,21 @@ class LanguageLearner(Learner):
             self.average.update_parameters(self.model)
         return value, norm
 
-    def _carried(self, batch: int) -> State | None:
-        """The state that so many streams go on from: of some of them, by chance, zeros."""
+    def _carried(self) -> State | None:
+        """The state that the streams go on from: of some of them, by chance, zeros."""
         chance = self.config["reset_state"]
         if self.hidden is None or not chance:
             return self.hidden
-        kept = torch.rand(batch, 1, device=self.device) >= chance
+        seed_step(self.config["seed"], self.progress.step, _RESETS)
+        whole = torch.rand(self.config["batch_size"], 1, device=self.device)
+        kept = whole[self.world.part_of(len(whole))] >= chance
         return tuple(part * kept for part in self.hidden)
+
+    def _parts_of_batch(self) -> list[slice]:
+        """The streams of the whole batch that this process takes at once, one after the other."""
+        own = self.world.part_of(self.config["batch_size"])
+        each = (own.stop - own.start) // self.config["accumulate"]
+        return [slice(first, first + each) for first in range(own.start, own.stop, each)]
 
     def judge(self, is_best: bool) -> bool:
         """After a validation: what the recipe does after a while without a better one.
@@ -149,7 +160,7 @@ class LanguageLearner(Learner):
         if self.average is not None:
             numbers = [p.detach().cpu() for p in self.average.module.parameters()]
             average = {"count": int(self.average.n_averaged), "parameters": numbers}
-        return {**super().state(), "hidden": hidden, "average": average, "rng": rng_state()}
+        return {**super().state(), "hidden": hidden, "average": average}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
@@ -171,7 +182,6 @@ class LanguageLearner(Learner):
                     check_like(value, p.detach().cpu(), f"average/parameters/{k}")
                     p.copy_(value)
             self.average.n_averaged.fill_(average["count"])
-        set_rng_state(state["rng"])
 
     def _check_hidden(self, hidden: Any) -> None:
         """Raise ValueError unless that is the state of the model's layers for the whole batch."""
@@ -186,6 +196,9 @@ class LanguageLearner(Learner):
         ):
             each = ", ".join(map(str, dict.fromkeys(shapes)))
             raise ValueError(f"hidden is not {len(shapes)} tensors of shape {each}")
+
+
+_RESETS, _MASKS = 0, 1  # what is drawn in a step
 
 
 def _streams(state: State, count: int) -> list[State]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from data import Codec
 from lm.adaptive import AdaptiveDecoder
-from lm.stack import FixedDropout, RecurrentStack, State, run_layers, states_of
+from lm.stack import Dropout, FixedDropout, RecurrentStack, State, run_layers, states_of
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
 from symrnn.card import Card
 from symrnn.hub import HubMixin
@@ -96,7 +96,7 @@ class LanguageModel(HubMixin, nn.Module):
         self.encoder = nn.Embedding(vocab_size, embedding_size)
         self.embedding_dropout = embedding_dropout
         self.fixed_masks = fixed_masks
-        drop = FixedDropout if fixed_masks else nn.Dropout
+        drop = FixedDropout if fixed_masks else Dropout
         self.input_drop = drop(dropout if input_dropout is None else input_dropout)
         self.output_drop = drop(dropout if output_dropout is None else output_dropout)
         kind = CELLS[cell]

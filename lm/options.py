@@ -25,6 +25,7 @@ from lm.recipes import (
 )
 from lm.saved import PRECISIONS, WEIGHTS
 from symrnn.files import UserError
+from symrnn.programs import run_parser
 from symrnn.rnn import list_backends
 from symrnn.rnn.gates import check_gates
 from symrnn.training.command_line import (
@@ -275,19 +276,8 @@ def add_model_options(add: Callable[..., Any]) -> None:
 
 def model_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """The options of a program that runs a trained model: which, and what it runs on."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser(program, description, epilog)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        metavar="CHECKPOINT",
-        help="a checkpoint file, or a run's folder for its best (the newest run in ./runs)",
-    )
     add_machine_options(add)
     add_model_options(add)
     add(

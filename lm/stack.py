@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from symrnn.rnn.dropout import dropout
 from symrnn.rnn.modes import MODES
 
 State = tuple[Tensor, ...]
@@ -20,7 +21,19 @@ State = tuple[Tensor, ...]
 module, then that of the next, and so on."""
 
 
-class FixedDropout(nn.Dropout):
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` for the streams of a batch (:func:`symrnn.rnn.dropout.part_of_batch`).
+
+    (..., B, F) -> (..., B, F).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return F.dropout(input, self.p, self.training)
+        return dropout(input, self.p, self.training)
+
+
+class FixedDropout(Dropout):
     """Dropout by one mask for all time steps of a call, drawn anew at each (variational dropout).
 
     Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent Neural
@@ -28,7 +41,7 @@ class FixedDropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return input * F.dropout(torch.ones_like(input[:1]), self.p, self.training)
+        return input * super().forward(torch.ones_like(input[:1]))
 
 
 class RecurrentStack(nn.Module):

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from symrnn import native, runtime
 from symrnn.files import UserError, describe_os_error, replacing, to_json
 from symrnn.native.building import NotBuiltError, compiler
+from symrnn.programs import run_parser
 from symrnn.rnn.torch_state import free_time
 
 KINDS = {
@@ -425,19 +426,8 @@ def _quietly() -> Iterator[None]:
 
 def export_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """The options of a program that exports a trained model."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser(program, description, epilog)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        metavar="RUN",
-        help="a run's folder for its best model, or a file (the newest run in ./runs)",
-    )
     add(
         "--to",
         choices=list(KINDS),

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from symrnn import __version__
 from symrnn.card import Card
 from symrnn.files import UserError, describe_os_error, replacing, to_json
+from symrnn.programs import run_parser
 from symrnn.storage import Packed, open_packed
 
 MODEL, CONFIG, README = "model.safetensors", "config.json", "README.md"
@@ -288,19 +289,8 @@ def _first_line(error: Exception) -> str:
 
 def hub_parser(program: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """The options of a program that makes a folder of a trained model."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser(program, description, epilog)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        nargs="?",
-        metavar="RUN",
-        help="a run's folder for its best model, or a file (the newest run in ./runs)",
-    )
     add("--out", type=Path, metavar="FOLDER", help="a new folder (hub, in RUN's)")
     add("--license", metavar="NAME", help="the model's, as the hub names it, such as mit (none)")
     add(

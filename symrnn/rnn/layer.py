@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from symrnn.rnn import dispatch, torchscript
 from symrnn.rnn.call import LayerCall
+from symrnn.rnn.dropout import sees_part
 from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import inference
 from symrnn.rnn.fused.cache import Cache
@@ -138,6 +139,8 @@ class RecurrentLayer(LayerCall, GatedModule):
         backend = dispatch.resolve(self.backend, self._traits, tensors, steps, state[0].size(1))
         weights, attributes = self.layer_weights(), self._attributes()
         check_devices(weights)
+        if batch_sizes is not None and attributes.dropout > 0 and sees_part():
+            raise ValueError("part_of_batch: a PackedSequence cannot be one, with dropout")
         drops = self.training and (self.state_dropout > 0 or self.weight_dropout > 0)
         if drops:
             weights = [

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from symrnn.rnn.dropout import dropout
 from symrnn.rnn.weights import LayerWeights
 
 
@@ -73,7 +73,7 @@ def over_layers(
     for depth in range(attributes.num_layers):
         if depth > 0 and attributes.dropout > 0:
             # One mask for the whole layer, in the order in which PyTorch's CPU layers draw it.
-            x = F.dropout(x, attributes.dropout, attributes.training)
+            x = dropout(x, attributes.dropout, attributes.training)
         if attributes.bidirectional:
             x = torch.cat([layer(2 * depth, x), layer(2 * depth + 1, x)], -1)
         else:

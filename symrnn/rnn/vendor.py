@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from symrnn.rnn import reference, torch_state
+from symrnn.rnn.dropout import dropout, sees_part
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import Attributes, Backend, State
 from symrnn.rnn.weights import GateMatrix, LayerWeights
@@ -42,6 +43,8 @@ def run(
     """A :data:`symrnn.rnn.stack.Run`."""
     if weights[0].state_mask is not None:  # for which these operators have no argument
         return reference.BACKEND.run(input, batch_sizes, state, weights, attributes)
+    if attributes.dropout > 0 and attributes.num_layers > 1 and sees_part():
+        return _layer_by_layer(input, batch_sizes, state, weights, attributes)
     if torch.compiler.is_exporting():
         return _call(input, batch_sizes, state, weights, attributes)
     if torch.compiler.is_compiling():
@@ -52,6 +55,25 @@ def run(
 
 
 BACKEND = Backend(run, cell)
+
+
+def _layer_by_layer(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    state: State,
+    weights: list[LayerWeights],
+    attributes: Attributes,
+) -> tuple[Tensor, State]:
+    """The same with our dropout between the layers, in place of the operator's."""
+    single = attributes._replace(num_layers=1, dropout=0.0)
+    directions = 2 if attributes.bidirectional else 1
+    last: list[State] = []
+    for depth in range(attributes.num_layers):
+        own = slice(depth * directions, (depth + 1) * directions)
+        x = dropout(input, attributes.dropout, attributes.training) if depth else input
+        input, ended = run(x, batch_sizes, [part[own] for part in state], weights[own], single)
+        last.append(ended)
+    return input, [torch.cat(parts) for parts in zip(*last, strict=True)]
 
 
 def _call(

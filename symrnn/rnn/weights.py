@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from symrnn.rnn.dropout import dropout
 from symrnn.rnn.gates import GateLayout
 from symrnn.symmetry import Symmetry
 
@@ -102,7 +103,7 @@ class LayerWeights:
     def dropped(self, h: Tensor, state_dropout: float, weight_dropout: float) -> LayerWeights:
         """As one call in training has them: hidden weights dropped, and a mask for h (B, P)."""
         hh = self.hh.dropped(weight_dropout) if weight_dropout else self.hh
-        mask = F.dropout(torch.ones_like(h), state_dropout) if state_dropout else None
+        mask = dropout(torch.ones_like(h), state_dropout) if state_dropout else None
         return replace(self, hh=hh, state_mask=mask)
 
     def masked(self, h: Tensor) -> Tensor:

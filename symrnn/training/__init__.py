@@ -25,7 +25,7 @@ from symrnn.training.process import (
     set_threads,
 )
 from symrnn.training.run_folder import RunFolder
-from symrnn.training.state import pack_state, rng_state, set_rng_state, unpack_state
+from symrnn.training.state import pack_state, unpack_state
 from symrnn.training.tracker import Tracker
 from symrnn.training.world import World
 
@@ -47,11 +47,9 @@ __all__ = [
     "peak_memory",
     "resolve_device",
     "restore_model",
-    "rng_state",
     "save_checkpoint",
     "seed_everything",
     "seed_step",
-    "set_rng_state",
     "set_threads",
     "unpack_state",
 ]

@@ -36,12 +36,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds torch's generators for one step of one process: dropout then needs no state of its own.
+def seed_step(seed: int, step: int, draw: int) -> None:
+    """Seeds torch's generators for a draw of one step: dropout then needs no state of its own.
 
-    The numbers have nothing to do with those of another seed, step or rank (all of 0 or more).
+    draw: which of the step's: the rank of a process that has its own, for example.
+
+    The numbers have nothing to do with those of another seed, step or draw (all of 0 or more).
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, draw)).generate_state(1)[0]))
 
 
 def set_threads(threads: int | None) -> None:

@@ -1,9 +1,7 @@
-"""Exact resume: nested state into tensors and JSON and back, and the random generators' state."""
+"""Exact resume: nested state into tensors and JSON and back."""
 
 from __future__ import annotations
 
-import random
-import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -136,74 +134,4 @@ def check_like(value: Any, like: Any, place: str) -> None:
         raise ValueError(
             f"{place} should be {like.dtype} of shape {tuple(like.shape)}, got: {value.dtype} of "
             f"shape {tuple(value.shape)}"
-        )
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of the global random generators: torch on the CPU and on every CUDA device in
-    use, numpy, and Python's `random`. `pack_state` takes it.
-
-    CUDA generators are included once CUDA was used in this process; before, nothing was drawn
-    from them. A `torch.Generator` or numpy `Generator` of your own is not included: keep its
-    `get_state()` or `bit_generator.state` beside this.
-    """
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": devices,
-        "numpy": {
-            "name": name,
-            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached_gaussian": float(cached),
-        },
-        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Sets the generators to what `rng_state` returned, so that they draw the same numbers.
-
-    If this machine has fewer CUDA devices than were in use when it was taken, those that
-    exist are set and a RuntimeWarning says that the run will not repeat exactly.
-
-    Raises ValueError if `state` is not one of `rng_state`.
-    """
-    try:
-        numpy, python, devices = state["numpy"], state["python"], state["cuda"]
-        like = rng_state()
-        check_like(state["torch"], like["torch"], "torch")
-        check_like(numpy, like["numpy"], "numpy")
-        check_like({**python, "gauss": None}, {**like["python"], "gauss": None}, "python")
-        if python["gauss"] is not None:
-            check_like(python["gauss"], 0.0, "python/gauss")
-        if not isinstance(devices, list) or not all(isinstance(d, Tensor) for d in devices):
-            raise TypeError("cuda should be a list of tensors")
-        if not 0 <= numpy["position"] <= len(numpy["keys"]):  # numpy would read beyond the end
-            raise ValueError(f"numpy/position is {numpy['position']}")
-        random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-        np.random.set_state(
-            (
-                numpy["name"],
-                numpy["keys"].numpy().astype(np.uint32),
-                numpy["position"],
-                numpy["has_gauss"],
-                numpy["cached_gaussian"],
-            )
-        )
-        torch.set_rng_state(state["torch"])
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"state: not a state of rng_state ({error!r})") from error
-    available = torch.cuda.device_count() if devices else 0
-    for index, generator in enumerate(devices[:available]):
-        torch.cuda.set_rng_state(generator, index)
-    if available < len(devices):
-        warnings.warn(
-            f"the random state was taken with {len(devices)} CUDA devices, {available} are "
-            "available: the run goes on, but not exactly as it would have",
-            RuntimeWarning,
-            stacklevel=2,
         )

@@ -592,9 +592,6 @@ def test_any_change_of_a_checkpoint(half: Path, capsys: pytest.CaptureFixture[st
         ("progress/tested", {"dict": []}, "tested should have "),
         ("hidden", {"list": []}, "packed: {'list': []} was not made by pack_state"),
         ("hidden", [], "hidden is not 2 tensors of shape (2, 4, 8)"),
-        ("rng", 5, "state: not a state of rng_state "),
-        ("rng/numpy/position", 10**6, "numpy/position is 1000000"),
-        ("rng/python/gauss", "x", "python/gauss should be of type float, got: 'x'"),
         ("optimizer", [], "optimizer should be of type dict, got: []"),
         ("optimizer/param_groups", [], "zip() argument 2 is longer than argument 1"),
         ("optimizer/param_groups", [5], "optimizer/param_groups/0 should be of type dict, got: 5"),
@@ -618,7 +615,7 @@ def test_wrong_types_in_a_checkpoint(
     assert message in said
 
 
-@pytest.mark.parametrize("name", ["model/decoder.weight", "state/hidden/0", "state/rng/torch"])
+@pytest.mark.parametrize("name", ["model/decoder.weight", "state/hidden/0"])
 def test_a_tensor_of_another_type_in_a_checkpoint(refused: Refused, half: Path, name: str) -> None:
     file = half / "last.safetensors"
     kept = load_checkpoint(file)
@@ -792,7 +789,7 @@ def test_a_model_that_gives_no_probabilities(refused: Refused, run_copy: Path) -
     assert "the largest logit is nan" in refused("generate", best)
 
 
-@pytest.mark.parametrize("room", [1000, 20_000, 60_000])
+@pytest.mark.parametrize("room", [1000, 20_000, 40_000])
 def test_a_full_disk_spares_the_last_checkpoint(
     refused: Refused, train: Callable[..., int], small_disk: Path, room: int
 ) -> None:

@@ -169,9 +169,21 @@ def test_warmup_and_cosine() -> None:
 # ---- a step ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("soft", [[], ["--symm", "none", "--soft-symmetry", "0.1"]])
-def test_gradients_added_up_are_those_of_the_whole_batch(soft: list[str]) -> None:
-    whole, parts = learner_of(*soft), learner_of(*soft, "--accumulate", "2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--symm none --soft-symmetry 0.1",
+        "--dropout 0.5 --input-dropout 0.3 --output-dropout 0.2",
+        "--dropout 0.5 --symm none --layers 2",
+        "--dropout 0.5 --fixed-masks --embedding-dropout 0.3 --layers 2",
+        "--state-dropout 0.4 --weight-dropout 0.3 --reset-state 0.3",
+    ],
+)
+def test_gradients_added_up_are_those_of_the_whole_batch(options: str) -> None:
+    """With whatever falls in it."""
+    given = options.split()
+    whole, parts = learner_of(*given), learner_of(*given, "--accumulate", "2")
     for seed in range(3):
         values = [learner.step(*batch_of(seed)) for learner in (whole, parts)]
         assert values[0] == pytest.approx(values[1], rel=1e-5)
@@ -185,15 +197,16 @@ def test_gradients_added_up_are_those_of_the_whole_batch(soft: list[str]) -> Non
 
 def test_a_state_begins_anew_by_chance() -> None:
     learner = learner_of("--reset-state", "0.25")
+    learner.config["batch_size"] = 4000
     learner.hidden = tuple(torch.ones(1, 4000, 6) for _ in "hc")
-    h, c = learner._carried(4000) or ()
+    h, c = learner._carried() or ()
     assert torch.equal(h, c)
     assert {*h.unique().tolist()} == {0.0, 1.0}
     assert torch.equal(h.amin(-1), h.amax(-1))  # a stream as a whole
     # 4,000 streams: a standard deviation of 0.0068 of the share.
     assert abs(h.mean().item() - 0.75) < 0.03
     learner.config["reset_state"] = 0.0
-    assert learner._carried(4000) is learner.hidden
+    assert learner._carried() is learner.hidden
 
 
 # ---- over epochs -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from symrnn import SymGRU, SymLSTM, SymRNN, native, symmetrize
 from symrnn.rnn import dispatch
+from symrnn.rnn.dropout import dropout, part_of_batch, sees_part
 
 LAYERS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "LSTM": SymLSTM,
@@ -320,3 +321,65 @@ def test_a_graph_has_the_masks_of_the_call() -> None:
     expected = layer(x)[0]
     torch.manual_seed(4)
     torch.testing.assert_close(torch.compile(layer, backend="eager")(x)[0], expected)
+
+
+# ---- a part of a batch -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"symm": "none"}, {"bidirectional": True}], ids=str)
+def test_parts_of_a_batch_drop_what_the_whole_does(backend: str, options: dict[str, Any]) -> None:
+    """Between the layers, in the state, of the weights; the parts need not be equal."""
+    skip_without_kernels(backend)
+    torch.manual_seed(1)
+    layer = SymLSTM(6, 20, 3, dropout=P, backend=backend, dtype=torch.float64, **options)
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    for layer.state_dropout, layer.weight_dropout in [(0.0, 0.0), (P, 0.2)]:
+        torch.manual_seed(2)
+        whole, state = layer(x)
+        for part in (slice(0, 2), slice(2, 5), slice(4, 5)):
+            torch.manual_seed(2)
+            with part_of_batch(5, part):
+                output, ended = layer(x[:, part])
+            torch.testing.assert_close(output, whole[:, part])
+            torch.testing.assert_close(ended, tuple(s[:, part] for s in state))
+
+
+def test_a_part_that_is_the_whole_batch_is_nothing_special() -> None:
+    with part_of_batch(5, slice(0, 5)):
+        assert not sees_part()
+    with part_of_batch(5, slice(0, 4)):
+        assert sees_part()
+        with part_of_batch(4, slice(None)):
+            assert not sees_part()
+        assert sees_part()
+    assert not sees_part()
+
+
+def test_a_graph_serves_all_parts_of_a_size() -> None:
+    graphs = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: dropout(x, P), backend=count, fullgraph=True)
+    for first in range(0, 24, 2):
+        found = []
+        for call in (compiled, lambda x: dropout(x, P)):
+            torch.manual_seed(first)
+            with part_of_batch(24, slice(first, first + 2)):
+                found.append(call(torch.ones(3, 2, 4)))
+        assert torch.equal(*found)
+    assert len(graphs) == 1
+
+
+def test_what_cannot_be_a_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"slice\(5, 9, None\) has none of a batch of 5"):
+        part_of_batch(5, slice(5, 9)).__enter__()
+    with part_of_batch(5, slice(1, 4)):
+        with pytest.raises(ValueError, match=r"rows of 3 sequences, got: \(4, 6\)"):
+            dropout(torch.ones(4, 6), P)
+        lstm = SymLSTM(6, 20, 2, dropout=P)
+        with pytest.raises(ValueError, match="part_of_batch: a PackedSequence cannot be one"):
+            lstm(pack_padded_sequence(torch.ones(4, 3, 6), [4, 2, 1]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from torch import nn
 from symrnn.training import (
     RunFolder,
     World,
-    rng_state,
     save_checkpoint,
     seed_everything,
-    set_rng_state,
+    seed_step,
     set_threads,
 )
 from symrnn.training.command_line import RUN_DEFAULTS, add_run_options
@@ -29,7 +27,7 @@ BATCHES = 5
 
 
 class Toy(Learner):
-    """Data order from `random`, noise and dropout from torch, momentum, a schedule."""
+    """Rows, noise and dropout at random, momentum, a schedule."""
 
     def __init__(self, steps: int) -> None:
         seed_everything(1)
@@ -42,7 +40,8 @@ class Toy(Learner):
         self.examples = torch.randn(40, 6)
 
     def step(self) -> float:
-        rows = self.examples[random.sample(range(40), 8)]
+        seed_step(1, self.progress.step, 0)
+        rows = self.examples[torch.randperm(40)[:8]]
         loss = (self.model(rows + 0.1 * torch.randn_like(rows)) - rows[:, :1]).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -52,12 +51,11 @@ class Toy(Learner):
         return loss.item()
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "scheduler": self.scheduler.state_dict(), "rng": rng_state()}
+        return {**super().state(), "scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self.scheduler.load_state_dict(state["scheduler"])
-        set_rng_state(state["rng"])
 
 
 def configured(run: Run, *arguments: object, **defaults: object) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Nested state and random generators come back exactly."""
+"""Nested state comes back exactly."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter, OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,7 @@ import torch
 from symrnn.training import (
     load_checkpoint,
     pack_state,
-    rng_state,
     save_checkpoint,
-    seed_everything,
-    set_rng_state,
     unpack_state,
 )
 from symrnn.training.state import check_like
@@ -130,27 +126,6 @@ def test_optimizers_and_schedulers_go_on_exactly(tmp_path: Path, name: str) -> N
     assert repr(straight[2].state_dict()) == repr(resumed[2].state_dict())
 
 
-def draw() -> list[Any]:
-    return [
-        torch.rand(3).tolist(),
-        torch.randn(17).tolist(),
-        np.random.rand(2).tolist(),
-        np.random.randn(1).tolist(),  # odd: numpy keeps the second number of a pair
-        random.random(),
-        random.gauss(0, 1),
-    ]
-
-
-def test_generators_draw_the_same_numbers_again(tmp_path: Path) -> None:
-    seed_everything(4)
-    draw()
-    state = through_a_file(rng_state(), tmp_path)
-    first = draw()
-    draw()
-    set_rng_state(state)
-    assert draw() == first
-
-
 def test_own_generators_can_be_packed(tmp_path: Path) -> None:
     generator, array_generator = torch.Generator().manual_seed(3), np.random.default_rng(3)
     own = {"t": generator.get_state(), "n": array_generator.bit_generator.state}
@@ -159,19 +134,6 @@ def test_own_generators_can_be_packed(tmp_path: Path) -> None:
     generator.set_state(back["t"])
     array_generator.bit_generator.state = back["n"]
     assert (torch.rand(2, generator=generator).tolist(), array_generator.random()) == first
-
-
-def test_a_state_of_more_gpus_than_there_are_warns() -> None:
-    state = rng_state()
-    state["cuda"] = [state["torch"]] * (torch.cuda.device_count() + 1)
-    if not torch.cuda.is_available():
-        with pytest.warns(RuntimeWarning, match="not exactly"):
-            set_rng_state(state)
-
-
-def test_a_foreign_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a state of rng_state"):
-        set_rng_state({"torch": torch.get_rng_state()})
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import symrnn.rnn.fused.autograd  # noqa: F401  (the operators and their gradients)
 from symrnn import native
 from symrnn.rnn import torch_state, vendor
+from symrnn.rnn.dropout import dropout
 from symrnn.rnn.fused import cuda
 from symrnn.rnn.fused.cpu import ENOUGH_ROWS, multiplies_bfloat16
 from symrnn.rnn.fused.packing import library, source_of
@@ -171,7 +171,7 @@ def _run_wavefront(
     masks = [w.state_mask for w in weights if w.state_mask is not None]
     # Drawn as for the loop over layers.
     drops = attributes.training and attributes.dropout > 0
-    between = F.dropout(x.new_ones(x.size(0), h0.size(2)), attributes.dropout) if drops else None
+    between = dropout(x.new_ones(x.size(0), h0.size(2)), attributes.dropout) if drops else None
     output, hn, cn, *_ = torch.ops.symrnn.two_layers(
         x, *lower, *upper, h0, c0, torch.stack(masks).to(dtype) if masks else None, between,
         attributes.mode, form, symmetric,
