@@ -289,7 +289,7 @@ class RowWorker {
         };
 
         const Words *const first_chunk = shard_ + chunks_.first * chunk_of_rows, *chunk = first_chunk;
-        const int of_gate = rows_of_gate(tile);
+        const int gate_rows = rows_of_gate(tile);
         int gate = 0, multiplied_of_gate = 0;
         set_rows(rows, 0, tile);
         const auto multiply_chunk = [&](const typename Product::B(&states)[STEPS][N]) {
@@ -307,7 +307,7 @@ class RowWorker {
             if (BACKWARD && ++multiplied_of_gate == length) {
                 multiplied_of_gate = 0;
                 chunk = first_chunk;
-                set_rows(rows, ++gate * of_gate, tile);
+                set_rows(rows, ++gate * gate_rows, tile);
             }
         };
 

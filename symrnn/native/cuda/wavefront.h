@@ -185,9 +185,9 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
     SYMRNN_DEVICE void backward(int ticks, int pass) {
         this->each_cell(
             pass, ticks, [&](Span of) { multiply<true>(this->exchange((ticks + 1) % 2), of); },
-            [&](const Cell &c) { return read_back(c, ticks + c.layer - 1); },
-            [&](const Cell &c, const BackInput &in) {
-                return step_back(c, in, ticks + c.layer - 1, this->exchange(ticks % 2));
+            [&](const Cell &c) { return read_gradients(c, ticks + c.layer - 1); },
+            [&](const Cell &c, const GradientInput &in) {
+                return step_gradients(c, in, ticks + c.layer - 1, this->exchange(ticks % 2));
             },
             [&](const Cell &c, const BackwardResult &result) {
                 const int done = ticks + c.layer - 1;
@@ -199,22 +199,22 @@ class WavefrontWorker : RowWorker<Policy, N, WAVEFRONT_MATRICES> {
     // The initial state's among them. done: the steps of this layer that are behind.
     SYMRNN_DEVICE bool has_step(int done) const { return done >= 0 && done <= job_.steps; }
 
-    struct BackInput {
+    struct GradientInput {
         BackwardInput cell;
         float between;
     };
 
-    SYMRNN_DEVICE BackInput read_back(const Cell &c, int done) const {
+    SYMRNN_DEVICE GradientInput read_gradients(const Cell &c, int done) const {
         if (!has_step(done)) return {};
         const int n = job_.steps - 1 - done;
-        BackInput in = {read_backward(both_.layer[c.layer], c, n, done), 1.0f};
+        GradientInput in = {read_backward(both_.layer[c.layer], c, n, done), 1.0f};
         if (c.layer == 0 && n >= 0)
             in.between = or_one(both_.between, row_of(job_, n) * s_.units + c.at);
         return in;
     }
 
-    SYMRNN_DEVICE BackwardResult step_back(const Cell &c, const BackInput &in, int done,
-                                           Stored *next) const {
+    SYMRNN_DEVICE BackwardResult step_gradients(const Cell &c, const GradientInput &in, int done,
+                                                Stored *next) const {
         if (!has_step(done)) return {};
         const int n = job_.steps - 1 - done;
         float d_h = in.cell.d_h;
