@@ -15,12 +15,13 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import POINTER, c_int, c_int64, c_uint, c_void_p
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,11 +258,38 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
-    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, folder to put it in).
+def folder_for(
+    shared_folder: Path, pytestconfig: pytest.Config
+) -> Callable[..., contextlib.AbstractContextManager[Path]]:
+    """``with folder_for(name, files, command) as folder:`` where to put what is compiled so.
 
-    What is in that folder already is taken as it is.
+    It may lie there already: the folder is one for all processes of the suite, of which one at a
+    time is inside; and, where pytest has a cache, for all its runs, until the compiler, the command
+    or a file changes.
     """
+    parent = shared_folder
+    with contextlib.suppress(AttributeError, OSError):  # -p no:cacheprovider; a tree that is read
+        parent = pytestconfig.cache.mkdir("compiled")  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def folder(name: str, files: Iterable[Path], command: Sequence[str]) -> Iterator[Path]:
+        version = building.run([*building.compiler(), "--version"], "--version")
+        made = parent / f"{name}-{building.fingerprint_of(files, [*command, version])}"
+        for other in parent.glob(f"{name}-*"):
+            if other != made:
+                shutil.rmtree(other, ignore_errors=True)
+        made.mkdir(exist_ok=True)
+        with locked(made / "lock"):
+            yield made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compile_emulator(
+    folder_for: Callable[..., contextlib.AbstractContextManager[Path]],
+) -> Callable[..., ctypes.CDLL]:
+    """Compiles tests/native/emulate.cpp: (folder of the kernels' sources, a name, definitions)."""
     if not native.available():
         pytest.skip(native.why_not())
     try:
@@ -270,14 +298,17 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
         pytest.skip(f"needs a C++ compiler: {error}")
     here = Path(__file__).parent / "native"
 
-    def compiled(cuda: Path, to: Path) -> ctypes.CDLL:
-        path = to / "emulate.so"
+    def compiled(cuda: Path, name: str, *defined: str) -> ctypes.CDLL:
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-        sources = [f"-I{cuda}", f"-I{here}", str(here / "emulate.cpp")]
-        with locked(to / "lock"):
+        command = [*compiler, *flags, *(f"-D{one}" for one in defined)]
+        headers = [path for one in (cuda.parent, cuda, here) for path in sorted(one.glob("*.h"))]
+        source = here / "emulate.cpp"
+        with folder_for(name, [*headers, source], command) as folder:
+            path = folder / "emulate.so"
             if not path.exists():
                 made = path.with_suffix(f".{os.getpid()}")
-                subprocess.run([*compiler, *flags, *sources, "-o", str(made)], check=True)
+                included = [f"-I{cuda}", f"-I{here}"]
+                subprocess.run([*command, *included, str(source), "-o", str(made)], check=True)
                 made.rename(path)
         library = ctypes.CDLL(str(path))
         layer = [POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int]
@@ -293,13 +324,9 @@ def compile_emulator() -> Callable[[Path, Path], ctypes.CDLL]:
 
 
 @pytest.fixture(scope="session")
-def emulator(
-    compile_emulator: Callable[[Path, Path], ctypes.CDLL], shared_folder: Path
-) -> ctypes.CDLL:
+def emulator(compile_emulator: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
     """The kernels for GPUs compiled for this machine's CPU."""
-    folder = shared_folder / "emulator"
-    folder.mkdir(exist_ok=True)
-    return compile_emulator(building.FOLDER / "cuda", folder)
+    return compile_emulator(building.FOLDER / "cuda", "emulator")
 
 
 @pytest.fixture(scope="session")

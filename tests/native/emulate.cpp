@@ -21,7 +21,23 @@ using namespace symrnn;
 namespace {
 
 constexpr size_t GUARD = 4096;  // bytes behind a block's shared memory, which must stay untouched
-constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102, RACE = 103;
+constexpr int DEADLOCK = 100, OVERRUN = 101, MISALIGNED = 102, RACE = 103, NOT_COMPILED = 104;
+
+// What is compiled: all kernels, or, for tests that need no more, in a fraction of the time: those of
+// layer.h in exact arithmetic with -DONLY_EXACT, and those for 8 N columns at most with -DMOST_EIGHTS=N.
+#ifdef ONLY_EXACT
+template <typename Kernel>
+constexpr bool COMPILED = false;
+template <int N>
+constexpr bool COMPILED<Worker<Exact, N>> = true;
+#else
+template <typename Kernel>
+constexpr bool COMPILED = true;
+#endif
+#ifdef MOST_EIGHTS
+template <template <typename, int> class Kernel, typename Policy, int N>
+constexpr bool COMPILED<Kernel<Policy, N>> = N <= MOST_EIGHTS;
+#endif
 
 // The arrays of a workspace, whose accesses happens_before.h follows: where each begins, and the end.
 using Parts = std::vector<std::pair<const char *, int64_t>>;
@@ -97,7 +113,7 @@ constexpr int element_bytes(const Job<T> &) {
 
 Stopped stopped;  // why the last launch was
 
-// Runs a kernel's worker, `Worker(job, shared)`, in each block.
+// Runs a kernel's worker, `Worker(job, shared)`, in each block, if it is compiled.
 template <typename Worker, typename Job>
 int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
     // NaN in any of the types.
@@ -113,8 +129,9 @@ int launch(const Job &job, int threads, int64_t shared_bytes, unsigned order) {
     EmulatedGpu gpu;
     stopped = {};
     const bool ended = gpu.launch(job.schedule.blocks(), threads, order, [&](int block) {
-        Worker(job, shared[block].get()).run();
+        if constexpr (COMPILED<Worker>) Worker(job, shared[block].get()).run();
     });
+    if (!COMPILED<Worker>) return NOT_COMPILED;
     if (*happens_before::races()) return RACE;
     if (!ended) return DEADLOCK;
     if (gpu.misaligned) return MISALIGNED;

@@ -1,10 +1,11 @@
 // Calls every function of symrnn.h over odd sizes and compares with plain loops in double: a program
 // by itself, so that sanitizers and valgrind see nothing but the kernels. See scripts/check_native.
 //
-//     exercise [--small] [--if-any] NAME ...    with the kernels of these names
+//     exercise [--small] [--serial] [--if-any] NAME ...    with the kernels of these names
 //
-// --small is for tools that slow it down many times, as valgrind; --if-any skips kernels that do not run
-// here. Exits with 1 if anything was wrong.
+// --small is for tools that slow it down many times; --serial for those that let one thread run at a time,
+// as valgrind does: layers have their thread teams all the same, but there is one caller on a machine at
+// rest. --if-any skips kernels that do not run here. Exits with 1 if anything was wrong.
 
 #include <math.h>
 #include <signal.h>
@@ -1285,15 +1286,16 @@ void try_kernels(bool small) {
 }  // namespace
 
 int main(int count, char **words) {
-    bool small = false, if_any = false;
+    bool small = false, serial = false, if_any = false;
     std::vector<std::string> names;
     for (int i = 1; i < count; ++i) {
         if (!strcmp(words[i], "--small")) small = true;
+        else if (!strcmp(words[i], "--serial")) serial = true;
         else if (!strcmp(words[i], "--if-any")) if_any = true;
         else names.push_back(words[i]);
     }
     if (names.empty()) {
-        fprintf(stderr, "usage: exercise [--small] [--if-any] avx512|avx2|portable ...\n");
+        fprintf(stderr, "usage: exercise [--small] [--serial] [--if-any] avx512|avx2|portable ...\n");
         return 2;
     }
     bool first = true;
@@ -1307,7 +1309,7 @@ int main(int count, char **words) {
         EXPECT(SYMRNN_OK, status);
         if (status) continue;
         if (name != symrnn_cpu()) fail("%s are in use", symrnn_cpu());
-        if (first) try_threads();
+        if (first && !serial) try_threads();
         first = false;
         try_kernels(small);
         printf("exercise: %s: %s\n", name.c_str(), failures.load() ? "WRONG" : "right");

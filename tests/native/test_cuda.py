@@ -841,7 +841,7 @@ FAULTS: dict[str, tuple[str, str]] = {
 class Faulty:
     """The emulator with all these faults, of which one at a time, or none, is on."""
 
-    def __init__(self, compiled: Callable[[Path, Path], ctypes.CDLL], folder: Path) -> None:
+    def __init__(self, compiled: Callable[..., ctypes.CDLL], folder: Path) -> None:
         source = (building.FOLDER / "cuda" / "layer.h").read_text()
         for number, (old, new) in enumerate(FAULTS.values(), 1):
             assert source.count(old) == 1, old
@@ -853,7 +853,7 @@ class Faulty:
         copied = folder / "native"
         shutil.copytree(building.FOLDER, copied, ignore=shutil.ignore_patterns("*.so", "*.py"))
         (copied / "cuda" / "layer.h").write_text(source)
-        self.library = compiled(copied / "cuda", folder)
+        self.library = compiled(copied / "cuda", "faulty", "ONLY_EXACT")
         self.fault = c_int.in_dll(self.library, "fault")
         self.cases = telling_cases()
         self.wanted = [self.outcome(case, 0) for case in self.cases]
@@ -869,7 +869,7 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def faulty(
-    compile_emulator: Callable[[Path, Path], ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+    compile_emulator: Callable[..., ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
 ) -> Faulty:
     return Faulty(compile_emulator, tmp_path_factory.mktemp("faulty"))
 
