@@ -317,6 +317,7 @@ def compile_emulator(
         library.emulate_backward.argtypes = [*layer, *[c_void_p] * 12, *gpu]
         two = [POINTER(Layer), c_int, c_int64, c_int64]
         library.emulate_forward_wavefront.argtypes = [*two, *[c_void_p] * 9, *gpu]
+        library.emulate_backward_wavefront.argtypes = [*two, *[c_void_p] * 14, *gpu]
         return library
 
     return compiled

@@ -349,12 +349,33 @@ def test_the_floor_by_rows_is_what_one_counts_by_hand(laid_out: Any) -> None:
     assert exact.product == pytest.approx(2 * 32 * 650 * 24 / 128 / 1755)
 
 
+def test_the_floor_of_two_layers_is_what_one_counts_by_hand(laid_out: Any) -> None:
+    """As above; 6 units a block are 24 rows of each of three matrices, two tiles."""
+    floor = laid_out(kernel=native.Kernel.WAVEFRONT, blocks=109, units=6, columns=24)
+    read = 109 * 21 * 64 * 20 / 4e12 * 1e6  # a vector, by all blocks
+    found = floor.floor("bf16", 650, 20)
+    assert (found.kernel, found.exchanges) == (native.Kernel.WAVEFRONT, 1.0)
+    assert found.bytes == pytest.approx(2 * read)  # the first layer's once for two matrices
+    rows, sums = 6 * 16 * 21 * 64, 6 * 16 * 16 * 24 * 4
+    assert found.product == pytest.approx((rows + sums) / 128 / 1755)
+    # Backward of each gate of both layers, and of each gate 6 rows and 12: a tile each.
+    back = floor.floor("bf16", 650, 20, backward=True)
+    assert back.bytes == pytest.approx(8 * read)
+    assert back.product == pytest.approx((4 * rows + sums) / 3 / 128 / 1755)
+    # No two matrices of GRUs are multiplied by the same gradients.
+    gru = floor.floor("bf16", 650, 20, backward=True, mode="GRU")
+    assert gru.bytes == pytest.approx(3 * 3 * read)
+    assert gru.product == pytest.approx((3 * rows + sums) / 2 / 128 / 1755)
+
+
 @needs_kernels
 def test_the_layout_is_that_of_the_kernels(module: Any) -> None:
     floor = module("gpu/floor")
     rows = floor.floor("bf16", 1500, 20)
     assert rows.kernel == native.Kernel.ROWS
     assert set(rows.terms()) == {"exchanges", "bytes", "product", "total"}
+    two = floor.floor("bf16", 650, 20, kernel=native.Kernel.WAVEFRONT, backward=True)
+    assert two.kernel == native.Kernel.WAVEFRONT
     packed = floor.floor("bf16", 1500, 20, kernel=native.Kernel.PACKED)
     assert (packed.kernel, packed.blocks) == (native.Kernel.PACKED, 128)
     with pytest.raises(ValueError, match="H=2048 B=20 tf32 does not fit"):

@@ -25,6 +25,11 @@
 // some for the other, two to one by the rows, each would have as many rows: nothing would fit that does not
 // fit so. 12 · H² weights of LSTMs: on 132 multiprocessors with 227 KiB each up to H = 1056 in 16 bits
 // and H = 752 in float, with 20 sequences.
+//
+// In the backward pass the first layer is a step behind the second. The rows of 1 are of the transposes
+// there, and both 1 and 2 are of the gradients of the second layer's gates. So their rows are neighbours,
+// gate by gate, and multiplied as those of one matrix, 2 · U of a gate. But not of a GRU, whose gradients of
+// n differ: of 1 it is that of the input's part, of 2 that of W_n h + b_n.
 
 #ifndef SYMRNN_ROWS_SCHEDULE_H
 #define SYMRNN_ROWS_SCHEDULE_H
@@ -76,11 +81,21 @@ struct RowSchedule {
     constexpr int tiles(bool backward) const {
         return ((backward ? own : gates * own) + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
     }
+    // Whether the matrices 1 and 2 are multiplied as one. GRUs alone have three gates.
+    constexpr bool paired(bool backward) const { return backward && matrices > 1 && gates != 3; }
+    // Of all matrices, each of which, or of which both, begin with a tile.
+    constexpr int all_tiles(bool backward) const {
+        if (!paired(backward)) return matrices * tiles(backward);
+        return tiles(true) + (2 * own + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
+    }
 
     // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state, as each matrix is
-    // multiplied by it, or in the backward pass a vector of gradients for each gate. Units beyond the last
-    // are zeros.
-    constexpr int vectors(bool backward) const { return backward ? gates : matrices; }
+    // multiplied by it, or in the backward pass of each layer a vector of gradients for each gate, and of the
+    // second of two GRUs one more. Units beyond the last are zeros.
+    constexpr int vectors(bool backward) const {
+        if (!backward) return matrices;
+        return layers() * gates + (layers() > 1 && gates == 3);
+    }
     constexpr int vector_elements() const { return chunks() * batch * chunk; }
     constexpr int64_t exchange_start(int parity, bool backward) const {
         return static_cast<int64_t>(parity) * vectors(backward) * chunks() * batch * chunk;
@@ -128,7 +143,7 @@ constexpr int64_t shard_bytes(const RowSchedule &s) {
 }
 constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward) {
     return shard_bytes(s) +
-           static_cast<int64_t>(PARTIAL_SUMS) * s.matrices * s.tiles(backward) * SIDE * columns * 4;
+           static_cast<int64_t>(PARTIAL_SUMS) * s.all_tiles(backward) * SIDE * columns * 4;
 }
 
 // The workspace: the flags, one for each block and one for all, then what each layer carries from step to
@@ -193,8 +208,8 @@ constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes,
                           int batch, int weight_bytes, bool backward, Distribution &found) {
     if (kernel == SYMRNN_KERNEL_WAVEFRONT) {
         found.kernel = kernel;
-        return !backward && find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes,
-                                         false, found.rows, WAVEFRONT_MATRICES);
+        return find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
+                            found.rows, WAVEFRONT_MATRICES);
     }
     if (kernel != SYMRNN_KERNEL_PACKED &&
         find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,

@@ -48,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 8
+#define SYMRNN_INTERFACE 9
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -252,7 +252,7 @@ enum {
     SYMRNN_KERNEL_ROWS = 1,    /* a thread block has whole rows of the full matrices */
     SYMRNN_KERNEL_PACKED = 2,  /* a thread block has squares of the packed ones: half the memory */
     SYMRNN_KERNEL_WAVEFRONT = 3  /* two layers of H units in one launch, by rows: of
-                                  * symrnn_cuda_forward_wavefront, and of no backward pass */
+                                  * symrnn_cuda_forward_wavefront and its backward pass */
 };
 
 /* How the hidden weights of a layer are distributed over a GPU's multiprocessors. */

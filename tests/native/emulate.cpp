@@ -217,8 +217,23 @@ int emulate_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t step
                               const void *w_ih, const void *between, void *gates, float *saved_cells,
                               const void *h0, const void *c0, void *output, void *hn, void *cn,
                               void *workspace, int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
-    const WavefrontCall call{layers, tf32, steps, batch, w_ih, between, workspace, bytes, &stopped};
+    const WavefrontCall call{layers, tf32,    steps,     batch, false,
+                             w_ih,   between, workspace, bytes, &stopped};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, *gpu, order);
+}
+
+int emulate_backward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                               const void *w_ih, const void *between, const void *gates,
+                               const float *saved_cells, const void *h0, const void *c0,
+                               const void *output, const void *d_output, const void *d_hn,
+                               const void *d_cn, void *d_gates, void *d_hidden, void *d_h0, void *d_c0,
+                               void *workspace, int64_t bytes, const symrnn_gpu *gpu, unsigned order) {
+    const WavefrontCall call{layers, tf32,    steps,     batch, true,
+                             w_ih,   between, workspace, bytes, &stopped};
+    return start(call,
+                 BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                                d_hidden, d_h0, d_c0},
+                 *gpu, order);
 }
 
 const Stopped *emulate_stopped() { return &stopped; }

@@ -102,7 +102,7 @@ int symrnn_cuda_gpu(int device, symrnn_gpu *gpu) {
 """
 REST = "".join(
     f'extern "C" __attribute__((visibility("default"))) int symrnn_cuda_{name}() {{ return 0; }}\n'
-    for name in ("pack", "forward", "forward_wavefront", "backward")
+    for name in ("pack", "forward", "forward_wavefront", "backward", "backward_wavefront")
 )
 
 

@@ -27,6 +27,10 @@ gates, H units, B sequences, K of them multiplied at once, numbers of s bytes, o
                 operand once when it is written and once for every group of strips of a warp
     floor       exchanges + bytes + product
 
+Two layers in one launch (wavefront) are as by rows with three matrices of a gate, and their step is
+one of both. Forward the tiles of two matrices are multiplied by the same states. Backward, but for
+a GRU, those two are as one with twice the rows.
+
 The exchange is what another's kernel leaves for it: cuDNN's persistent LSTM takes 1.96 µs for a
 whole step (H = 768, B = 16, fp16, H100; 5.07 forward and backward; read from the FlashRNN project's
 chart), of which the same count takes 0.8 for L2 and 0.2 for the weights. The rest is assumed from
@@ -142,7 +146,7 @@ def floor(
 ) -> Floor:
     """Of one step. ValueError as of :func:`layout`."""
     fit = layout(gpu, mode, kind, side, batch, backward, kernel)
-    of = by_rows if fit.kernel == Kernel.ROWS else packed
+    of = packed if fit.kernel == Kernel.PACKED else by_rows
     return of(fit, kind, side, batch, backward, GATES[mode])
 
 
@@ -150,15 +154,20 @@ def by_rows(fit: Fit, kind: str, side: int, batch: int, backward: bool, gates: i
     """One exchange; each block reads all states and its own rows."""
     chunks = -(-side * KINDS[kind].dtype.itemsize // CHUNK)
     vectors = gates if backward else 1
-    tiles = -(-(fit.units if backward else gates * fit.units) // TILE)
+    of_matrix = fit.units if backward else gates * fit.units  # rows that are multiplied at once
+    together = [-(-of_matrix // TILE)]  # tiles that are multiplied by the same states
+    if fit.kernel == Kernel.WAVEFRONT:
+        pair = -(-2 * of_matrix // TILE) if backward else 2 * together[0]
+        together += together * 2 if backward and gates == 3 else [pair]
+    tiles = sum(together)
     at_once = 2 if backward else ROW_TILES.get(kind, 4)
     passes = -(-batch // fit.columns)
-    states = -(-tiles // at_once) * vectors * chunks * CHUNK * batch
+    states = sum(-(-one // at_once) for one in together) * vectors * chunks * CHUNK * batch
     rows = vectors * tiles * TILE * chunks * CHUNK
     sums = 16 * tiles * TILE * fit.columns * 4
     products = vectors * tiles * TILE * side * fit.columns
     return Floor(
-        kernel=Kernel.ROWS,
+        kernel=Kernel(fit.kernel),
         blocks=fit.blocks,
         exchanges=EXCHANGE,
         bytes=fit.blocks * states / L2 * 1e6,
@@ -246,7 +255,8 @@ def main() -> None:
     rows = []
     sizes = [(side, 20, kind) for side, kind in product((650, 1500), ("tf32", "bf16"))]
     for side, batch, kind in [*sizes, (768, 16, "fp16")]:
-        for kernel, backward in product((Kernel.ROWS, Kernel.PACKED), (False, True)):
+        kernels = (Kernel.ROWS, Kernel.PACKED, *([Kernel.WAVEFRONT] if side < 1500 else []))
+        for kernel, backward in product(kernels, (False, True)):
             how = "backward" if backward else "forward"
             name = f"{side}, {batch}, {kind}, {kernel.name.lower()}, {how}"
             try:

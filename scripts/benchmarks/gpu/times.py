@@ -185,7 +185,7 @@ def why_not_fused(
     if gpu is None:
         return cuda.why_not(device.index or 0)
     try:
-        for backward in (False, True) if kernel != Kernel.WAVEFRONT else (False,):
+        for backward in (False, True):
             layout(gpu, mode, kind, side, batch, backward, kernel)
     except ValueError as error:
         return str(error)

@@ -166,7 +166,8 @@ int symrnn_cuda_forward_wavefront(const symrnn_layer *layers, int tf32, int64_t 
                                   float *saved_cells, const void *h0, const void *c0, void *output,
                                   void *hn, void *cn, void *workspace, int64_t bytes, int device,
                                   void *stream) {
-    const WavefrontCall call{layers, tf32, steps, batch, w_ih, between, workspace, bytes, stopped};
+    const WavefrontCall call{layers, tf32,    steps,     batch, false,
+                             w_ih,   between, workspace, bytes, stopped};
     return start(call, ForwardArrays{gates, saved_cells, h0, c0, output, hn, cn}, device, stream);
 }
 
@@ -177,6 +178,21 @@ int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
                          void *stream) {
     const Call call{layer, kernel, tf32, steps, batch, reverse != 0, true, workspace, bytes, stopped};
+    return start(call,
+                 BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
+                                d_hidden, d_h0, d_c0},
+                 device, stream);
+}
+
+int symrnn_cuda_backward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                                   const void *w_ih, const void *between, const void *gates,
+                                   const float *saved_cells, const void *h0, const void *c0,
+                                   const void *output, const void *d_output, const void *d_hn,
+                                   const void *d_cn, void *d_gates, void *d_hidden, void *d_h0,
+                                   void *d_c0, void *workspace, int64_t bytes, int device,
+                                   void *stream) {
+    const WavefrontCall call{layers, tf32,    steps,     batch, true,
+                             w_ih,   between, workspace, bytes, stopped};
     return start(call,
                  BackwardArrays{gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates,
                                 d_hidden, d_h0, d_c0},

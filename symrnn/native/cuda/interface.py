@@ -12,6 +12,8 @@ from symrnn.native.interface import Functions, Gpu, Layer
 
 # layer, kernel, tf32, steps, batch, reverse
 _RUN = (POINTER(Layer), c_int, c_int, c_int64, c_int64, c_int)
+# layers, tf32, steps, batch, w_ih, between
+_RUN_TWO = (POINTER(Layer), c_int, c_int64, c_int64, c_void_p, c_void_p)
 _PLACE = (c_void_p, c_int64, c_int, c_void_p)  # workspace, bytes, device, stream
 
 # Each function's result, and its arguments.
@@ -30,15 +32,8 @@ FUNCTIONS: Functions = {
     ),
     # gates, saved_cells, h0, c0, output, hn, cn
     "symrnn_cuda_forward": (c_int, [*_RUN, *[c_void_p] * 7, *_PLACE]),
-    "symrnn_cuda_forward_wavefront": (
-        c_int,
-        [
-            *(POINTER(Layer), c_int, c_int64, c_int64),  # layers, tf32, steps, batch
-            *(c_void_p, c_void_p),  # w_ih, between
-            *([c_void_p] * 7),  # as above
-            *_PLACE,
-        ],
-    ),
+    "symrnn_cuda_forward_wavefront": (c_int, [*_RUN_TWO, *[c_void_p] * 7, *_PLACE]),
     # gates, saved_cells, h0, c0, output, d_output, d_hn, d_cn, d_gates, d_hidden, d_h0, d_c0
     "symrnn_cuda_backward": (c_int, [*_RUN, *[c_void_p] * 12, *_PLACE]),
+    "symrnn_cuda_backward_wavefront": (c_int, [*_RUN_TWO, *[c_void_p] * 12, *_PLACE]),
 }

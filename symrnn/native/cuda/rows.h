@@ -244,7 +244,7 @@ class RowWorker {
         sync_block();
     }
 
-    // Of these tiles, counted through all matrices, each of which begins with a tile.
+    // Of these tiles, counted through all matrices.
     template <bool BACKWARD>
     SYMRNN_DEVICE void multiply_tiles(Span tiles, const Stored *operand, Span of) {
         constexpr int MOST = BACKWARD ? BACKWARD_TILES : FORWARD_TILES;
@@ -289,6 +289,7 @@ class RowWorker {
         };
 
         const Words *const first_chunk = shard_ + chunks_.first * chunk_of_rows, *chunk = first_chunk;
+        const int gate_rows = rows_of_gate(tile);
         int gate = 0, multiplied_of_gate = 0;
         set_rows(rows, 0, tile);
         const auto multiply_chunk = [&](const typename Product::B(&states)[STEPS][N]) {
@@ -306,7 +307,7 @@ class RowWorker {
             if (BACKWARD && ++multiplied_of_gate == length) {
                 multiplied_of_gate = 0;
                 chunk = first_chunk;
-                set_rows(rows, ++gate * s_.own, tile);
+                set_rows(rows, ++gate * gate_rows, tile);
             }
         };
 
@@ -342,10 +343,21 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE int first_row_of(int tile) const {
-        if (MATRICES == 1) return tile * 16;
-        const int of_matrix = s_.tiles(false), matrix = tile / of_matrix;
-        return matrix * s_.gates * s_.own + (tile - matrix * of_matrix) * 16;
+        const int of_matrix = s_.tiles(job_.backward);
+        int row = tile * 16;
+#pragma unroll
+        for (int matrix = 1; matrix < MATRICES; ++matrix)
+            if (tile >= matrix * of_matrix && (matrix == 1 || !paired()))
+                row += s_.gates * s_.own - of_matrix * 16;
+        return row;
     }
+
+    // In the backward pass: of this tile's matrix, or matrices.
+    SYMRNN_DEVICE int rows_of_gate(int tile) const {
+        return paired() && tile >= s_.tiles(true) ? 2 * s_.own : s_.own;
+    }
+
+    SYMRNN_DEVICE bool paired() const { return MATRICES > 1 && s_.paired(job_.backward); }
 
     // Leaves the warps' sums in shared memory, those of two warps added.
     template <int R>
@@ -380,11 +392,14 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE int sums_of_warps() const {
-        return MATRICES * s_.tiles(job_.backward) * N * WARP * 4;
+        return (MATRICES > 1 ? s_.all_tiles(job_.backward) : s_.tiles(job_.backward)) * N * WARP * 4;
     }
 
     // The first row of a matrix, among the rows of all sums.
-    SYMRNN_DEVICE int sums_of(int matrix) const { return matrix * s_.tiles(false) * 16; }
+    SYMRNN_DEVICE int sums_of(int matrix) const {
+        const int of_matrix = s_.tiles(job_.backward) * 16;
+        return matrix == 2 && paired() ? of_matrix + s_.own : matrix * of_matrix;
+    }
 
     // The sum of one row and sequence, always in the same order.
     SYMRNN_DEVICE float sum(int row, int column) const {

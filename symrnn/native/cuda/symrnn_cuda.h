@@ -65,7 +65,7 @@ int symrnn_cuda_forward(const symrnn_layer *layer, int kernel, int tf32, int64_t
 
 /* The forward pass of two layers of one kind and size, the second a step behind the first, in one launch
  * by rows: SYMRNN_FIT where the three matrices of each gate do not fit (`symrnn_fit_gpu` with
- * SYMRNN_KERNEL_WAVEFRONT). The backward pass is that of each layer by itself.
+ * SYMRNN_KERNEL_WAVEFRONT).
  *
  * layers: (2), as above, each with its state_mask or null; the second's `bias` (G·H), of its input, or
  *     null.
@@ -86,6 +86,20 @@ int symrnn_cuda_backward(const symrnn_layer *layer, int kernel, int tf32, int64_
                          const void *d_hn, const void *d_cn, void *d_gates, void *d_hidden,
                          void *d_h0, void *d_c0, void *workspace, int64_t bytes, int device,
                          void *stream);
+
+/* The backward pass of two layers in one launch, the first a step behind the second; SYMRNN_FIT likewise.
+ * Either pass may be that of each layer by itself: what they leave for one another is the same.
+ *
+ * layers, w_ih, between: as above; the biases are not read.
+ * The arrays are those of symrnn_cuda_backward, of the first layer and then of the second: (2, …).
+ * d_output: the gradients of both outputs, of the first but for what comes through the second layer. */
+int symrnn_cuda_backward_wavefront(const symrnn_layer *layers, int tf32, int64_t steps, int64_t batch,
+                                   const void *w_ih, const void *between, const void *gates,
+                                   const float *saved_cells, const void *h0, const void *c0,
+                                   const void *output, const void *d_output, const void *d_hn,
+                                   const void *d_cn, void *d_gates, void *d_hidden, void *d_h0,
+                                   void *d_c0, void *workspace, int64_t bytes, int device,
+                                   void *stream);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

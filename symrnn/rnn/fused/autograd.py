@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from symrnn.rnn import torch_state
 from symrnn.rnn.fused.cpu import ENOUGH_ROWS
+from symrnn.rnn.fused.cuda import wavefront_fits
 from symrnn.rnn.fused.operators import LIBRARY, hidden_plan
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.stack import steps_of, with_ended
@@ -54,9 +55,14 @@ def _layer_gradients(
     *d_results: Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of input, w_ih, bias_ih, bias_hh, hidden, h0 and c0 of a layer."""
-    if torch.is_grad_enabled() or torch_state.are_batched(d_results):
+    if _wants_composite(d_results):
         return _composite_backward(attributes, saved[1:3], wanted, inputs, hidden, *d_results)
     return _backward(attributes, wanted, inputs, saved, hidden, *d_results)
+
+
+def _wants_composite(d_results: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient of the gradient is wanted, or gradients of many losses at once."""
+    return torch.is_grad_enabled() or torch_state.are_batched(d_results)
 
 
 def _backward(
@@ -69,11 +75,31 @@ def _backward(
 ) -> tuple[Any, ...]:
     input, w_ih, _, _, h0, c0 = inputs
     packed, batch_sizes, mask, output, gates, cells = saved
-    mode = attributes[0]
     d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
         packed, output, gates, cells, h0, c0, batch_sizes, mask, *d_results, *attributes
     )
-    separate = MODES[mode].separate_bias
+    states = output, h0, batch_sizes, mask
+    of_products = _gradients_of_products(
+        attributes, wanted, input, w_ih, hidden, states, d_gates, d_hidden
+    )
+    return *of_products, d_h0, d_c0 if attributes[0] == "LSTM" else None
+
+
+def _gradients_of_products(
+    attributes: Sequence[Any],
+    wanted: Sequence[Any],
+    input: Tensor,
+    w_ih: Tensor,
+    hidden: Sequence[Tensor],
+    states: Sequence[Tensor | None],
+    d_gates: Tensor,
+    d_hidden: Tensor,
+) -> tuple[Any, ...]:
+    """Those of input, w_ih, bias_ih, bias_hh and hidden of a layer, from those of its gates.
+
+    states: output, h0, batch_sizes and state_mask.  d_gates, d_hidden: as of ``layer_backward``.
+    """
+    separate = MODES[attributes[0]].separate_bias
     if not separate:
         d_hidden = d_gates
     wants_input, wants_w_ih, wants_bias_ih, wants_bias_hh, wants_hidden = wanted[:5]
@@ -92,9 +118,9 @@ def _backward(
     if any(wants_hidden):
         d_weights = torch.ops.symrnn.hidden_gradients(
             d_hidden.to(input.dtype) if separate else d_product,
-            *(list(hidden), output, h0, batch_sizes, mask, *attributes),
+            *(list(hidden), *states, *attributes),
         )
-    return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights, d_h0, d_c0 if mode == "LSTM" else None
+    return d_input, d_w_ih, d_bias_ih, d_bias_hh, d_weights
 
 
 def _composite_backward(
@@ -188,9 +214,9 @@ def _setup_context_of_two(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 
 def _gradients_of_two(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -> tuple[Any, ...]:
-    """Layer by layer: that of the upper one's input goes on as that of the lower one's output."""
+    """In one launch where that fits; else layer by layer."""
     tensors = ctx.saved_tensors
-    input, *biases = tensors[:7]
+    input, *weights = tensors[:7]
     h0, c0, masks, between, h, gates, cells, *packed = tensors[7:16]
     hidden = tensors[16 : 16 + ctx.count], tensors[16 + ctx.count :]
     wanted = ctx.needs_input_grad
@@ -203,13 +229,13 @@ def _gradients_of_two(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -
         return _layer_gradients(
             ctx.attributes,
             (*wants, *wanted[9:11]),
-            (x, *biases[3 * k : 3 * k + 3], of(k, h0), of(k, c0)),
+            (x, *weights[3 * k : 3 * k + 3], of(k, h0), of(k, c0)),
             (packed[k], None, of(k, masks), h[k], gates[k], of(k, cells)),
             *(hidden[k], d_h, of(k, d_hn), of(k, d_cn)),
         )
 
-    with torch.autocast(input.device.type, enabled=False):
-        x = h[0] if between is None else h[0] * between
+    def layer_by_layer(x: Tensor) -> tuple[Any, ...]:
+        # That of the upper one's input goes on as that of the lower one's output.
         d_x, *d_upper, d_h0_above, d_c0_above = gradients(
             1, x, (True, *wanted[5:9]), of(1, d_output)
         )
@@ -219,7 +245,32 @@ def _gradients_of_two(ctx: Any, d_output: Any, d_hn: Any, d_cn: Any, *_: None) -
         d_input, *d_lower, d_h0, d_c0 = gradients(0, input, wanted[:5], d_h)
         d_h0 = None if d_h0 is None else torch.stack([d_h0, d_h0_above])
         d_c0 = None if d_c0 is None else torch.stack([d_c0, d_c0_above])
-    return d_input, *d_lower, *d_upper, d_h0, d_c0, None, None, None, None, None
+        return d_input, *d_lower, *d_upper, d_h0, d_c0
+
+    def together(x: Tensor) -> tuple[Any, ...]:
+        d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.two_layers_backward(
+            *(*packed, weights[3], h, gates, cells, h0, c0, masks, between),
+            *(d_output, d_hn, d_cn, *ctx.attributes[:3]),
+        )
+
+        def of_products(k: int, x: Tensor, wants: Sequence[Any]) -> tuple[Any, ...]:
+            states = h[k], h0[k], None, of(k, masks)
+            ways = d_gates[k], d_hidden if d_hidden.dim() == 1 else d_hidden[k]
+            return _gradients_of_products(
+                ctx.attributes, wants, x, weights[3 * k], hidden[k], states, *ways
+            )
+
+        d_input, *d_lower = of_products(0, input, wanted[:5])
+        _, *d_upper = of_products(1, x, (False, *wanted[5:9]))
+        return d_input, *d_lower, *d_upper, d_h0, None if c0 is None else d_c0
+
+    with torch.autocast(input.device.type, enabled=False):
+        x = h[0] if between is None else h[0] * between
+        fits = not _wants_composite((d_output, d_hn, d_cn)) and wavefront_fits(
+            ctx.attributes[0], h0.dtype, int(h0.size(2)), int(h0.size(1)), h0.device, True
+        )
+        found = together(x) if fits else layer_by_layer(x)
+    return *found, None, None, None, None, None
 
 
 torch.library.register_autograd(

@@ -157,7 +157,7 @@ def _are_wavefront(input: Tensor, state: State, attributes: Attributes, dtype: t
     if attributes.num_layers != 2 or attributes.bidirectional or input.size(0) == 0:
         return False
     _, batch, side = state[0].shape
-    return cuda.wavefront_fits(attributes.mode, dtype, side, int(batch), input.device)
+    return cuda.wavefront_fits(attributes.mode, dtype, side, int(batch), input.device, False)
 
 
 def _run_wavefront(

@@ -80,11 +80,11 @@ def _why_not_there(device: int, mode: str, dtype: torch.dtype, side: int, batch:
 
 @constant_in_graphs
 def wavefront_fits(
-    mode: str, dtype: torch.dtype, side: int, batch: int, device: torch.device
+    mode: str, dtype: torch.dtype, side: int, batch: int, device: torch.device, backward: bool
 ) -> bool:
     """Whether two such layers, each of which fits, run in one launch."""
     number = MODES[mode].native
-    return fit(device.index or 0, number, dtype, side, batch, False, two_layers=True) is not None
+    return fit(device.index or 0, number, dtype, side, batch, backward, two_layers=True) is not None
 
 
 @lru_cache(maxsize=256)
@@ -283,6 +283,26 @@ def forward_two(
     status = _library().symrnn_cuda_forward_wavefront(
         *((native.Layer * 2)(*structures), rounds_to_tf32(), steps, h0.size(1)),
         *map(address, tensors), *workspace, *place(h0),
+    )  # fmt: skip
+    cuda.check(status)
+    del memory  # as above
+
+
+def backward_two(
+    structures: tuple[native.Layer, native.Layer],
+    steps: int,
+    w_ih: Tensor,
+    between: Tensor | None,
+    given: Sequence[Tensor | None],
+    results: Sequence[Tensor],
+) -> None:
+    """``symrnn_cuda_backward_wavefront``; given and results as of :func:`backward`."""
+    h0 = given[2]
+    assert h0 is not None
+    memory, workspace = _workspace(structures[0], h0, True)
+    status = _library().symrnn_cuda_backward_wavefront(
+        *((native.Layer * 2)(*structures), rounds_to_tf32(), steps, h0.size(1)),
+        *map(address, (w_ih, between, *given, *results)), *workspace, *place(h0),
     )  # fmt: skip
     cuda.check(status)
     del memory  # as above

@@ -4,7 +4,8 @@
 - ``layer_backward``: its backward pass through time;
 - ``hidden_gradients``: the gradients of the hidden weights, from what that found;
 - ``matmul``: a product of dense matrices, of the shapes of a training step faster than PyTorch's;
-- ``two_layers``: on a GPU two layers, all their steps in one launch, with gradients.
+- ``two_layers``: on a GPU two layers, all their steps in one launch, with gradients;
+- ``two_layers_backward``: their backward pass through time, in one launch as well.
 
 One implementation serves CPUs and NVIDIA GPUs: what differs stands in :mod:`symrnn.rnn.fused.cpu`
 and :mod:`symrnn.rnn.fused.cuda`, under the same names. The operators have shape functions, and
@@ -63,6 +64,12 @@ LIBRARY.define(
     "Tensor w_ih_above, Tensor? bias_ih_above, Tensor? bias_hh_above, Tensor[] hidden_above, "
     "Tensor h0, Tensor? c0, Tensor? state_masks, Tensor? between, str mode, str form, "
     "str symmetric) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "two_layers_backward(Tensor packed, Tensor packed_above, Tensor w_ih_above, Tensor output, "
+    "Tensor gates, Tensor cells, Tensor h0, Tensor? c0, Tensor? state_masks, Tensor? between, "
+    "Tensor? d_output, Tensor? d_hn, Tensor? d_cn, str mode, str form, str symmetric) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -241,11 +248,7 @@ def _two_layers(
     (2, B, H), the activated gates (2, R, G·H) and the saved cells (2, R, H); then the packed
     weights of each.
     """
-    kernels = kernels_for(input)
-    if kernels is not cuda:
-        raise RuntimeError(f"two layers run in one launch on a GPU only, got: {input.device}")
-    if h0.dim() != 3 or len(h0) != 2:
-        raise ValueError(f"h0 should be of shape (2, B, H), got: {tuple(h0.shape)}")
+    _check_two(input, h0)
     rows, batch, side = _sizes_of(input, h0[0])
     plan = hidden_plan(mode, side, form, symmetric)
     weights = {f"hidden[{k}]": tensor for k, tensor in enumerate([*hidden, *hidden_above])}
@@ -273,7 +276,7 @@ def _two_layers(
     gates[0].copy_(cuda.linear(input, w_ih, bias))
     # What the structures point to is held here until the kernels have read it.
     products = plan.product(packed), plan.product(packed_above)
-    masks = [None, None] if state_masks is None else [m.contiguous() for m in state_masks]
+    masks = _masks_of(state_masks)
     structures = (
         layer_structure(mode, products[0], bias_n=bias_n, state_mask=masks[0]),
         layer_structure(
@@ -285,6 +288,17 @@ def _two_layers(
         h0.contiguous(), _contiguous(c0), output, hn, cn,
     )  # fmt: skip
     return output, hn, cn, gates, cells, packed, packed_above
+
+
+def _check_two(input: Tensor, h0: Tensor) -> None:
+    if kernels_for(input) is not cuda:
+        raise RuntimeError(f"two layers run in one launch on a GPU only, got: {input.device}")
+    if h0.dim() != 3 or len(h0) != 2:
+        raise ValueError(f"h0 should be of shape (2, B, H), got: {tuple(h0.shape)}")
+
+
+def _masks_of(both: Tensor | None) -> list[Tensor | None]:
+    return [None, None] if both is None else [mask.contiguous() for mask in both]
 
 
 def _empty_results_of_two(input: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...]:
@@ -362,7 +376,7 @@ def _layer_backward(
 
 
 def _backward_results(gates: Tensor, h0: Tensor, mode: str) -> tuple[Tensor, ...]:
-    """What ``layer_backward`` returns, uninitialized."""
+    """What ``layer_backward`` returns, or that of two layers, uninitialized."""
     return (
         gates.new_empty(gates.shape),
         gates.new_empty(gates.shape if MODES[mode].separate_bias else (0,)),
@@ -375,6 +389,74 @@ def _layer_backward_shapes(
     packed: Any, output: Any, gates: Tensor, cells: Any, h0: Tensor, c0: Any, batch_sizes: Any,
     state_mask: Any, d_output: Any, d_hn: Any, d_cn: Any, mode: str, form: str, symmetric: str,
     reverse: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _backward_results(gates, h0, mode)
+
+
+def _two_layers_backward(
+    packed: Tensor,
+    packed_above: Tensor,
+    w_ih_above: Tensor,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    state_masks: Tensor | None,
+    between: Tensor | None,
+    d_output: Tensor | None,
+    d_hn: Tensor | None,
+    d_cn: Tensor | None,
+    mode: str,
+    form: str,
+    symmetric: str,
+) -> tuple[Tensor, ...]:
+    """From what ``two_layers`` took and gave, and the gradients of its results, None for zeros.
+
+    d_output (2, R, H): of the lower layer without what comes to it through the one above.
+
+    Returns of both layers, the lower first, what ``layer_backward`` does of one: (2, R, G·H) twice,
+    then (2, B, H) twice.
+    """
+    _check_two(output, h0)
+    (_, rows, _), (_, batch, side) = output.shape, h0.shape
+    plan = hidden_plan(mode, side, form, symmetric)
+    cuda.check(
+        packed, packed_above=packed_above, w_ih_above=w_ih_above, output=output, gates=gates,
+        cells=cells, h0=h0, c0=c0, state_masks=state_masks, between=between, d_output=d_output,
+        d_hn=d_hn, d_cn=d_cn,
+    )  # fmt: skip
+    check_shape("packed", packed, plan.length(packed.dtype))
+    check_shape("packed_above", packed_above, plan.length(packed.dtype))
+    check_shape("w_ih_above", w_ih_above, plan.gates * side, side)
+    check_shape("output", output, 2, rows, side)
+    check_shape("gates", gates, 2, rows, plan.gates * side)
+    check_shape("cells", cells, *((2, rows, side) if MODES[mode].saves_cells else (0,)))
+    check_shape("between", between, rows, side)
+    check_shape("d_output", d_output, 2, rows, side)
+    of_state = {"c0": c0, "d_hn": d_hn, "d_cn": d_cn, "state_masks": state_masks}
+    for name, tensor in of_state.items():
+        check_shape(name, tensor, 2, batch, side)
+    _check_c0(mode, c0)
+    results = _backward_results(gates, h0, mode)
+    # What is made contiguous is held here until the kernels have read it.
+    given = [_contiguous(t) for t in (gates, cells, h0, c0, output, d_output, d_hn, d_cn)]
+    products, masks = (plan.product(packed), plan.product(packed_above)), _masks_of(state_masks)
+    lower, upper = (
+        layer_structure(mode, product, state_mask=mask)
+        for product, mask in zip(products, masks, strict=True)
+    )
+    cuda.backward_two(
+        (lower, upper), check_lengths(None, rows, batch), w_ih_above.contiguous(),
+        _contiguous(between), given, results,
+    )  # fmt: skip
+    return results
+
+
+def _two_layers_backward_shapes(
+    packed: Any, packed_above: Any, w_ih_above: Any, output: Any, gates: Tensor, cells: Any,
+    h0: Tensor, c0: Any, state_masks: Any, between: Any, d_output: Any, d_hn: Any, d_cn: Any,
+    mode: str, form: str, symmetric: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     return _backward_results(gates, h0, mode)
 
@@ -496,6 +578,7 @@ for _name, _function, _shapes in (
     ("hidden_gradients", _hidden_gradients, _hidden_gradients_shapes),
     ("matmul", _matmul, _matmul_shape),
     ("two_layers", _two_layers, _two_layers_shapes),
+    ("two_layers_backward", _two_layers_backward, _two_layers_backward_shapes),
 ):
     for _device in ("CPU", "CUDA"):
         torch.library.impl(LIBRARY, _name, _device)(_function)

@@ -23,7 +23,7 @@ from symrnn import SymGRU, SymLSTM, SymRNN, native
 from symrnn.native import cuda
 from symrnn.native.interface import Dtype, Gpu, Kernel
 from symrnn.rnn import reference, stack, torch_state
-from symrnn.rnn.fused import backend, operators
+from symrnn.rnn.fused import autograd, backend, operators
 from symrnn.rnn.fused import cuda as kernels
 from symrnn.rnn.weights import LayerWeights
 
@@ -51,6 +51,11 @@ class EmulatedLibrary:
         self.calls += 1
         self.waves += 1
         return int(self.emulator.emulate_forward_wavefront(*arguments[:-2], self.gpu, 2))
+
+    def symrnn_cuda_backward_wavefront(self, *arguments: Any) -> int:
+        self.calls += 1
+        self.waves += 1
+        return int(self.emulator.emulate_backward_wavefront(*arguments[:-2], self.gpu, 2))
 
     def symrnn_cuda_pack(
         self, side: int, gates: int, dtype: Dtype, place: int, gate_stride: int, row_stride: int,
@@ -235,7 +240,7 @@ def test_two_layers(
     options: dict[str, Any],
     drops: dict[str, float],
 ) -> None:
-    """With masks of the state where there is one between the layers; one launch, then two."""
+    """With masks of the state where there is one between the layers; in one launch each way."""
     layer = make(IN, H, num_layers=2, **options, **drops)
     exact = copy.deepcopy(layer).double()
     x = torch.randn(4, 3, IN, requires_grad=True)
@@ -251,9 +256,43 @@ def test_two_layers(
     torch.manual_seed(1)
     masked(layer, 3)
     between = F.dropout(torch.ones(12, H), 0.5).double()  # drawn as floats, after those masks
-    monkeypatch.setattr(stack.F, "dropout", lambda x, *_: x * between)
+    monkeypatch.setattr(stack, "dropout", lambda x, *_: x * between)
     close(found, called(reference.BACKEND.run, exact, precise), 2e-6)
+    assert (wavefront.waves, wavefront.calls) == (2, 2)
+
+
+def test_two_layers_whose_backward_pass_does_not_fit_have_one_launch_each(
+    wavefront: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = SymGRU(IN, H, num_layers=2)
+    x = torch.randn(4, 3, IN, requires_grad=True)
+    monkeypatch.setattr(autograd, "wavefront_fits", lambda *_: False)
+    close(results(*run(layer, x), [x, *layer.parameters()]), expect(layer, x), 2e-6)
     assert (wavefront.waves, wavefront.calls) == (1, 3)
+
+
+@pytest.mark.usefixtures("wavefront")
+@pytest.mark.parametrize("make", [SymLSTM, SymGRU])
+def test_gradients_of_two_layers_one_at_a_time(make: Any) -> None:
+    """Of each result alone, of which the others get none; to each leaf alone, the rest frozen."""
+    layer, x = make(IN, H, num_layers=2), torch.randn(2, 3, IN)
+    state = [torch.randn(2, 3, H) for _ in range(2 if make is SymLSTM else 1)]
+    exact, leaves = copy.deepcopy(layer).double(), [x, *state, *layer.parameters()]
+    precise = [x.double(), *(part.double() for part in state), *exact.parameters()]
+
+    def gradients(of: Any, layer: Any, leaves: list[Tensor], alone: int) -> list[Tensor]:
+        for k, leaf in enumerate(leaves):
+            leaf.requires_grad_(alone in (k, -1))
+        weights, (x, *parts) = layer.layer_weights(), leaves[: 1 + len(state)]
+        output, last = of(x, None, parts, weights, layer._attributes())
+        wanted = leaves if alone < 0 else [leaves[alone]]
+        found = [torch.autograd.grad(y.cos().sum(), wanted, retain_graph=True)
+                 for y in (output, *last)]  # fmt: skip
+        return [gradient for one in found for gradient in one]
+
+    for alone in range(-1, len(leaves)):
+        found = gradients(backend._run_cuda, layer, leaves, alone)
+        close(found, gradients(reference.BACKEND.run, exact, precise, alone), 2e-6)
 
 
 def test_two_layers_take_the_masks_that_the_loop_takes(
@@ -318,6 +357,13 @@ def test_what_pytorch_is_told_of_two_layers() -> None:
         *(state, state.clone(), torch.rand(2, 3, H), torch.rand(6, H), "LSTM", "whole", "ifgo"),
     )
     torch.library.opcheck(torch.ops.symrnn.two_layers.default, arguments)
+    output, hn, cn, gates, cells, *packed = torch.ops.symrnn.two_layers(*arguments)
+    backward = (
+        *(*packed, ih[1], output, gates, cells, state, state.clone(), *arguments[11:13]),
+        *(torch.randn_like(output), hn.clone(), cn.clone(), "LSTM", "whole", "ifgo"),
+    )
+    backward = tuple(one.detach() if isinstance(one, Tensor) else one for one in backward)
+    torch.library.opcheck(torch.ops.symrnn.two_layers_backward.default, backward)
 
 
 @pytest.mark.usefixtures("emulated")
