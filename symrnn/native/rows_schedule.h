@@ -45,14 +45,16 @@ constexpr int WAVEFRONT_COLUMNS = 24;           // and the most sequences at onc
 constexpr int64_t MAX_EXCHANGE = 0x7fffffff;    // elements: their offsets have 32 bits
 
 // Registers as a further store, of one layer. A warp always multiplies the same rows by the same chunks, so
-// it can hold some of them from the first step to the last: 16 rows of a chunk are 1 KiB, 8 registers of
-// each thread. That so many are multiplied at once, and so many held, is built into a kernel.
-constexpr int HELD_COLUMNS[] = {8, 24};  // the sequences that can be multiplied at once
-// Tiles of 16 rows: forward those of all gates, in the backward pass that of one gate.
+// it can hold some of them from the first step to the last: 16 rows of a chunk, a tile, are 1 KiB or 8
+// registers of each thread. How many are held, and multiplied at once, is built into a kernel. So on 132
+// multiprocessors with 227 KiB each an LSTM has up to H = 1584 in float, where shared memory alone is
+// enough for 1320, and H = 2112 in 16 bits.
+constexpr int HELD_COLUMNS[] = {8, 24};  // as ROW_COLUMNS
+// The tiles that are multiplied at once: forward those of all gates, in the backward pass that of one.
 constexpr int held_at_once(int weight_bytes, bool backward) {
     return backward ? 1 : weight_bytes == 4 ? 3 : 4;
 }
-// And of how many chunks each. With more registers are spilled, or nothing fits that does not fit so.
+// And of how many chunks they are held. With more, registers are spilled or nothing more fits.
 constexpr int held_chunks(int weight_bytes, bool backward, int gates) {
     return backward ? 12 / gates : weight_bytes == 4 ? 4 : 2;
 }
@@ -91,16 +93,17 @@ struct RowSchedule {
         return ((backward ? own : gates * own) + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
     }
 
-    // The chunks whose rows are in shared memory lie there one after the other: those of a warp begin with
-    // this one. Either all warps have at least as many chunks as they hold, or none has more.
+    // The chunks whose rows are in shared memory lie there one after the other, warp by warp. Either all
+    // warps have at least as many chunks as they hold, or none has more.
     constexpr int stored_chunks() const {
         const int all = chunks() - held * ROW_WARPS;
         return all > 0 ? all : 0;
     }
+    // Where those of a warp begin.
     constexpr int first_stored(int warp) const {
         return stored_chunks() > 0 ? chunks_of(warp).first - held * warp : 0;
     }
-    // Which chunk it is that lies there.
+    // Which chunk it is that lies at such a place.
     constexpr int chunk_of_stored(int index) const {
         int warp = 0;
         while (warp + 1 < ROW_WARPS && first_stored(warp + 1) <= index) ++warp;
