@@ -119,8 +119,8 @@ EXPECTED: dict[str, Bounds] = {
     r"run_rows_held<Tf32, 3, .*1>": Bounds(50, 12, 1, 9.0, 7.0, held=12 * 6),
     r"run_rows_held<.*, 1, .*1>": Bounds(40, 20, 10, 9.0, 9.5, held=8 * 2),
     r"run_rows_held<.*, 3, .*1>": Bounds(50, 14, 1, 9.0, 7.0, held=8 * 6),
-    r"run_rows_held<.*, 1, .*2>": Bounds(15, 75, 1, 10.5, 46.0, held=12 * 2),
-    r"run_rows_held<.*, 3, .*2>": Bounds(40, 75, 1, 10.5, 20.0, held=12 * 6),
+    r"run_rows_held<.*, 1, .*2>": Bounds(15, 75, 1, 10.5, 48.0, held=12 * 2),
+    r"run_rows_held<.*, 3, .*2>": Bounds(32, 75, 1, 10.5, 21.0, held=12 * 6),
 }
 LEAST = ("l2", "ahead", "shared", "held")
 SPILLS = ("STL", "LDL")
