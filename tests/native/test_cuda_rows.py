@@ -177,11 +177,14 @@ def test_rows_in_registers_of_every_mode_and_size(
 def test_rows_in_registers_are_multiplied_in_the_order_of_those_in_shared_memory(
     emulator: ctypes.CDLL, mode: Mode, dtype: torch.dtype, tf32: bool
 ) -> None:
-    """So where all are, the bits are the same. In two passes and in one, under a mask."""
-    for side, steps, columns in ((66, 2, 8), (264 // dtype.itemsize, 1, 24)):
-        case = mode, side, 9, steps, dtype, tf32
-        found = Holding(*case, with_mask=True, columns=columns).both(emulator)
-        assert same_bits(found, rows(*case, with_mask=True).both(emulator))
+    """So where all are, the bits are the same. In two passes or in one, under a mask."""
+    if mode == Mode.LSTM:
+        side, steps, columns = 66, 2, 8
+    else:
+        side, steps, columns = 264 // dtype.itemsize, 1, 24
+    case = mode, side, 9, steps, dtype, tf32
+    found = Holding(*case, with_mask=True, columns=columns).both(emulator)
+    assert same_bits(found, rows(*case, with_mask=True).both(emulator))
 
 
 FORWARD, BACKWARD = False, True
