@@ -1,10 +1,10 @@
 // The second way to distribute a layer over a GPU: by rows of the full matrices. Arithmetic and nothing
 // else. "Block" alone means a thread block.
 //
-// A block has U units: their rows of all G hidden matrices, whole, in shared memory. So it computes
-// everything about its units by itself, and a step has one exchange: each block writes the state of its
-// units, and reads the state of all. The matrices of schedule.h take half the memory, and need a second
-// exchange, of partial sums.
+// A block has U units: their rows of all G hidden matrices, whole, in shared memory and, where that is not
+// enough, in part in registers. So it computes everything about its units by itself, and a step has one
+// exchange: each block writes the state of its units, and reads the state of all. The matrices of schedule.h
+// take half the memory, and need a second exchange, of partial sums.
 //
 // A matrix is its own transpose, so the same rows serve the backward pass: there a block reads the
 // gradients of all gates of all units, and the gradient of its units' h is
@@ -49,11 +49,27 @@ constexpr int WAVEFRONT_MATRICES = 3;           // of each gate, of two layers
 constexpr int WAVEFRONT_COLUMNS = 24;           // and the most sequences at once: more spill registers
 constexpr int64_t MAX_EXCHANGE = 0x7fffffff;    // elements: their offsets have 32 bits
 
+// Registers as a further store, of one layer. A warp always multiplies the same rows by the same chunks, so
+// it can hold some of them from the first step to the last: 16 rows of a chunk, a tile, are 1 KiB or 8
+// registers of each thread. How many are held, and multiplied at once, is built into a kernel. So on 132
+// multiprocessors with 227 KiB each an LSTM has up to H = 1584 in float, where shared memory alone is
+// enough for 1320, and H = 2112 in 16 bits.
+constexpr int HELD_COLUMNS[] = {8, 24};  // as ROW_COLUMNS
+// The tiles that are multiplied at once: forward those of all gates, in the backward pass that of one.
+constexpr int held_at_once(int weight_bytes, bool backward) {
+    return backward ? 1 : weight_bytes == 4 ? 3 : 4;
+}
+// And of how many chunks they are held. With more, registers are spilled or nothing more fits.
+constexpr int held_chunks(int weight_bytes, bool backward, int gates) {
+    return backward ? 12 / gates : weight_bytes == 4 ? 4 : 2;
+}
+
 struct RowSchedule {
     int units, gates, batch;
     int own;    // U, the units of a block; the last may have fewer
     int chunk;  // the units of a chunk
     int matrices = 1;  // of each gate: 1, or WAVEFRONT_MATRICES
+    int held = 0;      // chunks of each warp, the first it has, whose rows are in registers
 
     constexpr int layers() const { return matrices == 1 ? 1 : 2; }
     constexpr int blocks() const { return (units + own - 1) / own; }
@@ -87,6 +103,23 @@ struct RowSchedule {
     constexpr int all_tiles(bool backward) const {
         if (!paired(backward)) return matrices * tiles(backward);
         return tiles(true) + (2 * own + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
+    }
+
+    // The chunks whose rows are in shared memory lie there one after the other, warp by warp. Either all
+    // warps have at least as many chunks as they hold, or none has more.
+    constexpr int stored_chunks() const {
+        const int all = chunks() - held * ROW_WARPS;
+        return all > 0 ? all : 0;
+    }
+    // Where those of a warp begin.
+    constexpr int first_stored(int warp) const {
+        return stored_chunks() > 0 ? chunks_of(warp).first - held * warp : 0;
+    }
+    // Which chunk it is that lies at such a place.
+    constexpr int chunk_of_stored(int index) const {
+        int warp = 0;
+        while (warp + 1 < ROW_WARPS && first_stored(warp + 1) <= index) ++warp;
+        return index + held * (warp + 1);
     }
 
     // What is exchanged, [step % 2][vector][chunk][sequence][unit of the chunk]: the state, as each matrix is
@@ -132,18 +165,22 @@ struct RowFit {
     int64_t shared_bytes;
 };
 
-// A step multiplies its sequences in so many passes.
+// A step multiplies its sequences in so many passes; at most, where a kernel that holds rows in registers
+// multiplies fewer at once than fit.
 constexpr int64_t passes(const RowFit &fit) {
-    return (static_cast<int64_t>(fit.schedule.batch) + fit.columns - 1) / fit.columns;
+    const int columns = fit.schedule.held > 0 ? HELD_COLUMNS[0] : fit.columns;
+    return (static_cast<int64_t>(fit.schedule.batch) + columns - 1) / columns;
 }
 
-// A block's shared memory: its rows, then the partial sums.
-constexpr int64_t shard_bytes(const RowSchedule &s) {
-    return static_cast<int64_t>(s.chunks()) * s.rows() * CHUNK_BYTES;
+// A block's shared memory: its rows of so many chunks, then the partial sums.
+constexpr int64_t shard_bytes(const RowSchedule &s, int chunks) {
+    return static_cast<int64_t>(chunks) * s.rows() * CHUNK_BYTES;
 }
 constexpr int64_t shared_bytes(const RowSchedule &s, int columns, bool backward) {
-    return shard_bytes(s) +
-           static_cast<int64_t>(PARTIAL_SUMS) * s.all_tiles(backward) * SIDE * columns * 4;
+    const int tiles =
+        s.held > 0 ? held_at_once(CHUNK_BYTES / s.chunk, backward) : s.all_tiles(backward);
+    return shard_bytes(s, s.stored_chunks()) +
+           static_cast<int64_t>(PARTIAL_SUMS) * tiles * SIDE * columns * 4;
 }
 
 // The workspace: the flags, one for each block and one for all, then what each layer carries from step to
@@ -167,8 +204,8 @@ constexpr int64_t workspace_bytes(const RowSchedule &s, bool backward) {
 // then as many units as these hold, for each block reads the whole state, and so the fewer the better.
 // Of the numbers of sequences multiplied at once that fit, the one that wastes least; among equals the
 // largest.
-constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
-                            int weight_bytes, bool backward, RowFit &fit, int matrices = 1) {
+constexpr bool find_shared_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
+                               int weight_bytes, bool backward, RowFit &fit, int matrices) {
     if (tiles_of(units) > MAX_TILES) return false;
     const int least = (units - 1) / multiprocessors + 1;
     const int tiles = (gates * least + static_cast<int>(SIDE) - 1) / static_cast<int>(SIDE);
@@ -190,6 +227,40 @@ constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int 
     return multiplied > 0;
 }
 
+// The same over shared memory and registers. Of the numbers of sequences the one that takes the fewest
+// passes; among equals the smallest.
+constexpr bool find_held_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
+                             int weight_bytes, bool backward, RowFit &fit) {
+    if (tiles_of(units) > MAX_TILES) return false;
+    const int least = (units - 1) / multiprocessors + 1, side = static_cast<int>(SIDE);
+    const int at_once = held_at_once(weight_bytes, backward);
+    const int most = at_once * side / (backward ? 1 : gates);
+    int64_t fewest = 0;
+    for (const int columns : HELD_COLUMNS) {
+        const int64_t passes = (static_cast<int64_t>(batch) + columns - 1) / columns;
+        if (fewest > 0 && passes >= fewest) continue;
+        for (int own = most < units ? most : units; own >= least; --own) {
+            const RowSchedule s{units, gates, batch, own, CHUNK_BYTES / weight_bytes, 1,
+                                held_chunks(weight_bytes, backward, gates)};
+            const int64_t bytes = shared_bytes(s, columns, backward);
+            if (bytes > shared || s.exchange_elements(backward) > MAX_EXCHANGE) continue;
+            fit = {s, columns, bytes};
+            fewest = passes;
+            break;
+        }
+    }
+    return fewest > 0;
+}
+
+// In shared memory alone where that is enough. Two layers are never held in registers.
+constexpr bool find_row_fit(int multiprocessors, int64_t shared, int units, int gates, int batch,
+                            int weight_bytes, bool backward, RowFit &fit, int matrices = 1) {
+    return find_shared_fit(multiprocessors, shared, units, gates, batch, weight_bytes, backward, fit,
+                           matrices) ||
+           (matrices == 1 && find_held_fit(multiprocessors, shared, units, gates, batch, weight_bytes,
+                                           backward, fit));
+}
+
 // ---- which of the kernels ------------------------------------------------------------------------
 
 // A layer, or two, as one of the kernels runs it.
@@ -203,7 +274,9 @@ constexpr bool is_kernel(int kernel) {
     return kernel >= SYMRNN_KERNEL_ANY && kernel <= SYMRNN_KERNEL_WAVEFRONT;
 }
 
-// By rows where they fit, packed else, or as `kernel` wants it; false if it does not fit.
+// By rows where they fit, packed else, or as `kernel` wants it; false if it does not fit. A backward pass
+// whose rows would be held in registers is packed where that fits: by rows each block reads the gradients of
+// all gates and units, and the more there are the dearer that is.
 constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes, int units, int gates,
                           int batch, int weight_bytes, bool backward, Distribution &found) {
     if (kernel == SYMRNN_KERNEL_WAVEFRONT) {
@@ -211,16 +284,18 @@ constexpr bool distribute(int kernel, int multiprocessors, int64_t shared_bytes,
         return find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
                             found.rows, WAVEFRONT_MATRICES);
     }
-    if (kernel != SYMRNN_KERNEL_PACKED &&
-        find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
-                     found.rows)) {
-        found.kernel = SYMRNN_KERNEL_ROWS;
+    const bool rows = kernel != SYMRNN_KERNEL_PACKED &&
+                      find_row_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes,
+                                   backward, found.rows);
+    const bool packed_first = !rows || (backward && found.rows.schedule.held > 0);
+    if (kernel != SYMRNN_KERNEL_ROWS && packed_first &&
+        find_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
+                 found.packed)) {
+        found.kernel = SYMRNN_KERNEL_PACKED;
         return true;
     }
-    found.kernel = SYMRNN_KERNEL_PACKED;
-    return kernel != SYMRNN_KERNEL_ROWS &&
-           find_fit(multiprocessors, shared_bytes, units, gates, batch, weight_bytes, backward,
-                    found.packed);
+    found.kernel = SYMRNN_KERNEL_ROWS;
+    return rows;
 }
 
 }  // namespace symrnn

@@ -248,7 +248,8 @@ typedef struct symrnn_gpu {
 
 /* Which kernel runs a layer on a GPU. */
 enum {
-    SYMRNN_KERNEL_ANY = 0,     /* by rows where these fit, else packed */
+    SYMRNN_KERNEL_ANY = 0,     /* by rows where these fit, else packed; a backward pass whose rows
+                                * shared memory alone does not hold is rather packed */
     SYMRNN_KERNEL_ROWS = 1,    /* a thread block has whole rows of the full matrices */
     SYMRNN_KERNEL_PACKED = 2,  /* a thread block has squares of the packed ones: half the memory */
     SYMRNN_KERNEL_WAVEFRONT = 3  /* two layers of H units in one launch, by rows: of
@@ -264,12 +265,13 @@ typedef struct symrnn_fit {
                                 * matrix; else 0 */
     int32_t together;          /* packed: gates of which a thread block has the same square; else 0 */
     int32_t columns;           /* sequences that are multiplied at once */
-    int64_t shared_bytes;      /* of a thread block: its weights, and operands or sums */
+    int64_t shared_bytes;      /* of a thread block: its weights, but for those that registers hold,
+                                * and operands or sums */
     int64_t workspace_bytes;   /* of symrnn_cuda_forward or symrnn_cuda_backward */
 } symrnn_fit;
 
-/* Whether a layer whose gates are all symmetric runs on a GPU with its weights in shared memory,
- * and how they are distributed: SYMRNN_OK, or SYMRNN_FIT where they do not fit. rows_schedule.h and
+/* Whether a layer whose gates are all symmetric runs on a GPU with its weights on the chip, and
+ * how they are distributed: SYMRNN_OK, or SYMRNN_FIT where they do not fit. rows_schedule.h and
  * schedule.h have the rules.
  * kernel: which may run it, a value of the enumeration above; SYMRNN_SIZE for any other.
  * dtype: of the packed weights; float, bfloat16 or half.  backward: 1 for the backward pass, else 0. */

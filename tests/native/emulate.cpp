@@ -155,9 +155,20 @@ int start_job(const Job<T> &job, const Fit &fit, unsigned order) {
     }
 }
 
+template <typename Policy, Held HELD, typename T>
+int start_held(const RowJob<T> &job, const RowFit &fit, unsigned order) {
+    constexpr int MOST = RowProduct<Policy>::HELD_EIGHTS;
+    return fit.columns == 8
+               ? launch<RowWorker<Policy, 1, 1, HELD>>(job, ROW_THREADS, fit.shared_bytes, order)
+               : launch<RowWorker<Policy, MOST, 1, HELD>>(job, ROW_THREADS, fit.shared_bytes, order);
+}
+
 template <typename Policy, typename T>
 int start_job(const RowJob<T> &job, const RowFit &fit, unsigned order) {
     memset(job.flags, 0, row_flag_bytes(job.schedule));
+    if (fit.schedule.held > 0)
+        return job.backward ? start_held<Policy, Held::BACKWARD>(job, fit, order)
+                            : start_held<Policy, Held::FORWARD>(job, fit, order);
     const auto start = [&](auto eights) {
         return launch<RowWorker<Policy, eights>>(job, ROW_THREADS, fit.shared_bytes, order);
     };
@@ -296,6 +307,9 @@ int rows_exchange_offset(const RowSchedule *s, int vector, int sequence, int uni
     return s->exchange_offset(vector, sequence, unit);
 }
 int rows_shard_quad(int row, int quad) { return shard_quad(row, quad); }
+int rows_first_stored(const RowSchedule *s, int warp) { return s->first_stored(warp); }
+int rows_stored_chunks(const RowSchedule *s) { return s->stored_chunks(); }
+int rows_chunk_of_stored(const RowSchedule *s, int index) { return s->chunk_of_stored(index); }
 int rows_sum_index(int eights, int row, int column) { return sum_index(eights, row, column); }
 
 int float_index(int row, int column) { return FloatLayout::index(row, column); }

@@ -369,6 +369,12 @@ void among_lanes(const T &mine, const Work &work) {
     gpu().meet(*f.of_warp, false);
 }
 
+inline Words words_of_lane(const Words &mine, int lane) {
+    Words words;
+    among_lanes(mine, [&](const auto &of) { words = of(lane); });
+    return words;
+}
+
 // The matrix units look at the upper bits of a float, and at no others.
 inline float cut_to_tf32(float x) { return with_bits(x, 0, 0xffffe000); }
 

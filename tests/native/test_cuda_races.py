@@ -23,6 +23,7 @@ from symrnn import native
 from symrnn.native import building
 from symrnn.native.interface import Gpu, Kernel, Layer, Mode
 from tests.native.test_cuda import ALL_ARITHMETIC, FAULTS, Case, StoppedError, tight
+from tests.native.test_cuda_rows import Holding
 from tests.native.test_cuda_wavefront import Two
 
 HERE = Path(__file__).parent
@@ -247,6 +248,15 @@ def test_every_access_by_rows_is_ordered(
     """In two passes over the sequences, of several blocks, with units that fill the last chunk."""
     case = Case(mode, 40, 33, 3, dtype, tf32, with_mask=True, kernel=Kernel.ROWS, order=FIRST_COME)
     assert case.fit(False).blocks > 2
+    assert not followed.races(case)
+
+
+@pytest.mark.parametrize("mode", [Mode.LSTM, Mode.GRU])
+@pytest.mark.parametrize(("dtype", "tf32"), ALL_ARITHMETIC)
+def test_every_access_with_rows_in_registers_is_ordered(
+    followed: Followed, mode: Mode, dtype: torch.dtype, tf32: bool
+) -> None:
+    case = Holding(mode, 40, 9, 3, dtype, tf32, with_mask=True, order=FIRST_COME)
     assert not followed.races(case)
 
 

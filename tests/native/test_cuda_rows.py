@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -20,13 +20,16 @@ from symrnn.native.interface import Fit, Gpu, Kernel, Mode
 from tests.native.test_cuda import (
     ALL_ARITHMETIC,
     EXACT,
+    GATES,
     MODES_AND_ARITHMETIC,
     ORDERS,
     ROUNDING,
     Case,
+    Results,
     check,
     fit,
     same_bits,
+    tolerance,
 )
 
 H200 = Gpu(132, 232_448)
@@ -117,13 +120,116 @@ def test_the_same_bits_in_whatever_order_and_memory(
         assert same_bits(other.both(emulator), wanted), order
 
 
+# ---- with a part of the rows in registers --------------------------------------------------------
+
+
+@dataclass
+class Holding(Case):
+    """Each pass by rows on a GPU so small that registers have to hold some of them.
+
+    columns: how many sequences its shared memory has room for.
+    """
+
+    kernel: Kernel = Kernel.ROWS
+    columns: int = 8
+
+    def forward(self, emulator: ctypes.CDLL) -> Results:
+        self.gpu = self.small(False)
+        return super().forward(emulator)
+
+    def backward(self, emulator: ctypes.CDLL, forward: Results) -> Results:
+        self.gpu = self.small(True)
+        return super().backward(emulator, forward)
+
+    def small(self, backward: bool) -> Gpu:
+        """With as few multiprocessors as can be, and as little shared memory."""
+        gates, number = GATES[self.mode], self.dtype.itemsize
+        tiles = (
+            1 if backward else 3 if number == 4 else 4
+        )  # of 16 rows, that are multiplied at once
+        processors = -(-self.side // (16 if backward else tiles * 16 // gates))
+        for room in range(0, 64 << 10, 1 << 10):
+            gpu = Gpu(processors, 4 * tiles * 16 * self.columns * 4 + room)
+            found = fit(gpu, self.mode, self.dtype, self.side, self.batch, backward, Kernel.ROWS)
+            if found is not None:
+                break
+        assert found is not None
+        every = -(-self.side * number // 64) * 64 * gates * found.units
+        assert (
+            found.shared_bytes < every + 4 * -(-gates * found.units // 16) * 16 * self.columns * 4
+        )
+        assert found.columns == (self.columns if self.batch > 8 else 8)
+        return gpu
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("side", [33, 100])
+def test_rows_in_registers_of_every_mode_and_size(
+    emulator: ctypes.CDLL, mode: Mode, side: int
+) -> None:
+    """All of them. Exactly, and in one of the other kinds of arithmetic, which take turns."""
+    for dtype, tf32 in (EXACT, ROUNDING[(side + mode) % 3]):
+        check(Holding(mode, side, 3, 2, dtype, tf32, reverse=side == 33, order=mode), emulator)
+
+
+@pytest.mark.parametrize("mode", [Mode.LSTM, Mode.GRU])
+@pytest.mark.parametrize(("dtype", "tf32"), ALL_ARITHMETIC)
+def test_rows_in_registers_are_multiplied_in_the_order_of_those_in_shared_memory(
+    emulator: ctypes.CDLL, mode: Mode, dtype: torch.dtype, tf32: bool
+) -> None:
+    """So where all are, the bits are the same. In two passes or in one, under a mask."""
+    if mode == Mode.LSTM:
+        side, steps, columns = 66, 2, 8
+    else:
+        side, steps, columns = 264 // dtype.itemsize, 1, 24
+    case = mode, side, 9, steps, dtype, tf32
+    found = Holding(*case, with_mask=True, columns=columns).both(emulator)
+    assert same_bits(found, rows(*case, with_mask=True).both(emulator))
+
+
+FORWARD, BACKWARD = False, True
+
+
+@pytest.mark.parametrize(
+    ("backward", "mode", "side", "dtype", "tf32"),
+    [
+        # A chunk of 16 or 32 units more than eight warps hold, and a part of another.
+        (FORWARD, Mode.LSTM, 530, torch.float32, True),
+        (FORWARD, Mode.GRU, 530, torch.float32, False),
+        (FORWARD, Mode.LSTM, 550, torch.bfloat16, False),
+        (BACKWARD, Mode.LSTM, 402, torch.float32, True),
+        (BACKWARD, Mode.GRU, 530, torch.float32, False),
+        (BACKWARD, Mode.LSTM, 802, torch.bfloat16, False),
+    ],
+)
+def test_some_rows_in_registers_and_some_in_shared_memory(
+    emulator: ctypes.CDLL, backward: bool, mode: Mode, side: int, dtype: torch.dtype, tf32: bool
+) -> None:
+    case = Holding(mode, side, 2, 1, dtype, tf32)
+    expected = case.expected()
+    if backward:
+        forward = case.forward_arrays()
+        for name, values in forward.items():
+            values.copy_(expected[name])
+        found = case.backward(emulator, forward)
+    else:
+        found = case.forward(emulator)
+    for name, values in found.items():
+        wanted = expected[name]
+        error = (values.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1)
+        assert error < tolerance(case), (name, float(error))
+
+
 # ---- who has what --------------------------------------------------------------------------------
 
 
 class RowSchedule(ctypes.Structure):
     """struct RowSchedule of rows_schedule.h"""
 
-    _fields_ = tuple((name, ctypes.c_int) for name in ("units", "gates", "batch", "own", "chunk"))
+    _fields_ = tuple(
+        (name, ctypes.c_int)
+        for name in ("units", "gates", "batch", "own", "chunk", "matrices", "held")
+    )
 
 
 class Span(ctypes.Structure):
@@ -150,6 +256,22 @@ def test_units_and_chunks_are_shared_out_once_and_each_warp_waits_for_who_comput
         for mine, producers in zip(chunks, spans(emulator, "rows_producers", s, 8), strict=True):
             needed = {k // own for k in range(mine.start * chunk, mine.stop * chunk) if k < units}
             assert set(producers) == needed
+
+
+@pytest.mark.parametrize("held", [0, 1, 2, 3, 4, 12])
+def test_each_chunk_is_held_by_its_warp_or_has_a_place_in_shared_memory(
+    emulator: ctypes.CDLL, held: int
+) -> None:
+    for count in (1, 7, 8, 9, 16, 31, 32, 33, 94, 100):
+        s = RowSchedule(count * 16 - 5, 4, 3, 12, 16, 1, held)
+        stored = emulator.rows_stored_chunks(ctypes.byref(s))
+        found = [emulator.rows_chunk_of_stored(ctypes.byref(s), k) for k in range(stored)]
+        for warp, chunks in enumerate(spans(emulator, "rows_chunks_of", s, 8)):
+            first = emulator.rows_first_stored(ctypes.byref(s), warp)
+            rest = [*chunks[held:]]
+            assert found[first : first + len(rest)] == rest
+            found[first : first + len(rest)] = [-1] * len(rest)
+        assert set(found) <= {-1}
 
 
 def test_each_element_of_the_exchange_has_a_place(emulator: ctypes.CDLL) -> None:
@@ -191,24 +313,27 @@ def fit_of(kernel: Kernel, side: int, dtype: torch.dtype, backward: bool = False
 
 @needs_library
 @pytest.mark.parametrize(
-    ("dtype", "backward", "by_rows", "packed"),
+    ("dtype", "backward", "by_rows", "at_most", "packed"),
     [
-        (torch.float32, False, 1320, 1792),
-        (torch.float32, True, 1320, 1792),
-        (torch.bfloat16, False, 1856, 2560),
-        (torch.bfloat16, True, 1920, 2560),
+        # Forward also with registers, as far as blocks have 12 units or 16: 132 of them.
+        (torch.float32, False, 12 * 132, 12 * 132, 1792),
+        (torch.float32, True, 1320, 12 * 132, 1792),
+        (torch.bfloat16, False, 16 * 132, 16 * 132, 2560),
+        (torch.bfloat16, True, 1920, 16 * 132, 2560),
     ],
 )
 def test_by_rows_where_they_fit_packed_else(
-    dtype: torch.dtype, backward: bool, by_rows: int, packed: int
+    dtype: torch.dtype, backward: bool, by_rows: int, at_most: int, packed: int
 ) -> None:
+    """In a backward pass by rows no further than shared memory goes, if they may be packed."""
     for side in (1, 200, 650, by_rows, by_rows + 1, packed):
         found = fit_of(Kernel.ANY, side, dtype, backward)
         assert found is not None
         assert found.kernel == (Kernel.ROWS if side <= by_rows else Kernel.PACKED)
         assert (found.units > 0) == (found.squares == 0) == (found.kernel == Kernel.ROWS)
     assert fit_of(Kernel.ANY, packed + 1, dtype, backward) is None
-    assert fit_of(Kernel.ROWS, by_rows + 1, dtype, backward) is None
+    assert fit_of(Kernel.ROWS, at_most, dtype, backward) is not None
+    assert fit_of(Kernel.ROWS, at_most + 1, dtype, backward) is None
 
 
 @needs_library
@@ -220,6 +345,10 @@ def test_by_rows_where_they_fit_packed_else(
         (650, torch.bfloat16, 82, 8, 32 * 21 * 64 + 4 * 2 * 16 * 24 * 4),
         (1500, torch.bfloat16, 125, 12, 48 * 47 * 64 + 4 * 3 * 16 * 24 * 4),
         (1848, torch.bfloat16, 132, 14, 232_448),  # to the last byte
+        # Of 94 chunks eight warps hold four each, and 62 are in shared memory; or two each of 64.
+        (1321, torch.float32, 111, 12, 48 * (83 - 32) * 64 + 4 * 3 * 16 * 24 * 4),
+        (1500, torch.float32, 125, 12, 48 * (94 - 32) * 64 + 4 * 3 * 16 * 24 * 4),
+        (2048, torch.bfloat16, 128, 16, 64 * (64 - 16) * 64 + 4 * 4 * 16 * 24 * 4),
     ],
 )
 def test_how_an_lstm_is_laid_out(
@@ -229,3 +358,30 @@ def test_how_an_lstm_is_laid_out(
     assert found is not None
     assert (found.blocks, found.units, found.columns) == (blocks, units, 24)
     assert found.shared_bytes == shared
+
+
+@needs_library
+def test_rows_in_registers_are_multiplied_in_as_few_passes_as_fit() -> None:
+    # Backward registers hold three chunks of a warp: of 1584 units 75 of 99 are left, and beside
+    # these there is room for the sums of 8 sequences, not for those of 24.
+    stored, sums = 48 * 75 * 64, 4 * 16 * 4
+    assert stored + 8 * sums <= H200.shared_bytes < stored + 24 * sums
+    for batch, backward, columns in (
+        *((1, False, 8), (8, False, 8), (9, False, 24), (20, False, 24), (64, False, 24)),
+        *((8, True, 8), (20, True, 8)),
+    ):
+        found = fit(H200, Mode.LSTM, torch.float32, 1584, batch, backward, Kernel.ROWS)
+        assert found is not None
+        assert found.columns == columns
+
+
+@needs_library
+def test_what_only_rows_in_registers_fit_is_not_packed() -> None:
+    """The only matrix of an RNN: packed for few multiprocessors it is cut into few squares."""
+    fits = {
+        kernel: fit(Gpu(4, 20_000), Mode.RNN_TANH, torch.float32, 112, 1, True, kernel)
+        for kernel in (Kernel.ANY, Kernel.ROWS, Kernel.PACKED)
+    }
+    assert fits[Kernel.PACKED] is None
+    assert fits[Kernel.ANY] is not None
+    assert fits[Kernel.ANY].kernel == Kernel.ROWS

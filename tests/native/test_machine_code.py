@@ -212,6 +212,11 @@ def test_what_is_measured_of_a_kernel() -> None:
         ("NOP\n    NOP\n    product", "product", {"l2": 3}),
         ("R60, R20\n    LDG", "R60, R20\n    NOP\n    LDG", {"per_product": 7.0}),
         ("NOP\n    HMMA", "HMMA", {"shared": 1, "l2": 4, "ahead": 4, "per_product": 5.0}),
+        # Weights that a shuffle or the matrix units take from registers that nothing writes.
+        ("    BAR", "    HMMA.16816.F32.BF16 R20, R70, R60, R20\n    BAR", {"held": 1}),
+        ("    BAR", "    SHFL.IDX PT, R75, R70, R28, 0x1f\n    BAR", {"held": 1}),
+        ("    BAR", "    SHFL.IDX PT, R75, R70, R28, 0x1f\n    IMAD.WIDE R69, R3, R3, R2\n    BAR",
+         {}),
         # Addresses are computed between the barrier and the sums.
         ("    IMAD R30", "    NOP\n    IMAD R30", {"sums": 4, "per_sum": 2.0}),
         ("LDS R51, [R30+0x10]", "LDS R51, [R30+0x10]\n NOP\n LDS R54, [R3]\n FADD R5, R54, R5",
@@ -289,12 +294,25 @@ def test_there_are_bounds_for_every_kernel(policy: str, columns: int) -> None:
         assert faults(f"{kernel}<{policy}, {columns}>", good) == []
 
 
+@pytest.mark.parametrize("policy", ["Exact", "Tf32", "Bits16<__half>", "Bits16<__nv_bfloat16>"])
+@pytest.mark.parametrize("direction", [1, 2])
+def test_there_are_bounds_for_every_kernel_with_rows_in_registers(
+    policy: str, direction: int
+) -> None:
+    good = Measured(10**6, 10**6, 10**6, 0, 0.0, 0.0, 0, 0, held=12 * 32)
+    for columns in (1,) if policy == "Exact" else (1, 3):
+        name = f"run_rows_held<{policy}, {columns}, (Held){direction}>"
+        assert faults(name, good) == []
+        assert faults(name, replace(good, held=0))[0].startswith("held is 0, should be at least")
+
+
 def test_the_table() -> None:
     rows = [("run_rows<Tf32, 3>", 90, FOUND), ("run_layer<Exact, 1>", 80, replace(FOUND, l2=None))]
     assert table(rows).splitlines() == [
-        "instructions         sm  l2  ahead  shared  sums  per_sum  per_product  calls  spills",
-        "run_layer<Exact, 1>  80      5      2       3     1.5      6            0      0",
-        "run_rows<Tf32, 3>    90  5   5      2       3     1.5      6            0      0",
+        "instructions         sm  l2  ahead  shared  sums  per_sum  per_product  calls  spills"
+        "  held",
+        "run_layer<Exact, 1>  80      5      2       3     1.5      6            0      0       0",
+        "run_rows<Tf32, 3>    90  5   5      2       3     1.5      6            0      0       0",
     ]
 
 
@@ -364,7 +382,7 @@ def test_a_library_is_green_or_red(
     monkeypatch.setattr(machine_code, "EXPECTED", {"run_rows<": BOUNDS})
     assert machine_code.main(call) == 0
     said = capsys.readouterr().out.splitlines()
-    assert " ".join(said[1].split()) == "run_rows<Tf32, 3> 90 5 5 2 3 1.5 6 0 0"
+    assert " ".join(said[1].split()) == "run_rows<Tf32, 3> 90 5 5 2 3 1.5 6 0 0 0"
     assert said[2:] == ["all as expected"]
     assert (tmp_path / "called").read_text() == "--dump-sass --gpu-architecture sm_90 sm_90.so\n"
     monkeypatch.setattr(machine_code, "EXPECTED", {"run_rows<": replace(BOUNDS, per_sum=1.25)})

@@ -21,8 +21,9 @@ gates, H units, B sequences, K of them multiplied at once, numbers of s bytes, o
     product     of the block that has most, the longer of what it reads and writes of shared memory,
                 at 128 bytes a clock, and of its multiply-adds at the rate of the units; at 1.755
                 GHz; ⌈B / K⌉ times
-        by rows: each row once, and the sums of eight warps, written, added in pairs and read: 16
-                times a tile's
+        by rows: each row once, but for what a warp holds in registers, and the sums of eight
+                warps, written, added in pairs and read: 16 times a tile's. Exactly, four lanes
+                take turns with what each holds: as if that were read four times
         packed: each tile twice, off the diagonal (it serves as W and as Wᵀ); each tile of the
                 operand once when it is written and once for every group of strips of a warp
     floor       exchanges + bytes + product
@@ -90,6 +91,8 @@ CHUNK = 64  # bytes, of rows_schedule.h
 WARPS = 12  # of a packed kernel's block
 STRIPS = {"exact": 2}  # of the packed kernels, that a warp multiplies at once; else 3
 ROW_TILES = {"exact": 2}  # of the kernels by rows, likewise; else 4, in the backward pass always 2
+HELD_TILES = {4: 3, 2: 4}  # by the bytes of a number, forward, where registers hold some rows
+HELD_COLUMNS = {"exact": 8}  # sequences, with rows in registers; else those of the fit
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def floor(
 
 
 def by_rows(fit: Fit, kind: str, side: int, batch: int, backward: bool, gates: int) -> Floor:
-    """One exchange; each block reads all states and its own rows."""
+    """One exchange; each block reads all states and its own rows, but for those in registers."""
     chunks = -(-side * KINDS[kind].dtype.itemsize // CHUNK)
     vectors = gates if backward else 1
     of_matrix = fit.units if backward else gates * fit.units  # rows that are multiplied at once
@@ -161,11 +164,20 @@ def by_rows(fit: Fit, kind: str, side: int, batch: int, backward: bool, gates: i
         together += together * 2 if backward and gates == 3 else [pair]
     tiles = sum(together)
     at_once = 2 if backward else ROW_TILES.get(kind, 4)
-    passes = -(-batch // fit.columns)
+    stored, columns, shuffled = chunks, fit.columns, 0
+    chunk = -(-gates * fit.units // 2) * 2 * CHUNK  # of all rows
+    partial = 4 * TILE * columns * 4  # sums of a tile
+    if fit.kernel == Kernel.ROWS and fit.shared_bytes != chunks * chunk + tiles * partial:
+        at_once = tiles = 1 if backward else HELD_TILES[KINDS[kind].dtype.itemsize]
+        together = [tiles]
+        stored = (fit.shared_bytes - tiles * partial) // chunk  # registers hold the rest
+        columns = min(columns, HELD_COLUMNS.get(kind, columns))
+        shuffled = 4 * (chunks - stored) * (kind == "exact")
+    passes = -(-batch // columns)
     states = sum(-(-one // at_once) for one in together) * vectors * chunks * CHUNK * batch
-    rows = vectors * tiles * TILE * chunks * CHUNK
-    sums = 16 * tiles * TILE * fit.columns * 4
-    products = vectors * tiles * TILE * side * fit.columns
+    rows = vectors * tiles * TILE * (stored + shuffled) * CHUNK
+    sums = 16 * tiles * TILE * columns * 4
+    products = vectors * tiles * TILE * side * columns
     return Floor(
         kernel=Kernel(fit.kernel),
         blocks=fit.blocks,
@@ -254,7 +266,7 @@ def main() -> None:
     make_parser(__doc__).parse_args()
     rows = []
     sizes = [(side, 20, kind) for side, kind in product((650, 1500), ("tf32", "bf16"))]
-    for side, batch, kind in [*sizes, (768, 16, "fp16")]:
+    for side, batch, kind in [*sizes, (1500, 20, "exact"), (2048, 20, "bf16"), (768, 16, "fp16")]:
         kernels = (Kernel.ROWS, Kernel.PACKED, *([Kernel.WAVEFRONT] if side < 1500 else []))
         for kernel, backward in product(kernels, (False, True)):
             how = "backward" if backward else "forward"

@@ -123,6 +123,13 @@ SYMRNN_DEVICE Words load_past_l1(const Words *from) {
     return {{v.x, v.y, v.z, v.w}};
 }
 SYMRNN_DEVICE float float_of(uint32_t word) { return __uint_as_float(word); }
+// What this lane of the warp has. All lanes call it.
+SYMRNN_DEVICE Words words_of_lane(const Words &mine, int lane) {
+    Words words;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) words.at[k] = __shfl_sync(0xffffffffu, mine.at[k], lane);
+    return words;
+}
 
 // Copies 16 bytes from global to shared memory, past L1, without waiting. Both addresses are multiples
 // of 16. What is copied is there for this thread after wait_for_copies, for its block after a barrier.

@@ -56,9 +56,12 @@ struct RowJob {
     void *exchange;
 };
 
+// What of its rows a warp holds in registers: a part, as in rows_schedule.h, in one of the two passes.
+enum class Held { NOTHING, FORWARD, BACKWARD };
+
 // One thread block. N: the sequences that are multiplied at once, in eights.  MATRICES: those of a gate,
 // as in rows_schedule.h.
-template <typename Policy, int N, int MATRICES = 1>
+template <typename Policy, int N, int MATRICES = 1, Held HELD = Held::NOTHING>
 class RowWorker {
   protected:
     using T = typename Policy::Number;
@@ -66,8 +69,15 @@ class RowWorker {
     using Product = RowProduct<Policy>;
     static constexpr int COLUMNS_AT_ONCE = N * 8;
     static constexpr int FORWARD_TILES = Product::TILES, BACKWARD_TILES = 2;  // multiplied at once
-    static constexpr int AHEAD = 4 / Product::STEPS;             // chunks on their way from L2
     static constexpr int LAYERS = MATRICES == 1 ? 1 : 2;
+
+    static constexpr bool HOLDS = HELD != Held::NOTHING, HOLDS_BACKWARD = HELD == Held::BACKWARD;
+    static constexpr int HELD_AT_ONCE = held_at_once(sizeof(Stored), HOLDS_BACKWARD);
+    // In the backward pass there is one tile of each chunk and gate: as many for any number of gates.
+    static constexpr int HELD_TILES =
+        HOLDS ? HELD_AT_ONCE * held_chunks(sizeof(Stored), HOLDS_BACKWARD, 1) : 0;
+    // Chunks on their way from L2. Two of them from each of eight warps, of 20 sequences, are 20 KB.
+    static constexpr int AHEAD = HOLDS && N > 1 ? Product::HELD_AHEAD : 4 / Product::STEPS;
 
   public:
     SYMRNN_DEVICE RowWorker(const RowJob<T> &job, char *shared)
@@ -78,14 +88,15 @@ class RowWorker {
           producers_(s_.producers(chunks_)),
           passes_((s_.batch + COLUMNS_AT_ONCE - 1) / COLUMNS_AT_ONCE),
           shard_(reinterpret_cast<Words *>(shared)),
-          sums_(reinterpret_cast<float *>(shared + shard_bytes(s_))) {}
+          sums_(reinterpret_cast<float *>(shared + shard_bytes(s_, stored_chunks()))) {}
 
     SYMRNN_DEVICE void run() {
         load_shard([&](int gate, int unit, int first) {
             return symmetric_entries(job_.packed, gate, unit, first);
         });
         clear_padding();
-        if (job_.backward) backward();
+        if constexpr (HOLDS) hold();
+        if (HOLDS ? HOLDS_BACKWARD : job_.backward) backward();
         else forward();
     }
 
@@ -144,35 +155,67 @@ class RowWorker {
 
     // ---- the rows --------------------------------------------------------------------------------
 
+    SYMRNN_DEVICE int stored_chunks() const { return HOLDS ? s_.stored_chunks() : s_.chunks(); }
+
     // Adjacent entries of a row of a matrix.
     struct Entries {
         const T *start;
         int stride;
     };
 
-    // Loads this block's rows. Rows and units that do not exist are zeros.
+    // Loads this block's rows into shared memory.
     // entries: (gate, unit, first) → those from column `first` on, of the gates of all matrices.
     template <typename Source>
     SYMRNN_DEVICE void load_shard(const Source &entries) {
-        constexpr int WIDTH = sizeof(Words) / sizeof(Stored);  // elements of a quad
-        const int rows = s_.rows(), quads = s_.chunks() * rows * CHUNK_QUADS;
+        const int rows = s_.rows(), quads = stored_chunks() * rows * CHUNK_QUADS;
 #pragma unroll 4
         for (int k = thread_index(); k < quads; k += ROW_THREADS) {
             const int at = k / CHUNK_QUADS, chunk = at / rows, row = at - chunk * rows;
-            const int gate = row / s_.own, unit = units_.first + row - gate * s_.own,
-                      first = chunk * s_.chunk + k % CHUNK_QUADS * WIDTH;
-            const bool exists = gate < MATRICES * s_.gates && unit < units_.last;
-            struct alignas(16) {
-                Stored at[WIDTH];
-            } quad;
-            const Entries of = entries(gate, unit, first);
-#pragma unroll
-            for (int j = 0; j < WIDTH; ++j)
-                quad.at[j] = Policy::rounded(
-                    exists && first + j < s_.units ? of.start[j * of.stride] : from_float<T>(0));
-            *reinterpret_cast<decltype(quad) *>(shard_ + chunk * rows * CHUNK_QUADS +
-                                                shard_quad(row, k % CHUNK_QUADS)) = quad;
+            *reinterpret_cast<RowQuad *>(shard_ + chunk * rows * CHUNK_QUADS +
+                                         shard_quad(row, k % CHUNK_QUADS)) =
+                quad_of_row(entries, row, HOLDS ? s_.chunk_of_stored(chunk) : chunk, k % CHUNK_QUADS);
         }
+    }
+
+    static constexpr int WIDTH = sizeof(Words) / sizeof(Stored);  // elements of a quad
+    struct alignas(16) RowQuad {
+        Stored at[WIDTH];
+    };
+
+    // Rows and units that do not exist are zeros.
+    template <typename Source>
+    SYMRNN_DEVICE RowQuad quad_of_row(const Source &entries, int row, int chunk, int index) const {
+        const int gate = row / s_.own, unit = units_.first + row - gate * s_.own,
+                  first = chunk * s_.chunk + index * WIDTH;
+        const bool exists = gate < MATRICES * s_.gates && unit < units_.last;
+        RowQuad quad;
+        const Entries of = entries(gate, unit, first);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j)
+            quad.at[j] = Policy::rounded(
+                exists && first + j < s_.units ? of.start[j * of.stride] : from_float<T>(0));
+        return quad;
+    }
+
+    // Loads what this warp holds, of the first chunks that it multiplies: forward of each chunk all rows; in
+    // the backward pass gate by gate. Chunks that do not exist are zeros too.
+    SYMRNN_DEVICE void hold() {
+#pragma unroll
+        for (int k = 0; k < HELD_TILES; ++k)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int step = k / HELD_AT_ONCE, gate = HOLDS_BACKWARD ? step / s_.held : 0,
+                          chunk = step - gate * s_.held;
+                const int row = k % HELD_AT_ONCE * 16 + lane_index() / 4 * 2 + i;
+                RowQuad quad = {};
+                if (chunk < chunks_.count())
+                    quad = quad_of_row(
+                        [&](int of, int unit, int first) {
+                            return symmetric_entries(job_.packed, of, unit, first);
+                        },
+                        gate * s_.own + row, chunks_.first + chunk, lane_index() % CHUNK_QUADS);
+                memcpy(&held_[k].row[i], &quad, sizeof quad);
+            }
     }
 
     // Those of a symmetric packed matrix are all of one tile: as they are, or below the diagonal in its
@@ -240,7 +283,8 @@ class RowWorker {
     // The sums of all rows of a matrix: forward of each gate, backward over all gates.
     template <bool BACKWARD>
     SYMRNN_DEVICE void multiply(const Stored *operand, Span of) {
-        multiply_tiles<BACKWARD>({0, s_.tiles(BACKWARD)}, operand, of);
+        if constexpr (HOLDS) product<BACKWARD, HELD_AT_ONCE>(0, operand, of);
+        else multiply_tiles<BACKWARD>({0, s_.tiles(BACKWARD)}, operand, of);
         sync_block();
     }
 
@@ -258,14 +302,18 @@ class RowWorker {
     }
 
     // Of R tiles of 16 rows from this one on, by all warps, each over its own chunks. The loads of states
-    // run ahead of the products, in the backward pass also from one gate to the next.
+    // run ahead of the products, in the backward pass also from one gate to the next. First come the chunks
+    // that are held, of each gate, then those in shared memory.
     template <bool BACKWARD, int R>
     SYMRNN_DEVICE void product(int tile, const Stored *operand, Span of) {
         constexpr int STEPS = Product::STEPS;
+        constexpr int HELD_STEPS = HELD_TILES / R;
         float sum[R][N][4] = {};
         typename Product::B b[AHEAD][STEPS][N];
         RowPair rows[R];
-        const int length = chunks_.count(), all = BACKWARD ? s_.gates * length : length;
+        const int length = chunks_.count(), held = HOLDS ? s_.held : 0,
+                  stored = HOLDS && length < held ? 0 : length - held;
+        const int all = HELD_STEPS + (BACKWARD ? s_.gates * stored : stored);
         const int chunk_of_states = s_.batch * CHUNK_QUADS, chunk_of_rows = s_.rows() * CHUNK_QUADS;
 
         const Words *from = reinterpret_cast<const Words *>(operand) +
@@ -273,22 +321,33 @@ class RowWorker {
                             (of.first + Product::first_sequence()) * CHUNK_QUADS +
                             Product::first_quad();
         const int there = of.count() - Product::first_sequence();
-        const int to_next_gate = (s_.chunks() - length + 1) * chunk_of_states;
-        int fetched = 0, fetched_of_gate = 0;
-        const auto fetch = [&](typename Product::B(&to)[STEPS][N]) {
-            const int left = fetched < all ? there : 0;
+        const auto after_gate = [&](int chunks) { return (s_.chunks() - chunks + 1) * chunk_of_states; };
+        const int to_next_gate = after_gate(length);
+        int fetched = 0, fetched_of_gate = 0, of_gate = HOLDS ? held : length;
+        // number: of the fetch, as far as that is known when this is compiled.
+        const auto fetch = [&](typename Product::B(&to)[STEPS][N], int number) {
+            if (HOLDS && BACKWARD && number == HELD_STEPS) {
+                from -= (s_.gates * s_.chunks() - held) * chunk_of_states;
+                of_gate = stored;
+            }
+            const bool exists = BACKWARD ? fetched < all &&
+                                               (number >= HELD_STEPS || fetched_of_gate < length)
+                                         : fetched < length;
+            const int left = exists ? there : 0;
 #pragma unroll
             for (int step = 0; step < STEPS; ++step)
 #pragma unroll
                 for (int n = 0; n < N; ++n)
                     to[step][n] = Product::load_b(from + n * 8 * CHUNK_QUADS, left - n * 8, step);
             ++fetched;
-            const bool last = BACKWARD && ++fetched_of_gate == length;
+            const bool last = BACKWARD && ++fetched_of_gate == of_gate;
             if (last) fetched_of_gate = 0;
-            from += last ? to_next_gate : chunk_of_states;
+            from += last ? (HOLDS ? after_gate(of_gate) : to_next_gate) : chunk_of_states;
         };
 
-        const Words *const first_chunk = shard_ + chunks_.first * chunk_of_rows, *chunk = first_chunk;
+        const Words *const first_chunk =
+            shard_ + (HOLDS ? s_.first_stored(warp_index()) : chunks_.first) * chunk_of_rows;
+        const Words *chunk = first_chunk;
         const int gate_rows = rows_of_gate(tile);
         int gate = 0, multiplied_of_gate = 0;
         set_rows(rows, 0, tile);
@@ -304,27 +363,42 @@ class RowWorker {
                     for (int r = 0; r < R; ++r) Product::multiply(sum[r][n], a[r], states[step][n]);
             }
             chunk += chunk_of_rows;
-            if (BACKWARD && ++multiplied_of_gate == length) {
+            if (BACKWARD && ++multiplied_of_gate == stored) {
                 multiplied_of_gate = 0;
                 chunk = first_chunk;
                 set_rows(rows, ++gate * gate_rows, tile);
             }
         };
+        const auto multiply_held = [&](int first, const typename Product::B(&states)[STEPS][N]) {
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+                for (int r = 0; r < R; ++r) {
+                    const typename Product::A a = Product::part(held_[first + r], step);
+#pragma unroll
+                    for (int n = 0; n < N; ++n) Product::multiply(sum[r][n], a, states[step][n]);
+                }
+        };
 
 #pragma unroll
-        for (int j = 0; j < AHEAD; ++j) fetch(b[j]);
-        int done = 0;
+        for (int j = 0; j < AHEAD; ++j) fetch(b[j], j);
+#pragma unroll
+        for (int k = 0; k < HELD_STEPS; ++k) {
+            multiply_held(k * R, b[k % AHEAD]);
+            fetch(b[k % AHEAD], k + AHEAD);
+        }
+        int done = HELD_STEPS;
 #pragma unroll 1
         for (; done + AHEAD <= all; done += AHEAD) {
 #pragma unroll
             for (int j = 0; j < AHEAD; ++j) {
-                multiply_chunk(b[j]);
-                fetch(b[j]);
+                multiply_chunk(b[(HELD_STEPS + j) % AHEAD]);
+                fetch(b[(HELD_STEPS + j) % AHEAD], HELD_STEPS + AHEAD);
             }
         }
 #pragma unroll
         for (int j = 0; j < AHEAD; ++j)
-            if (done + j < all) multiply_chunk(b[j]);
+            if (done + j < all) multiply_chunk(b[(HELD_STEPS + j) % AHEAD]);
         add_up(sum, tile);
     }
 
@@ -392,6 +466,7 @@ class RowWorker {
     }
 
     SYMRNN_DEVICE int sums_of_warps() const {
+        if (HOLDS) return HELD_AT_ONCE * N * WARP * 4;
         return (MATRICES > 1 ? s_.all_tiles(job_.backward) : s_.tiles(job_.backward)) * N * WARP * 4;
     }
 
@@ -489,6 +564,7 @@ class RowWorker {
     const int passes_;
     Words *const shard_;
     float *const sums_;
+    typename Product::HeldA held_[HOLDS ? HELD_TILES : 1];
 };
 
 }  // namespace symrnn

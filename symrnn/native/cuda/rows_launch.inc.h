@@ -27,12 +27,14 @@ cudaError_t load_rows() {
         if (cudaError_t error = cudaFuncGetAttributes(&attributes, rows_kernel_for<Policy>(columns)))
             return error;
     }
-    return cudaSuccess;
+    return load_rows_held<Policy>();
 }
 
 template <typename Policy>
 cudaError_t launch(const RowJob<typename Policy::Number> &job, int columns, int64_t shared_bytes,
                    int max_shared, cudaStream_t stream) {
+    if (job.schedule.held > 0)
+        return launch_held<Policy>(job, columns, shared_bytes, max_shared, stream);
     return launch_together(rows_kernel_for<Policy>(columns), job, ROW_THREADS, shared_bytes, max_shared,
                            job.flags, row_flag_bytes(job.schedule), stream);
 }

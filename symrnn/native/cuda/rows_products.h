@@ -6,6 +6,11 @@
 //   A, load_a    a thread's part of the 16 rows in such a step: of two of them
 //   B, load_b    a thread's part of the 8 sequences
 //   multiply     sum += A · B
+//   HeldA, part  a thread's part of 16 rows of a chunk, a quad of either of two rows; and its A for one of
+//                the steps, of what its warp so holds in registers
+//   HELD_EIGHTS  how many eights of sequences a warp multiplies at once beside what it holds, at most, and
+//   HELD_AHEAD   how many chunks of them, if they are several, are on their way meanwhile: as many as spill
+//                no registers
 //
 // A thread's sums are of the rows 2g and 2g + 1 and the sequences 2t and 2t + 1; g and t are the upper and
 // the lower digit of its lane, 4 · g + t. Rows and sequences lie in memory as they are multiplied: each
@@ -35,12 +40,15 @@ template <typename Policy>
 struct RowProduct {
     static constexpr int STEPS = 1;
     static constexpr int TILES = 4;
+    static constexpr int HELD_EIGHTS = 3;
+    static constexpr int HELD_AHEAD = sizeof(typename Policy::Stored) == 4 ? 2 : 3;
     struct A {
         Words row[2];
     };
     struct B {
         Words sequence;
     };
+    using HeldA = A;
 
     SYMRNN_DEVICE static int first_quad() { return lane_index() % 4; }
     // The first sequence that this thread loads.
@@ -53,6 +61,8 @@ struct RowProduct {
     SYMRNN_DEVICE static B load_b(const Words *sequence, int left, int) {
         return {left > 0 ? load_past_l1(sequence) : Words{}};
     }
+
+    SYMRNN_DEVICE static const A &part(const HeldA &held, int) { return held; }
 
     SYMRNN_DEVICE static void multiply(float (&sum)[4], const A &a, const B &b) {
 #pragma unroll
@@ -83,12 +93,15 @@ template <>
 struct RowProduct<Exact> {
     static constexpr int STEPS = 4;
     static constexpr int TILES = 2;
+    static constexpr int HELD_EIGHTS = 1;
+    static constexpr int HELD_AHEAD = 1;
     struct A {
         Words row[2];
     };
     struct B {
         Words sequence[2];
     };
+    using HeldA = A;
 
     SYMRNN_DEVICE static int first_quad() { return 0; }
     SYMRNN_DEVICE static int first_sequence() { return lane_index() % 4 * 2; }
@@ -102,6 +115,14 @@ struct RowProduct<Exact> {
         for (int k = 0; k < 2; ++k)
             b.sequence[k] = left > k ? load_past_l1(sequence + k * CHUNK_QUADS + step) : Words{};
         return b;
+    }
+
+    // Four threads have the quads of the same two rows: each step takes those of one of them.
+    SYMRNN_DEVICE static A part(const HeldA &held, int step) {
+        A a;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) a.row[i] = words_of_lane(held.row[i], lane_index() / 4 * 4 + step);
+        return a;
     }
 
     SYMRNN_DEVICE static void multiply(float (&sum)[4], const A &a, const B &b) {

@@ -78,6 +78,25 @@ class Instruction(NamedTuple):
         count = int(matrices[1]) if matrices else self._width
         return range(int(first[1]), int(first[1]) + count)
 
+    @property
+    def written(self) -> range:
+        """The registers of its result."""
+        if self.name in _NO_RESULT:
+            return range(0)
+        place = self.operands.removeprefix("PT, ")
+        first = _REGISTER.match(place)
+        if first is None:
+            return range(0)
+        count = _FACTORS[-1] if self.name == "HMMA" else 2 if ".WIDE" in self.opcode else 1
+        return range(int(first[1]), int(first[1]) + max(count, len(self.loaded)))
+
+    @property
+    def first_factor(self) -> int | None:
+        """The first register that it takes beside its result; None if there is none."""
+        factors = self.operands.removeprefix("PT, ").partition(",")[2]
+        found = _REGISTER.search(factors)
+        return int(found[1]) if found else None
+
     def reads(self, registers: range) -> bool:
         """Whether it takes one of these as a factor, an address, or what it stores."""
         return any(one in registers for one in self._sources())

@@ -1,7 +1,7 @@
 /* The layers of symrnn.h on an NVIDIA GPU of compute capability 8.0 or later: the C interface.
  *
  * What differs from symrnn.h: the hidden weights of all gates are symmetric: one term, packed as on
- * a CPU. They stay in shared memory for the whole sequence; `symrnn_fit_gpu` says for which sizes
+ * a CPU. They stay on the chip for the whole sequence; `symrnn_fit_gpu` says for which sizes
  * that is possible. All sequences have the same length. Arrays are in GPU memory and have the dtype
  * of the packed weights (SYMRNN_FLOAT, SYMRNN_BFLOAT16, SYMRNN_HALF) unless another is named.
  * Accumulation and the cell state are in float.
