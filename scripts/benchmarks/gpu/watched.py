@@ -32,6 +32,7 @@ SMALL = [
 ]
 LARGE = [
     (SymLSTM, 1500, 20, 35, "bf16", Kernel.ROWS),
+    (SymLSTM, 1500, 20, 35, "tf32", Kernel.ROWS),
     (SymLSTM, 1500, 20, 35, "tf32", Kernel.PACKED),
 ]
 
