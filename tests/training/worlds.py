@@ -18,9 +18,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
 import torch
 from torch import nn
 
@@ -28,6 +27,9 @@ from data import DataError
 from symrnn.files import UserError, run_program
 from symrnn.training import world
 from symrnn.training.loop import Learner, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def together(
@@ -102,8 +104,10 @@ def without_pictures() -> None:
             setattr(importlib.import_module(module), drawing, _empty)
 
 
-def _empty(*_: object, **__: object) -> matplotlib.figure.Figure:
-    return matplotlib.figure.Figure((1, 1))
+def _empty(*_: object, **__: object) -> Figure:
+    from matplotlib.figure import Figure  # tests on a GPU may have to do without
+
+    return Figure((1, 1))
 
 
 # ---- what the children do ------------------------------------------------------------------------

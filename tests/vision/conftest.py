@@ -1,4 +1,7 @@
-"""Small sets of pictures and runs, the program as a shell sees it, and child processes."""
+"""Small sets of pictures and runs, the program as a shell sees it, and child processes.
+
+Pillow and matplotlib are imported where they are used: tests on a GPU may have to do without.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 import numpy as np
 import pytest
 import torch
 import worlds
-from PIL import Image
 
 import symrnn.vision.train
 from symrnn.files import run_program
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROGRAM = "symrnn.vision.train"
 
@@ -49,8 +54,10 @@ def with_picture() -> None:
     """Leaves the picture of the filter in."""
 
 
-def empty_figure(_: object) -> matplotlib.figure.Figure:
-    return matplotlib.figure.Figure((1, 1))
+def empty_figure(_: object) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure((1, 1))
 
 
 def write_pictures(folder: Path, classes: int = 4, train: int = 7, val: int = 3) -> Path:
@@ -58,6 +65,8 @@ def write_pictures(folder: Path, classes: int = 4, train: int = 7, val: int = 3)
 
     train, val: pictures of each class, 8×8 pixels.
     """
+    from PIL import Image
+
     random = np.random.default_rng(7)
     for part, count in (("train", train), ("val", val)):
         for label in range(classes):
