@@ -115,10 +115,9 @@ def save_forever(path: Path) -> None:
 def hold(folder: Path) -> None:
     """Opens a run and forks; both wait to be killed. The file `held` names the forked child."""
     with RunFolder.open(folder):
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-            os._exit(0)
-        (folder / "written").write_text(str(child))
-        (folder / "written").rename(folder / "held")
+        if os.fork() == 0:
+            # By the child, which by now has let go of what it has from its parent.
+            (folder / "written").write_text(str(os.getpid()))
+            (folder / "written").rename(folder / "held")
         time.sleep(600)
+        os._exit(0)
