@@ -19,6 +19,8 @@ from symrnn.training import World, autocast, seed_step
 from symrnn.training.loop import Learner, Progress
 from symrnn.training.state import check_like
 
+_RESETS, _MASKS = 0, 1  # the draws of a step: states that begin anew, and what is dropped
+
 
 @dataclass
 class LanguageProgress(Progress):
@@ -196,9 +198,6 @@ class LanguageLearner(Learner):
         ):
             each = ", ".join(map(str, dict.fromkeys(shapes)))
             raise ValueError(f"hidden is not {len(shapes)} tensors of shape {each}")
-
-
-_RESETS, _MASKS = 0, 1  # what is drawn in a step
 
 
 def _streams(state: State, count: int) -> list[State]:
