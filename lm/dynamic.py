@@ -100,6 +100,8 @@ def predict_dynamically(
     scales: of :func:`gradient_scales`.
 
     Yields (T,) for each segment of the text, which is one stream.
+
+    Raises UserError if the weights leave what is finite: the rate is too large.
     """
     model = model.without_dropout()  # in training mode: else cuDNN's layers have no gradient
     parameters = list(model.parameters())
@@ -108,8 +110,15 @@ def predict_dynamically(
     pulls = [(settings.decay * scale / mean).clamp_(max=1.0) for scale in scales]
     rates = [settings.lr / (scale + settings.epsilon) for scale in scales]
     state: State | None = None
+    read = 0
     for inputs, targets in stream_windows(text.ids, settings.segment, eos_id):
         losses, state = _losses(model, inputs, targets, state, precision)
+        if not losses.isfinite().all():
+            raise UserError(
+                f"--dynamic-lr {settings.lr:g} is too large: the adapted model is no longer finite "
+                f"after {read:,} tokens"
+            )
+        read += len(targets)
         gradients = torch.autograd.grad(losses.mean(), parameters)
         yield losses.detach()
         with torch.no_grad():

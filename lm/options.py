@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from symrnn.training.command_line import (
     continued,
     known_or_path,
     number,
+    option_name,
 )
 
 EXAMPLE = """\
@@ -79,6 +80,17 @@ TRAINED_UNKNOWN = "trained_unknown"
 
 MARKS = ("vocabulary", "corpus", TRAINED_UNKNOWN)
 """What else a configuration holds, of the data: fingerprints, and that."""
+
+READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "momentum": ("optimizer", ("sgd",)),
+    "beta1": ("optimizer", ("adam", "adamw")),
+    "beta2": ("optimizer", ("adam", "adamw", "rmsprop")),
+    "epsilon": ("optimizer", ("adam", "adamw", "rmsprop")),
+    "lr_divide": ("schedule", ("epochs", "plateau")),
+    "lr_after": ("schedule", ("epochs",)),
+    "lr_patience": ("schedule", ("plateau",)),
+}
+"""Numbers of a recipe that only some of its optimizers or schedules read."""
 
 UNTRAINED = "a model whose train text has no <unk> does not learn what to expect of unknown words"
 """What is said of a model where that is never."""
@@ -344,6 +356,22 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     if config["symm"] == "none":
         config["symm_hh"] = config["symm_ih"] = ""
     return config
+
+
+def without_effect(given: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """A sentence for each option that is given and that nothing in the whole ``config`` reads."""
+    idle = [
+        (name, f"--{reader} {config[reader]}")
+        for name, (reader, kinds) in READ_BY.items()
+        if name in given and config[reader] not in kinds
+    ]
+    if config["symm"] == "none":
+        idle += [(name, "--symm none") for name in ("symm_hh", "symm_ih") if given.get(name)]
+    ends = [config["input_dropout"], config["output_dropout"]]
+    if "dropout" in given and config["num_layers"] == 1 and None not in ends:
+        values = "--input-dropout {:g} and --output-dropout {:g}".format(*ends)
+        idle.append(("dropout", f"--layers 1, {values}"))
+    return [f"{option_name(name)} {given[name]} has no effect with {why}" for name, why in idle]
 
 
 def gates_of(config: dict[str, Any], cell: str) -> dict[str, str]:

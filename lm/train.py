@@ -14,7 +14,14 @@ from data import Corpus, DataError, RandomBatches, TrainBatches, open_corpus
 from lm.adaptive import AdaptiveDecoder
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
-from lm.options import TRAINED_UNKNOWN, UNTRAINED, make_parser, resolve, resume_config
+from lm.options import (
+    TRAINED_UNKNOWN,
+    UNTRAINED,
+    make_parser,
+    resolve,
+    resume_config,
+    without_effect,
+)
 from lm.perplexity import Score, Unknown, exponential, measure
 from lm.recipes import lr_at, lr_in
 from lm.saved import build_model, check_machine, counts_of, load_saved, save_best
@@ -22,7 +29,7 @@ from lm.spectrum import spectrum_figure
 from lm.start import start_from
 from symrnn.files import UserError, run_program
 from symrnn.training import World, autocast, seed_everything
-from symrnn.training.command_line import print_table
+from symrnn.training.command_line import given, print_table
 from symrnn.training.loop import Run
 from symrnn.training.progress import progress_bar
 
@@ -32,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # ---- configuration ---------------------------------------------------------------------
         options = make_parser().parse_args(arguments)
         config = run.configure(options, resolve, resume_config)
+        if world.first:
+            for sentence in without_effect(given(options), config):
+                print(f"notice: {sentence}", file=sys.stderr)
 
         # ---- data ------------------------------------------------------------------------------
         with world.agreeing():

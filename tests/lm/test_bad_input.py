@@ -134,6 +134,7 @@ def test_evaluate_options(refused: Refused, finished: Path, corpus: Path) -> Non
         ),
         ("--dynamic --weights bfloat16", "which --weights bfloat16 has none of"),
         ("--dynamic --dynamic-statistics gone", "--dynamic-statistics gone: there is no such file"),
+        ("--dynamic --dynamic-lr 1e38", "--dynamic-lr 1e+38 is too large: the adapted model is no"),
     ],
 )
 def test_models_that_adapt(refused: Refused, finished: Path, arguments: str, message: str) -> None:

@@ -6,8 +6,11 @@ from dataclasses import fields
 
 import pytest
 
-from lm.options import make_parser, resolve
-from lm.recipes import SIZES, Recipe, lr_in, recipe_of
+import lm.train
+from lm.model import LanguageModel
+from lm.optimizers import make_optimizer
+from lm.options import READ_BY, make_parser, resolve, without_effect
+from lm.recipes import OPTIMIZERS, SIZES, Recipe, lr_in, recipe_of
 from symrnn.training.command_line import given
 
 # hidden, steps, dropout, init, divide, after, epochs, clip: Zaremba et al. 2014, section 4.1.
@@ -134,6 +137,55 @@ def test_each_number_of_the_recipe_can_be_overridden() -> None:
         changed = {key for key in made if made[key] != plain[key]}
         # The embedding is as wide as the hidden state, unless it is given.
         assert changed == ({name, "embedding_size"} if name == "hidden_size" else {name})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentences"),
+    [
+        ("--lr-after 3 --lr-divide 2 --momentum 0.5", []),
+        ("--optimizer adam --beta1 0.5 --epsilon 1e-3", []),
+        ("--recipe compact", []),  # what a recipe has stands for nothing that was asked for
+        ("--optimizer adam --momentum 0.5", ["--momentum 0.5 has no effect with --optimizer adam"]),
+        ("--optimizer rmsprop --beta1 0.5", ["--beta1 0.5 has no effect with --optimizer rmsprop"]),
+        ("--lr-patience 3", ["--lr-patience 3 has no effect with --schedule epochs"]),
+        ("--recipe annealed --lr-after 1", ["--lr-after 1 has no effect with --schedule plateau"]),
+        ("--schedule cosine --lr-after 2", ["--lr-after 2 has no effect with --schedule cosine"]),
+        ("--symm none --symm-ih ifgo", ["--symm-ih ifgo has no effect with --symm none"]),
+        (
+            "--recipe compact --dropout 0.5 --momentum 0.5",
+            [
+                "--momentum 0.5 has no effect with --optimizer adam",
+                "--dropout 0.5 has no effect with --layers 1, --input-dropout 0.579892 and "
+                "--output-dropout 0.327009",
+            ],
+        ),
+        ("--recipe compact --layers 2 --dropout 0.5", []),
+    ],
+)
+def test_an_option_that_nothing_reads_is_named(arguments: str, sentences: list[str]) -> None:
+    own = given(make_parser().parse_args(arguments.split()))
+    assert without_effect(own, resolve(own)) == sentences
+
+
+def test_the_program_says_so_before_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lm.train.main(["--optimizer", "adam", "--momentum", "0.5", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "notice: --momentum 0.5 has no effect with --optimizer adam\n"
+    assert "momentum         0.5" in said.out
+
+
+def test_which_optimizers_read_a_number() -> None:
+    """As make_optimizer has it: the groups differ if, and only if, the number is read."""
+    model = LanguageModel(5, 4, 4)
+    for name, (reader, kinds) in READ_BY.items():
+        if reader != "optimizer":
+            continue
+        for kind in OPTIMIZERS:
+            first, other = (
+                make_optimizer(model, {**config("--optimizer", kind), name: value}).defaults
+                for value in (0.25, 0.5)
+            )
+            assert (first != other) == (kind in kinds), (name, kind)
 
 
 def test_the_gates_come_in_pytorchs_order() -> None:
