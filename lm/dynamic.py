@@ -34,7 +34,8 @@ class Dynamic:
         θ ← θ − lr · g / (r + epsilon) + min(decay · r / mean(r), 1) · (θ₀ − θ)
 
     mean(r) is the mean over the tensors of each tensor's mean, as in that program. The weights of
-    symmetric matrices are their parameters, so the matrices stay symmetric.
+    symmetric matrices are their parameters, so the matrices stay symmetric; each parameter moves as
+    any other does, without the factor that its rate has in training.
 
     segment: time steps between two updates; a gradient reaches back no further. For another
         length, lr and decay want to be scaled with it.

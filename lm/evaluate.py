@@ -45,6 +45,8 @@ the checkpoint.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
+    if options.data == options.dynamic_statistics == "-":
+        raise UserError("standard input is one text: --data - and --dynamic-statistics - want two")
     saved = load_by_options(options)
     name, text, bound = open_text(saved, options.data, options.split)
     adapting = adaptation(options, saved)

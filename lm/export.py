@@ -230,17 +230,10 @@ def linear_end(model: LanguageModel) -> nn.Linear:
 
     Raises UserError for a decoder that is no matrix.
     """
-    decoder, projection = model.decoder, model.projection
+    decoder = model.whole_decoder()
     if not isinstance(decoder, nn.Linear):
         raise UserError("--to runtime has no adaptive softmax, which this model has")
-    if not isinstance(projection, nn.Linear):
-        return decoder
-    size, width = decoder.out_features, projection.in_features
-    made = nn.Linear(width, size, device="meta").to_empty(device="cpu")
-    with torch.no_grad():
-        made.weight.copy_(decoder.weight @ projection.weight)
-        made.bias.copy_(decoder.bias)
-    return made
+    return decoder
 
 
 def _lower_ends(model: LanguageModel, dtype: torch.dtype) -> None:

@@ -118,6 +118,10 @@ def encode_prompt(prompt: str, codec: Codec) -> list[int]:
         raise UserError(f"--prompt: {error}") from error
 
 
+PIECE = 64
+"""Tokens of a prompt at once, whose logits, which nobody wants, are all made."""
+
+
 def generate(
     model: LanguageModel,
     prompt: Sequence[int],
@@ -137,6 +141,9 @@ def generate(
     ids = torch.tensor(prompt, device=device).view(-1, 1)
     with torch.inference_mode(), precision():
         stream = model.stream()
+        for start in range(0, len(prompt) - 1, PIECE):
+            stream(ids[start : min(start + PIECE, len(prompt) - 1)])
+    ids = ids[-1:]
     for made in range(tokens):
         with torch.inference_mode(), precision():
             logits = stream(ids)

@@ -56,6 +56,8 @@ class LanguageLearner(Learner):
         super().__init__(model, optimizer, LanguageProgress(best=math.inf, lr=config["lr"]))
         self.config = config
         self.average: AveragedModel | None = None
+        if config["optimizer"] == "asgd":  # whose mean is of all steps
+            self.average = AveragedModel(model)
         self.world = world
         self.hidden: State | None = None
         self.device = next(model.parameters()).device
@@ -175,6 +177,7 @@ class LanguageLearner(Learner):
                 part[:, streams].contiguous().to(self.device) for part in state["hidden"]
             )
         average = state.get("average")  # former runs have none
+        self.average = None
         if average is not None:
             check_like(average, {"count": 0, "parameters": []}, "average")
             self.average = AveragedModel(self.model)

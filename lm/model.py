@@ -212,6 +212,19 @@ class LanguageModel(HubMixin, nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
+    def whole_decoder(self) -> nn.Linear | AdaptiveDecoder:
+        """The decoder of the highest layer's own output: with the projection, as one matrix."""
+        decoder, projection = self.decoder, self.projection
+        if isinstance(decoder, AdaptiveDecoder) or not isinstance(projection, nn.Linear):
+            return decoder
+        size, width = decoder.out_features, projection.in_features
+        made = nn.Linear(width, size, device="meta", dtype=decoder.weight.dtype)
+        made = made.to_empty(device=decoder.weight.device)
+        with torch.no_grad():
+            made.weight.copy_(decoder.weight @ projection.weight)
+            made.bias.copy_(decoder.bias)
+        return made
+
     @property
     def states(self) -> str:
         """The tensors of the state, by letter: "hc" of an LSTM, "h" of others."""

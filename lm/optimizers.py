@@ -37,7 +37,8 @@ def make_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opti
                 groups, **common, alpha=config["beta2"], eps=config["epsilon"]
             )
         assert name == "asgd"
-        return torch.optim.ASGD(groups, **common)
+        # Its decay and its falling rate are left out: the configuration has its own of both.
+        return torch.optim.ASGD(groups, **common, lambd=0.0)
     except ValueError as error:
         raise UserError(f"--optimizer {name}: {error}") from error
 

@@ -199,12 +199,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="without a better validation, after which a plateau's rate is divided",
     )
     add("--warmup", type=number(int, 0), metavar="STEPS", help="in which the rate grows from zero")
-    add("--optimizer", choices=OPTIMIZERS, help="(sgd)")
+    add("--optimizer", choices=OPTIMIZERS, help="asgd is sgd whose mean of all steps is the model")
     add("--momentum", type=number(float, 0, 1), help="of sgd")
     add("--beta1", type=number(float, 0, 1), help="of adam and adamw; 0 makes them like rmsprop")
     add("--beta2", type=number(float, 0, 1), help="of adam, adamw and rmsprop")
     add("--epsilon", type=number(float, 0, open_low=True), help="of these")
-    add("--weight-decay", type=number(float, 0), metavar="L", help="L/2·‖w‖² is added to the loss")
+    add(
+        "--weight-decay", type=number(float, 0), metavar="L", help="of L/2·‖w‖²; adamw's is its own"
+    )
     add("--clip", type=number(float, 0, open_low=True), help="largest norm of the gradient")
     add(
         "--dropout",
@@ -404,4 +406,6 @@ def resume_config(config: dict[str, Any], given: dict[str, Any], folder: Path) -
         marks=MARKS,
     )
     given = {**given, **gates_of(given, given.get("cell", config["cell"]))}
+    if config["symm"] == "none":  # of a run without symmetric gates they say nothing
+        given = {name: v for name, v in given.items() if name not in ("symm_hh", "symm_ih")}
     return continued(config, given, folder, extendable=config["schedule"] in ENDLESS)

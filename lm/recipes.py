@@ -7,9 +7,13 @@
   "small" is of Melis, Dyer and Blunsom, "On the State of the Art of Evaluation in Neural Language
   Models" (2018), "medium" the LSTM of Melis, Kočiský and Blunsom, "Mogrifier LSTM" (2020); both by
   the configurations in google-deepmind/lamb (experiment/on-the-state/ptb_10m_lstm_d1, and
-  experiment/mogrifier, …ptb_24m_lstm_d2…/trial_833). Those programs cap the input gate at 1 - f and
-  add the outputs of both layers up, which our layers do not, and draw starting values from
-  truncated normal distributions; ours are uniform, of about the same variance.
+  experiment/mogrifier, …ptb_24m_lstm_d2…/trial_833). What differs: those programs cap the input
+  gate at 1 - f and add the outputs of both layers up; they draw starting values from truncated
+  normal distributions, ours are uniform, of about the same variance (small's embedding: a quarter);
+  the gradient is clipped before the weights decay; the perplexity is of a softmax whose temperature
+  is tuned. They validate after every 100 steps (medium: 200), which they call a turn, for 1,000
+  turns, and divide the rate after 26 without a better one; ours waits 26 epochs of 414 steps, and
+  --lr-patience 6 is their 2,600 steps.
 - "awd": Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models" (2018), with
   the numbers of their program (salesforce/awd-lstm-lm) for the Penn Treebank. Its ASGD uses the
   rate of a window one step late, and its mean leaves out the first step.

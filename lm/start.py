@@ -44,8 +44,11 @@ def start_from(model: LanguageModel, path: str | Path, codec: Codec) -> str:
         new.append(_flat(nearest.to_plain()))
     with torch.no_grad():
         like.copy_(saved.model.encoder.weight)
-    # With tied weights that is the embedding again.
-    model.decoder.load_state_dict(saved.model.decoder.state_dict())
+    # With tied weights that is the embedding again, and of their projection both have one or none.
+    decoder = saved.model.decoder if model.tied else saved.model.whole_decoder()
+    model.decoder.load_state_dict(decoder.state_dict())
+    if model.tied:
+        model.projection.load_state_dict(saved.model.projection.state_dict())
     norm = torch.cat(former).norm()
     share = ((torch.cat(new) - torch.cat(former)).norm() / norm).item()
     return f"{saved.path}, recurrent weights moved by {share:.2%} of their norm"

@@ -30,8 +30,8 @@ from lm.sweep_plan import (
 )
 from lm.sweep_processes import Process
 from lm.sweep_progress import LOOK, Watch
-from lm.sweep_results import plan_table, standing_of, write_table
-from symrnn.files import run_program
+from lm.sweep_results import plan_table, results_of, standing_of, text_of, write_table
+from symrnn.files import UserError, run_program
 from symrnn.training import Interrupt, environment
 from symrnn.training.command_line import number, print_table, symmetry
 from symrnn.training.process import usable_cores
@@ -60,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, common = parse(words)
     if options.table:
-        print(write_table(Sweep.read(options.out)), end="")
+        results = results_of(Sweep.read(options.out))
+        print(text_of(results), end="")
+        try:
+            write_table(options.out, results)
+        except UserError as error:  # somebody else's sweep, perhaps, that may only be read
+            print(f"notice: {error}", file=sys.stderr)
         return 0
     check_common(common)
     axes = axes_of(options.vary, common)
@@ -97,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if stopped is not None:
             print(f"to go on, the same command again:\n  {command}", file=sys.stderr)
             return 128 + stopped
-        print(write_table(sweep), end="")
+        results = results_of(sweep)
+        print(text_of(results), end="")
+        write_table(sweep.folder, results)
         failed = [run for run in runs if run.failed]
         for run in failed:
             print(f"failed: {run.name}: {run.failed} ({sweep.log_of(run)})", file=sys.stderr)

@@ -31,7 +31,7 @@ from symrnn.files import (
     describe_os_error,
     is_file_aside,
     remove_files_aside,
-    replacing,
+    replace_text,
     to_json,
 )
 from symrnn.training import resolve_device
@@ -283,11 +283,10 @@ class Sweep:
             raise UserError(f"{path}: is damaged: {error!r}") from error
 
     def write(self) -> None:
-        """Store it, in one step."""
+        """Store it, in one step; UserError if it cannot be written."""
         stored = {"version": _VERSION, **asdict(self)}
         del stored["folder"]
-        with replacing(self.folder / _FILE) as new:
-            new.write_text(to_json(stored, "sweep", indent=1) + "\n")
+        replace_text(self.folder / _FILE, to_json(stored, "sweep", indent=1) + "\n")
 
     def folder_of(self, run: PlannedRun) -> Path:
         """The folder of a run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +13,15 @@ from typing import Any
 
 from lm.perplexity import Score
 from lm.sweep_plan import PlannedRun, Sweep
-from symrnn.files import replacing, to_json
+from symrnn.files import replace_text, to_json
 from symrnn.training import CheckpointError
 from symrnn.training.loop import saved_progress
 from symrnn.training.run_folder import is_begun
 
-MEASURES = ("valid", "test", "valid_per_word", "test_per_word", "best_epoch", "seconds")
+MEASURES = (
+    *("valid", "test", "valid_per_word", "test_per_word", "valid_bits", "test_bits"),
+    *("best_epoch", "seconds"),
+)
 """What a group has the mean and the standard deviation of, over its finished runs."""
 
 
@@ -36,6 +40,7 @@ class Standing:
         first validation.
     test: the test perplexity of that model, per token; None before the end.
     valid_per_word, test_per_word: the same per word, which compares between tokenizers.
+    valid_bits, test_bits: the same in bits per token, which characters are compared by.
     seconds: spent on it, up to its last checkpoint.
     valid_unknown, test_unknown: the share of <unk> in the tokens of these texts, from 0 to 1; a
         perplexity is easily low where much is unknown.
@@ -50,6 +55,8 @@ class Standing:
     test: float | None = None
     valid_per_word: float | None = None
     test_per_word: float | None = None
+    valid_bits: float | None = None
+    test_bits: float | None = None
     seconds: float = 0.0
     valid_unknown: float | None = None
     test_unknown: float | None = None
@@ -73,11 +80,13 @@ def standing_of(folder: Path, epochs: int) -> Standing:
     )
     if best is not None:
         standing.valid = float(best["valid/perplexity"])
+        standing.valid_bits = float(best["valid/loss"]) / math.log(2)
         standing.valid_per_word = float(best["valid/word_perplexity"])
         standing.best_epoch = int(best["epoch"])
         standing.valid_unknown = best.get("valid/unknown_share")
     if tested is not None:
         standing.test, standing.test_per_word = tested.perplexity, tested.word_perplexity
+        standing.test_bits = tested.bits
         standing.test_unknown = last.get("test/unknown_share")
     return standing
 
@@ -182,10 +191,14 @@ def results_of(sweep: Sweep) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard deviation of the sample, and number of values; None where there is none."""
+    """Mean, standard deviation of the sample, and number of values; None where there is none.
+
+    Of values of which one is infinite, as a perplexity may be, there is no deviation.
+    """
+    finite = all(map(math.isfinite, values))
     return {
         "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "std": statistics.stdev(values) if len(values) > 1 and finite else None,
         "n": len(values),
     }
 
@@ -214,10 +227,15 @@ def markdown(results: dict[str, Any]) -> list[str]:
     what += [f"{config['epochs']} epochs"] if "epochs" in config else []
     if "data" in config:
         what.append(f"corpus `{Path(config['data']).name}`")
-    per_word = any(run["valid_per_word"] != run["valid"] for run in runs)
-    unit = "_per_word" if per_word else ""  # tokens may be others in each run, words are not
+    unit, measure = "", "Perplexity"
+    if config.get("tokenizer") == "char":
+        unit, measure = "_bits", "Bits per character"
+    elif any(run["valid_per_word"] != run["valid"] for run in runs):
+        # Tokens may be others in each run, words are not.
+        unit, measure = "_per_word", "Perplexity per word"
+    number = "{:.4f}" if unit == "_bits" else "{:.2f}"
     words = (
-        f"{', '.join(what)}. Perplexity {'per word ' * per_word}of the model that validated best, "
+        f"{', '.join(what)}. {measure} of the model that validated best, "
         "over every token of the text in one stream with carried state; mean ± standard deviation "
         "over the finished runs of each row."
     )
@@ -229,8 +247,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
     rows = [
         [
             group["label"].replace("|", "\\|"),
-            _with_spread(group["valid" + unit], "{:.2f}"),
-            _with_spread(group["test" + unit], "{:.2f}"),
+            _with_spread(group["valid" + unit], number),
+            _with_spread(group["test" + unit], number),
             _counted([by_name[name] for name in group["runs"]]),
             *(f"{group['parameters'][name]:,}" for name in COUNTS),
             _with_spread(group["best_epoch"], "{:.1f}"),
@@ -242,8 +260,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
         [
             run["name"],
             run["state"],
-            _or_dash(run["valid" + unit], "{:.2f}"),
-            _or_dash(run["test" + unit], "{:.2f}"),
+            _or_dash(run["valid" + unit], number),
+            _or_dash(run["test" + unit], number),
             _or_dash(run["best_epoch"], "{}"),
             f"{run['seconds'] / 60:.2f}",
         ]
@@ -306,12 +324,16 @@ def plan_table(runs: Sequence[PlannedRun]) -> str:
     return _table(["weights", "parameters", "deployed", "of these recurrent", "seeds"], rows)
 
 
-def write_table(sweep: Sweep) -> str:
-    """Write table.md and table.json into the sweep's folder; the Markdown."""
-    results = results_of(sweep)
-    text = "\n\n".join([made_with(results), *markdown(results)]) + "\n"
-    files = {"table.md": text, "table.json": to_json(results, "results", indent=1) + "\n"}
-    for name, contents in files.items():
-        with replacing(sweep.folder / name) as new:
-            new.write_text(contents, encoding="utf-8")
-    return text
+def text_of(results: dict[str, Any]) -> str:
+    """The table with how it was made, in Markdown."""
+    return "\n\n".join([made_with(results), *markdown(results)]) + "\n"
+
+
+def write_table(folder: Path, results: dict[str, Any]) -> None:
+    """Write table.md and table.json into the sweep's folder.
+
+    Raises UserError if they cannot be written.
+    """
+    contents = {"table.md": text_of(results), "table.json": to_json(results, "results", 1) + "\n"}
+    for name, text in contents.items():
+        replace_text(folder / name, text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -10,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data import Corpus, DataError, RandomBatches, TrainBatches, open_corpus
+from data import TOKENIZERS, Corpus, DataError, RandomBatches, TrainBatches, open_corpus
 from lm.adaptive import AdaptiveDecoder
 from lm.learner import LanguageLearner
 from lm.model import LanguageModel
@@ -47,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with world.agreeing():
             check_machine(config, run.device)
         corpus, batches_in = world.one_first(lambda: open_training_corpus(config, run.resumed))
+        with world.agreeing():
+            if len({*world.gather(corpus.fingerprint)}) > 1:
+                raise UserError(
+                    f"--data {config['data']} is not the same corpus on all machines: give each "
+                    "process the same texts"
+                )
         if world.first:
             _warn_of_untrained_unknown(config, corpus)
 
@@ -69,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
 
         # ---- run -------------------------------------------------------------------------------
-        learner = LanguageLearner(model, config, world)
+        with world.agreeing():
+            learner = LanguageLearner(model, config, world)
         run.start(
             learner,
             config,
@@ -109,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if run.stopped:
                 break
             with run.measuring():
-                if learner.judge(_validate(run, learner, corpus)):
+                rate = lr_at(run.progress.step, run.progress.lr, config["warmup"], length)
+                if learner.judge(_validate(run, learner, corpus, rate)):
                     run.finish()
                 if epoch == config["epochs"] or run.progress.ended:
                     learner.progress.tested = world.share(lambda: asdict(_test(run, corpus)))
@@ -158,8 +168,11 @@ def _measure(run: Run, model: LanguageModel, corpus: Corpus, split: str) -> Scor
         )
 
 
-def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
-    """Measure the validation text, log, and save the best model; whether this is the best."""
+def _validate(run: Run, learner: LanguageLearner, corpus: Corpus, lr: float) -> bool:
+    """Measure the validation text, log, and save the best model; whether this is the best.
+
+    lr: the learning rate of the last step.
+    """
     model, progress = learner.final(), run.progress
     score = run.world.share(lambda: _measure(run, model, corpus, "valid"))
     nats = score.nats / score.tokens
@@ -172,9 +185,10 @@ def _validate(run: Run, learner: LanguageLearner, corpus: Corpus) -> bool:
             "epoch": progress.epoch,
         }
     )
-    run.figure("recurrent eigenvalues", lambda: spectrum_figure(*model.layers))
+    if progress.epoch.bit_count() == 1:  # 1, 2, 4, 8, …: it may take as long as an epoch
+        run.figure("recurrent eigenvalues", lambda: spectrum_figure(*model.layers))
     print(
-        f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {progress.lr:<8.4g}  "
+        f"epoch {progress.epoch:2}/{run.config['epochs']}  lr {lr:<8.4g}  "
         f"train {train:8.2f}  valid {score.perplexity:8.2f}{_per_unit(score, corpus)}  "
         f"{'unknown words ' + str(unknown) + '  ' if unknown.count else ''}"
         f"{run.epoch_seconds():6.1f} s",
@@ -209,6 +223,7 @@ def _test(run: Run, corpus: Corpus) -> Score:
     best = load_saved(run.best, run.device, backend=run.config["backend"])
     score = _measure(run, best.model, corpus, "test")
     run.log(_scalars("test", score, corpus))
+    run.figure("eigenvalues, best model", lambda: spectrum_figure(*best.model.layers))
     valid = exponential(run.progress.best)
     run.outcome({"valid_perplexity": valid, "test_perplexity": score.perplexity})
     return score
@@ -217,26 +232,33 @@ def _test(run: Run, corpus: Corpus) -> Score:
 def _results(run: Run, learner: LanguageLearner, corpus: Corpus) -> dict[str, str]:
     """What came of the run: the best model's perplexities and parameters."""
     progress = learner.progress
-    if not run.best.exists():  # interrupted before any validation
+    if not run.best.exists():
+        if math.isfinite(progress.best):
+            raise UserError(f"{run.best}: is missing, the model that validated best")
         model = learner.final()
         score = _measure(run, model, corpus, "valid")
         progress.best = score.nats / score.tokens
         _save_best(run.best, run, model, corpus, score)
     best = load_saved(run.best, run.device, backend=run.config["backend"])
-    valid = exponential(progress.best)
+    tokens, words = corpus.valid.tokens, corpus.valid.words
+    valid = Score(progress.best * tokens, tokens, words)
     tested = progress.tested  # of a finished run
     test = Score(**tested) if tested else _measure(run, best.model, corpus, "test")
-    unit, bound = _per_unit(test, corpus), _bound(corpus, "test")
     return {
         "best model": f"epoch {best.meta.get('epoch')}, {run.best}",
-        "valid perplexity": f"{valid:.2f}{_bound(corpus, 'valid')}",
-        "test perplexity": f"{test.perplexity:.2f}{unit}{bound}",
+        "valid perplexity": _in_words(valid, corpus, "valid"),
+        "test perplexity": _in_words(test, corpus, "test"),
         "unknown words": ", ".join(
             f"{split} {Unknown.of(corpus.split(split), corpus.codec)}"
             for split in ("valid", "test")
         ),
         **counts_of(best.model, best.codec),
     }
+
+
+def _in_words(score: Score, corpus: Corpus, split: str) -> str:
+    """A perplexity, what else it is compared by, and the best that can be."""
+    return f"{score.perplexity:.2f}{_per_unit(score, corpus)}{_bound(corpus, split)}"
 
 
 def _bound(corpus: Corpus, split: str) -> str:
@@ -267,7 +289,14 @@ def open_training_corpus(
     try:
         corpus = open_corpus(config["data"], **settings)
     except DataError as error:
-        where = " (where the corpus is now, --data says)" if resumed is not None else ""
+        where = ""
+        if resumed is not None:
+            own = config["tokenizer"] in TOKENIZERS
+            where = (
+                " (where the corpus is now, --data says)"
+                if own or os.path.exists(config["tokenizer"])
+                else " (a run is continued with its tokenizer's file where it was)"
+            )
         raise UserError(f"{error}{where}") from error
     marks = {"vocabulary": corpus.codec.fingerprint(), "corpus": corpus.fingerprint}
     for what, mark in marks.items():
@@ -318,10 +347,12 @@ def _facts(config: dict[str, Any], corpus: Corpus, model: LanguageModel) -> dict
         form = f"{config['symm']} ({', '.join(gates)})" if gates else "full weights"
     cutoffs = config["adaptive_softmax"]
     decoder = f", adaptive softmax {' '.join(map(str, cutoffs))}" if cutoffs else ""
-    counts = counts_of(model, corpus.codec)
+    counts, layers = counts_of(model, corpus.codec), f"{config['num_layers']} layers"
+    if config["num_layers"] == 1:
+        layers = "1 layer"
     return {
         "corpus": f"{corpus.name}: {', '.join(tokens)} tokens; {counts['vocabulary size']} types",
-        "model": f"{config['cell']}, {config['num_layers']} layers of {config['hidden_size']}, "
+        "model": f"{config['cell']}, {layers} of {config['hidden_size']}, "
         f"{f'the last of {last}, ' * (last != config['hidden_size'])}"
         f"embedding {config['embedding_size']}, {form}{decoder}",
         "parameters": f"{counts['parameters, training']}, of these recurrent "

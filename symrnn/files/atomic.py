@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from symrnn.files.errors import UserError, describe_os_error
+
 _ASIDE_PREFIX, _ASIDE_SUFFIX = ".symrnn-", ".tmp"
 
 
@@ -46,6 +48,18 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, as :func:`replacing` has it.
+
+    Raises UserError if it cannot be written; what was there before is untouched then.
+    """
+    try:
+        with replacing(path) as new:
+            new.write_bytes(text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: was not written: {describe_os_error(error)}") from error
 
 
 def is_file_aside(name: str) -> bool:

@@ -254,7 +254,7 @@ def continued(
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value) or '""'
 
 
 def print_table(values: Mapping[str, object], width: int = 21) -> None:

@@ -111,6 +111,7 @@ class Learner:
         self.model = model
         self.optimizer = optimizer
         self.progress = progress
+        self.rate: float | None = None  # of the last step, if there was one
 
     def set_lr(self, lr: float) -> None:
         """The learning rate from the next step on; symmetric weights have theirs in proportion."""
@@ -119,6 +120,7 @@ class Learner:
 
     def set_rate(self, lr: float) -> None:
         """That of the next step alone."""
+        self.rate = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
@@ -298,7 +300,10 @@ class Run:
         if self._folder is not None:
             print(f"the run is kept in {self._folder.path}", flush=True)
         begun, progress = self._restore(), self.progress
-        if self._folder is not None and self._folder.config["epochs"] != config["epochs"]:
+        longer = self._folder is not None and self._folder.config["epochs"] != config["epochs"]
+        if longer and progress.ended:
+            print(f"more epochs are not begun: it ended after {progress.epoch - 1}, by its recipe")
+        elif longer and self._folder is not None:
             print(f"extended from {self._folder.config['epochs']} epochs", flush=True)
             self._folder.extend(config["epochs"])
         if begun and progress.batch == 0:
@@ -501,9 +506,14 @@ class Run:
         return (self.done - before) / (self._since[0] - since)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Log a picture at the present step; it is not drawn where there is no tracker of such."""
+        """Log a picture at the present step; it is not drawn where there is no tracker of such.
+
+        The run's time does not count it.
+        """
         if self._tracker is not None:
+            self._seconds()
             self._tracker.figure(self.progress.step, name, draw)
+            self._clock = time.monotonic()
 
     def outcome(self, metrics: Mapping[str, float]) -> None:
         """Log what the run came to, beside its configuration."""
@@ -520,12 +530,13 @@ class Run:
             return
         if self._folder is None:  # the first process, which sees the same, says so
             raise SystemExit(UserError.exit_code)
-        progress = self.progress
+        progress, rate = self.progress, self.learner.rate
         files = [str(file) for file in (self._folder.best, self._folder.last) if file.exists()]
         raise UserError(
             f"the {what} is {value} in epoch {progress.epoch}, after {progress.batch} of its "
-            f"{self.batches} batches (step {progress.step}), at learning rate {progress.lr:g}: "
-            f"stopped; checkpoints from before: {', '.join(files) or 'none yet'}"
+            f"{self.batches} batches (step {progress.step}), at learning rate "
+            f"{progress.lr if rate is None else rate:g}: stopped; checkpoints from before: "
+            f"{', '.join(files) or 'none yet'}"
         )
 
     def keep_best(self, value: float, save: Callable[[Path], None]) -> bool:

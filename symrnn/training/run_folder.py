@@ -14,7 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from symrnn.files.atomic import is_file_aside, remove_files_aside, replacing, to_json
+from symrnn.files.atomic import (
+    is_file_aside,
+    remove_files_aside,
+    replace_text,
+    replacing,
+    to_json,
+)
 from symrnn.files.errors import UserError, describe_os_error
 
 fcntl: ModuleType | None
@@ -156,12 +162,7 @@ class RunFolder:
         Raises UserError if it cannot be written; the former configuration is untouched then.
         """
         self.config = {**self.config, "epochs": epochs}
-        path = self.path / _CONFIG
-        try:
-            with replacing(path) as new:
-                new.write_bytes((to_json(self.config, "config", indent=2) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"{path}: was not written: {describe_os_error(error)}") from error
+        replace_text(self.path / _CONFIG, to_json(self.config, "config", indent=2) + "\n")
 
     @property
     def metrics(self) -> Path:

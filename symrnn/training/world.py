@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from symrnn.files.errors import UserError
@@ -29,6 +28,10 @@ from symrnn.training.interrupt import Stopped
 from symrnn.training.process import resolve_device
 
 T = TypeVar("T")
+
+WORK = timedelta(days=1)
+"""How long a process waits for what another does alone: the validation of a long text takes hours.
+"""
 
 POLL, GRACE = 1.0, 10.0
 """Seconds: how often a process looks whether another has failed; how long it may take to end."""
@@ -149,9 +152,9 @@ class World:
         names = [f"{here}/{rank}" for rank in range(self.size)]
         store.wait(names, timedelta(seconds=PATIENCE))
         # From here on who waits does so for another's work, which may take long.
-        store.set_timeout(default_pg_timeout)
+        store.set_timeout(WORK)
         # Of gloo on CPUs, NCCL on GPUs.
-        dist.init_process_group(store=store, rank=self.rank, world_size=self.size)
+        dist.init_process_group(store=store, rank=self.rank, world_size=self.size, timeout=WORK)
 
     def __exit__(
         self,
@@ -260,10 +263,6 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return flag if self.size == 1 else self.sum([float(flag)])[0] > 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes."""

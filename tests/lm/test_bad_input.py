@@ -31,7 +31,7 @@ from lm.recipes import ADDED
 from lm.saved import check_machine, load_saved
 from symrnn import list_symmetries, native, open_packed, save_packed
 from symrnn.files import UserError, run_program
-from symrnn.training import load_checkpoint, loop, save_checkpoint
+from symrnn.training import World, load_checkpoint, loop, save_checkpoint
 
 Refused = Callable[..., str]
 
@@ -73,6 +73,17 @@ def test_texts(
     folder = texts(tmp_path / "corpus", **changed)
     out = tmp_path / "run"
     assert message in refused("train", "--data", folder, "--out", out, *SMALL.split())
+    assert not out.exists()
+
+
+def test_processes_with_different_texts(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two machines may have them in folders of one name."""
+    monkeypatch.setattr(World, "gather", lambda _, value: [value, f"{value} of another"])
+    folder, out = texts(tmp_path / "corpus"), tmp_path / "run"
+    message = refused("train", "--data", folder, "--out", out, *SMALL.split())
+    assert message.startswith(f"--data {folder} is not the same corpus on all machines")
     assert not out.exists()
 
 

@@ -265,6 +265,22 @@ def test_the_average_is_the_mean_of_the_weights_after_each_step() -> None:
         assert torch.equal(mean, loaded)
 
 
+def test_averaged_sgd_is_the_mean_of_all_steps_of_sgd() -> None:
+    """Neither weights nor rate decay, as they would by torch's defaults."""
+    options = ["--lr", "0.5", "--momentum", "0"]
+    averaged, plain = (learner_of("--optimizer", name, *options) for name in ("asgd", "sgd"))
+    seen: list[list[Tensor]] = []
+    for seed in range(4):
+        for learner in (averaged, plain):
+            learner.step(*batch_of(seed))
+        seen.append([p.detach().clone() for p in plain.model.parameters()])
+    for mean, last, *each in zip(
+        averaged.final().parameters(), averaged.model.parameters(), *seen, strict=True
+    ):
+        torch.testing.assert_close(last.detach(), each[-1])
+        torch.testing.assert_close(mean.detach(), torch.stack(each).mean(0))
+
+
 # ---- whole runs --------------------------------------------------------------------------------
 
 RUNS = {
@@ -309,6 +325,10 @@ def test_a_run_without_patience_left_is_finished(
     assert output.count("\nepoch ") == 2
     assert lm.train.main(["--resume", str(run)]) == 0
     assert "it is finished: 2 epochs" in capfd.readouterr().out
+    assert lm.train.main(["--resume", str(run), "--epochs", "20"]) == 0
+    output = capfd.readouterr().out
+    assert "more epochs are not begun: it ended after 2, by its recipe\n" in output
+    assert "extended" not in output
     standing = standing_of(run, epochs=9)  # as a sweep sees it
     assert standing.finished
     assert standing.test is not None

@@ -267,6 +267,11 @@ def test_a_pipe_is_a_text(
     assert (said["text"], said["nats"]) == ("-", wanted)
 
 
+def test_standard_input_is_one_text(finished: Path, refused: Callable[..., str]) -> None:
+    options = ["--data", "-", "--dynamic", "--dynamic-statistics", "-"]
+    assert refused("evaluate", finished, *options).startswith("standard input is one text: ")
+
+
 def test_a_dry_run_evaluates_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = evaluate(capsys, finished, "--dry-run", "--per-token", finished / "new")
     assert said["parameters, training"] == "1,285"

@@ -155,6 +155,23 @@ def test_words_come_one_by_one(finished: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(len(piece.split()) <= 1 for piece in stdout)
 
 
+def test_a_long_prompt_is_read_in_pieces(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than those are decoded at once, and the text is that of the whole."""
+    model = load_saved(finished, torch.device("cpu")).model
+    prompt, rows = [number % 20 for number in range(100)], []
+    monkeypatch.setattr("lm.generate.PIECE", 16)
+    model.decoder.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
+    greedy = lm.generate.generate(
+        model, prompt, 3, lambda logits: int(logits.argmax()), precision=nullcontext
+    )
+    said = [*greedy]
+    assert rows == [16] * 6 + [3, 1, 1, 1]
+    with torch.no_grad():
+        for id in said:
+            assert id == model(torch.tensor(prompt).view(-1, 1))[0][-1, 0].argmax()
+            prompt.append(id)
+
+
 def test_several_lines_may_be_the_prompt() -> None:
     codec = WordCodec(Vocabulary(["<eos>", "a", "b"]))
     assert encode_prompt("", codec) == []

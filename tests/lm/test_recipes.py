@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +175,21 @@ def test_the_program_says_so_before_it_trains(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr()
     assert said.err == "notice: --momentum 0.5 has no effect with --optimizer adam\n"
     assert "momentum         0.5" in said.out
+
+
+@pytest.mark.parametrize("arguments", ["--schedule cosine", "--warmup 1000000", "--lr-after 1"])
+def test_the_rate_that_is_said_is_the_last_steps(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    small = "--hidden-size 4 --batch-size 4 --steps 5 --epochs 3 --log-every 1"
+    out = tmp_path / "run"
+    run = ["--data", str(corpus), *f"{small} {arguments}".split(), "--out", str(out)]
+    assert lm.train.main(run) == 0
+    said = re.findall(r"^epoch +\d/3  lr (\S+) ", capsys.readouterr().out, re.MULTILINE)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    ends = [line["step"] for line in lines if "valid/loss" in line]
+    assert said == [f"{rates[step]:.4g}" for step in ends]
 
 
 def test_which_optimizers_read_a_number() -> None:

@@ -217,6 +217,22 @@ def test_a_finished_run_is_only_reported(
     assert output.count(f"test perplexity       {logged:.2f}\n") == 2
 
 
+def test_the_best_model_is_not_made_up(
+    straight: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    (run / "best.safetensors").unlink()
+    message = refused("train", "--resume", run)
+    assert message == f"{run / 'best.safetensors'}: is missing, the model that validated best"
+
+
+def test_a_plain_run_takes_its_own_options_again(corpus: Path, tmp_path: Path) -> None:
+    """Also those on symmetric gates, of which it has none."""
+    run = [*arguments(corpus, tmp_path / "run"), "--symm", "none", "--symm-ih", "ifgo"]
+    assert lm.train.main([*run, "--symm-hh", "if", "--epochs", "1"]) == 0
+    assert lm.train.main([*run, "--epochs", "2", "--auto-resume"]) == 0
+
+
 def test_the_corpus_may_move(straight: Path, corpus: Path, tmp_path: Path) -> None:
     run = shutil.copytree(straight, tmp_path / "run")
     moved = shutil.copytree(corpus, tmp_path / "elsewhere")

@@ -74,6 +74,20 @@ def test_tied_weights_become_two_but_two_not_one(
     assert torch.equal(model.decoder.bias, source.decoder.bias)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_projection_before_the_decoder_comes_along(
+    train: Train, tmp_path: Path, tied: bool
+) -> None:
+    """Or goes into the decoder, which is then a matrix of its own."""
+    run = tmp_path / "run"
+    train("--out", run, "--epochs", 1, "--embedding-size", 6, "--tied")
+    saved = load_saved(run, torch.device("cpu"))
+    model = LanguageModel(len(saved.codec), 6, 8, tied=tied)
+    start_from(model, run, saved.codec)
+    ids = torch.arange(20).view(10, 2)
+    torch.testing.assert_close(model(ids)[0], saved.model(ids)[0], rtol=1e-5, atol=1e-6)
+
+
 def test_a_run_begins_there_and_is_resumed_without_it(
     train: Train, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -34,7 +35,7 @@ from data import DataError
 from lm.options import make_parser, resolve
 from lm.sweep_plan import PlannedRun, Resolver, Sweep, axes_of, seed_list, stem_of
 from lm.sweep_processes import Process, how_it_ended, last_lines
-from lm.sweep_results import spread, unknown_words
+from lm.sweep_results import markdown, spread, unknown_words
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder
@@ -412,6 +413,36 @@ def test_mean_and_deviation() -> None:
     assert spread([]) == {"mean": None, "std": None, "n": 0}
     assert spread([3.0]) == {"mean": 3.0, "std": None, "n": 1}
     assert spread([2.0, 4.0, 9.0]) == {"mean": 5.0, "std": math.sqrt(13), "n": 3}
+    assert spread([2.0, math.inf]) == {"mean": math.inf, "std": None, "n": 2}
+
+
+def test_characters_are_compared_by_their_bits(straight: Path) -> None:
+    table = table_of(straight)
+    table["config"]["tokenizer"] = "char"
+    words, groups, runs = markdown(table)
+    assert "Bits per character of the model that validated best" in words
+    for group in table["groups"]:
+        bits = math.log2(group["test"]["mean"])  # almost: of the mean, not the mean of
+        assert group["test_bits"]["mean"] == pytest.approx(bits, abs=1e-3)
+        assert f"| {group['test_bits']['mean']:.4f} ± {group['test_bits']['std']:.4f} | " in groups
+    for run in table["runs"]:
+        assert f"| {math.log2(run['valid']):.4f} | {math.log2(run['test']):.4f} | " in runs
+
+
+def test_the_table_of_a_folder_that_may_only_be_read(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder = shutil.copytree(straight, tmp_path / "sweep")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "")
+
+    monkeypatch.setattr("symrnn.files.atomic.replacing", read_only)
+    assert lm.sweep.main(["--table", "--out", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == (straight / "table.md").read_text()
+    why = "was not written: the file system is read-only"
+    assert printed.err == f"notice: {folder / 'table.md'}: {why}\n"
 
 
 def test_finished_runs_are_not_run_again(straight: Path, tmp_path: Path, start: Start) -> None:

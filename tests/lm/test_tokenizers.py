@@ -40,6 +40,7 @@ def test_characters_are_measured_in_bits(
     score = measure(saved.model, text, saved.codec.eos_id, precision=torch.inference_mode)
     bits = score.nats / len(content) / math.log(2)
     assert f"({bits:.4f} bits a character)" in trained
+    assert trained.count(" bits a character)") == 4  # two epochs, and at the end both texts
     out = said_by(capsys, lm.evaluate.main, tmp_path / "run", "--cache", 20)
     said = {line[:22].strip(): line[22:] for line in out.splitlines()}
     assert float(said["bits per character"]) == pytest.approx(bits, abs=2e-4)

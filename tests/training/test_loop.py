@@ -173,6 +173,25 @@ def test_time_adds_up_over_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < kept < seconds_in(out) < 1000
 
 
+def test_the_time_of_a_picture_is_not_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+
+    def draw(*_: object) -> None:
+        nonlocal clock
+        clock += 1000.0
+
+    monkeypatch.setattr("symrnn.training.loop.time.monotonic", lambda: clock)
+    monkeypatch.setattr(Tracker, "figure", draw)
+    with World() as world, Run("toy", world) as run:
+        started(run, "--out", tmp_path / "run", **EVERY)
+        clock += 1.0
+        train(run)
+    assert clock == 3001.0
+    assert seconds_in(tmp_path / "run") == 1.0
+
+
 def test_checkpoints_come_every_so_many_steps_and_after_each_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
