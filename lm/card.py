@@ -10,9 +10,10 @@ import torch
 
 from data import Codec
 from lm.model import LanguageModel
-from lm.saved import DROPOUTS
+from lm.saved import DROPOUTS, model_of, save_best
 from symrnn import __version__, count_parameters
 from symrnn.card import Card, Result
+from symrnn.hub import KINDS, HubKind
 
 SYMMETRIC = """\
 A recurrent language model of symrnn, whose recurrent weight matrices are *symmetric*: entries that
@@ -139,3 +140,10 @@ def _word_of(codec: Codec) -> str:
     words = [codec.decode([id]) for id in range(len(codec)) if id not in special]
     plain = [word for word in words if word.isascii() and word.isalnum()]
     return "the" if "the" in plain else next(iter(plain), "")
+
+
+KINDS[LanguageModel.hub_kind] = HubKind(
+    write=lambda model, path: save_best(path, model, model.configuration(), model.codec),
+    read=model_of,
+    card=lambda model, title: card_of(model, model.configuration(), title),
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,10 +15,8 @@ from data import Codec
 from lm.adaptive import AdaptiveDecoder
 from lm.stack import Dropout, FixedDropout, RecurrentStack, State, run_layers, states_of
 from symrnn import SymGRU, SymLSTM, SymRNN, deploy, harden
-from symrnn.card import Card
 from symrnn.hub import HubMixin
 from symrnn.rnn import RecurrentLayer
-from symrnn.storage import Packed
 
 CELLS: dict[str, type[SymLSTM] | type[SymGRU] | type[SymRNN]] = {
     "lstm": SymLSTM,
@@ -333,24 +330,6 @@ class LanguageModel(HubMixin, nn.Module):
             self.rnn.layers = nn.ModuleList(map(make, self.layers))
         else:
             self.rnn = make(self.rnn)
-
-    # What stores a model imports this module: it is imported when it is asked.
-
-    def _write_packed(self, path: Path) -> None:
-        from lm.saved import save_best
-
-        save_best(path, self, self.configuration(), self.codec)
-
-    @classmethod
-    def _of_packed(cls, packed: Packed) -> LanguageModel:
-        from lm.saved import model_of
-
-        return model_of(packed)
-
-    def _card(self, title: str) -> Card:
-        from lm.card import card_of
-
-        return card_of(self, self.configuration(), title)
 
 
 def _runs_symmetric(layer: RecurrentLayer, autocast: bool) -> bool:

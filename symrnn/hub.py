@@ -18,8 +18,8 @@ import importlib
 import json
 import os
 import tempfile
-from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -39,6 +39,26 @@ class HubError(UserError):
     """A folder or a repository that is none of a model of ours, or could not be written."""
 
 
+@dataclass(frozen=True)
+class HubKind:
+    """How the models of a kind are written, read and described.
+
+    write: writes a model into a packed file, with a "config" in its ``meta``.
+    read: the model of such a file, on the CPU and in evaluation mode; UserError if there is none.
+    card: what a model says of itself, under a title.
+    """
+
+    write: Callable[[Any, Path], None]
+    read: Callable[[Packed], Any]
+    card: Callable[[Any, str], Card]
+
+
+KINDS: dict[str, HubKind] = {}
+"""By the ``hub_kind`` of their classes. The modules that write and read such models put them here,
+as they import the class, which so imports nothing that stores it.
+"""
+
+
 class HubMixin:
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of a model.
 
@@ -49,20 +69,9 @@ class HubMixin:
     """
 
     hub_kind: ClassVar[str]
-    """What such models are, in words: a folder says it, and one of another kind is refused."""
-
-    @abstractmethod
-    def _write_packed(self, path: Path) -> None:
-        """Write the model, with a "config" in its ``meta``, for :meth:`_of_packed` to read."""
-
-    @classmethod
-    @abstractmethod
-    def _of_packed(cls, packed: Packed) -> Any:
-        """The model of a file, on the CPU and in evaluation mode; UserError if there is none."""
-
-    @abstractmethod
-    def _card(self, title: str) -> Card:
-        """What the model says of itself."""
+    """What such models are, in words, of :data:`KINDS`: a folder says it, and one of another kind
+    is refused.
+    """
 
     def save_pretrained(
         self,
@@ -89,8 +98,13 @@ class HubMixin:
         if not push_to_hub and (options or repo_id is not None):
             given = ", ".join([*options, *(["repo_id"] if repo_id is not None else [])])
             raise TypeError(f"save_pretrained takes {given} with push_to_hub=True only")
-        folder = Path(save_directory)
-        write_folder(self, folder, self._write_packed, lambda: self._card(folder.resolve().name))
+        folder, kind = Path(save_directory), KINDS[self.hub_kind]
+        write_folder(
+            self,
+            folder,
+            lambda path: kind.write(self, path),
+            lambda: kind.card(self, folder.resolve().name),
+        )
         if not push_to_hub:
             return None
         return upload(folder, repo_id or folder.resolve().name, **options)
@@ -167,7 +181,7 @@ def write_folder(
                 write(new)
                 failed = "the model could not be read again: "
                 packed = open_packed(new)
-                model._of_packed(packed)
+                KINDS[model.hub_kind].read(packed)
             except UserError as error:
                 failed += str(error).replace(f"{new}: ", "")
                 raise HubError(f"{folder}: was not written: {failed}") from error
@@ -191,7 +205,7 @@ def read_folder(cls: type[Model], folder: Path) -> Model:
     if not (folder / MODEL).is_file():
         raise HubError(f"{folder}: holds no {MODEL}")
     packed = open_packed(folder / MODEL)
-    model = cls._of_packed(packed)
+    model = KINDS[cls.hub_kind].read(packed)
     if packed.meta["config"] != said:
         raise HubError(
             f"{folder}: its {CONFIG} says something else than {MODEL}: one of them is of another "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib.metadata
 import os
 import re
@@ -78,6 +80,32 @@ def test_library_needs_neither_programs_nor_extras(repository: Path) -> None:
 
 def test_corpora_know_no_models(repository: Path) -> None:
     assert loaded_by("import data", repository) & {"lm", "symrnn"} == set()
+
+
+def imports_in(repository: Path) -> dict[str, set[str]]:
+    """The modules of the three packages, and which of them each imports, wherever it does so."""
+    files = [
+        file for name in ("symrnn", "lm", "data") for file in (repository / name).rglob("*.py")
+    ]
+    parts = {file: file.relative_to(repository).with_suffix("").parts for file in files}
+    names = {file: ".".join(p[:-1] if p[-1] == "__init__" else p) for file, p in parts.items()}
+    graph: dict[str, set[str]] = {}
+    for file, module in names.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inside & {*names.values()} or {node.module}
+        graph[module] = found & {*names.values()}
+    return graph
+
+
+def test_no_module_imports_what_imports_it(repository: Path) -> None:
+    graph = imports_in(repository)
+    assert "lm.model" in graph["lm.saved"]
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_every_direct_dependency_is_pinned(repository: Path) -> None:

@@ -4,6 +4,7 @@
 >>> model = create_model("wrn-16-1-bottleneck", symm="tri")
 """
 
+import symrnn.vision.card  # noqa: F401  (registers how networks are saved and loaded)
 from symrnn.vision.inference import fold_for_inference
 from symrnn.vision.models.network import Network
 from symrnn.vision.registry import create_model, default_where, list_models

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from symrnn import __version__, count_parameters
 from symrnn.card import Card, Result
+from symrnn.hub import KINDS, HubKind
 from symrnn.vision.models.network import Network
+from symrnn.vision.saved import model_of, save_best
 
 SYMMETRIC = """\
 An image network of symrnn, with *symmetric* weights: entries that a symmetry maps onto each other
@@ -101,3 +104,16 @@ def _training(config: Mapping[str, Any], epoch: int | None) -> dict[str, str]:
         "batch": f"{config['batch_size']} images",
         **{name: str(config[name]) for name in ("seed", "precision")},
     }
+
+
+def _write(network: Network, path: Path) -> None:
+    trained = {name: getattr(network, name) for name in ("classes", "mean", "std")}
+    known = {name: value for name, value in trained.items() if value is not None}
+    save_best(path, network, network.configuration(), **known)
+
+
+KINDS[Network.hub_kind] = HubKind(
+    write=_write,
+    read=model_of,
+    card=lambda network, title: card_of(network, network.configuration(), title),
+)

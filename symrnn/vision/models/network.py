@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from symrnn.card import Card
 from symrnn.hub import HubError, HubMixin
-from symrnn.storage import Packed
 
 
 class Network(HubMixin, nn.Module):
@@ -45,26 +42,6 @@ class Network(HubMixin, nn.Module):
                 f"a {type(self).__name__} that create_model did not make has no name, under which "
                 "it could be made again"
             ) from None
-
-    # What stores a network imports this module: it is imported when it is asked.
-
-    def _write_packed(self, path: Path) -> None:
-        from symrnn.vision.saved import save_best
-
-        trained = {"classes": self.classes, "mean": self.mean, "std": self.std}
-        known = {name: value for name, value in trained.items() if value is not None}
-        save_best(path, self, self.configuration(), **known)
-
-    @classmethod
-    def _of_packed(cls, packed: Packed) -> Network:
-        from symrnn.vision.saved import model_of
-
-        return model_of(packed)
-
-    def _card(self, title: str) -> Card:
-        from symrnn.vision.card import card_of
-
-        return card_of(self, self.configuration(), title)
 
 
 class Chain(Network, nn.Sequential):
