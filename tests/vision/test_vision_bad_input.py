@@ -179,6 +179,32 @@ def test_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_larger_than_memory_is_not_built(
+    refused: Refused, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: 8 * 2**30)
+    said = refused("--data", pictures, *SMALL.split(), "--model", "mobilenet-1000", "--dry-run")
+    # Its pointwise convolutions alone have 4 bytes for each of 1000² times the 3,139,584 weights
+    # of the mobilenet's, 11,695.9 GiB; depthwise ones, norms and the classifier are the rest.
+    assert said == (
+        "--model mobilenet-1000 is larger than memory: its weights take 11,696.1 GiB, and 8.0 GiB "
+        "are free"
+    )
+
+
+def test_a_network_that_just_fits_into_memory_is_built(
+    refused: Refused, train: Callable[..., int], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are full weights, of every block: sharing and symmetry come after these."""
+    model = create_model("wrn-16-1-bottleneck", num_classes=4)
+    free = 4 * sum(weight.numel() for weight in model.parameters())
+    options = ["--model", "wrn-16-1-bottleneck", "--symm", "tri", "--share", "stage", "--dry-run"]
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: free)
+    assert train(*options) == 0
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: free - 1)
+    assert "wrn-16-1-bottleneck is larger than memory" in refused("--data", pictures, *options)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_no_cuda(refused: Refused) -> None:
     message = refused("--device", "cuda")
