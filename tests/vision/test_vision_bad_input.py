@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from mutations import mutations
+from run_files import DAMAGES, snapshot
 from torch import nn
 
 import symrnn.vision.train
@@ -31,10 +31,6 @@ SMALL = (
     "--image-size 8 --workers 0 --model wrn-10-1-basic --recipe cifar --batch-size 8 --epochs 1 "
     "--threads 1"
 )
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -297,38 +293,6 @@ def test_a_run_of_another_program(refused: Refused, run_copy: Path) -> None:
 
 
 # ---- checkpoints and kept models -----------------------------------------------------------------
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def corrupt(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-
-
-def replace_by_pickle(path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, path)
-
-
-def replace_by_nothing(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def replace_by_plain_safetensors(path: Path) -> None:
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
-
-
-DAMAGES = {
-    truncate: "is truncated or damaged: it ends after",
-    corrupt: "is damaged, or another program changed it",
-    replace_by_pickle: "is a pickle as torch.save writes it",
-    replace_by_nothing: "is empty (0 bytes)",
-    replace_by_plain_safetensors: "is a safetensors file, but not a",
-}
-"""What may have become of any file, and what is said then."""
 
 
 def another_size(path: Path) -> None:
