@@ -72,6 +72,15 @@ def _seeded() -> None:
         torch.cuda.manual_seed_all(0)
 
 
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """--threads of a program holds for the process; the tests after this one want what they had."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _noticed() -> None:
     """Where the native kernels are absent the one notice of it is no test's, but for its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import email
 import graphlib
 import importlib.metadata
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +163,20 @@ def test_a_wheel_holds_the_library_alone(wheel: Path) -> None:
     assert {"symrnn/py.typed", "symrnn/native/symrnn.h"} <= set(names)
 
 
+def test_the_description_stands_by_itself(wheel: Path) -> None:
+    """Away from the clone no link into it leads anywhere; the example runs."""
+    metadata = zipfile.ZipFile(wheel).read(f"symrnn-{symrnn.__version__}.dist-info/METADATA")
+    described = email.message_from_bytes(metadata)
+    assert described["Description-Content-Type"] == "text/markdown"
+    text = described.get_payload()
+    assert isinstance(text, str)
+    assert re.findall(r"\]\((?!https:)[^)]*\)", text) == []
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["output"].shape == (35, 20, 650)
+
+
 @pytest.fixture(scope="module")
 def native_files(repository: Path) -> set[str]:
     """What git has of symrnn/native."""
@@ -216,7 +232,7 @@ def test_an_sdist_holds_what_the_wheel_is_built_of(
     shutil.unpack_archive(sdist, tmp_path)
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
     assert {path.name for path in unpacked.iterdir()} == {
-        *("LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("LICENSE", "MANIFEST.in", "PKG-INFO"),
         *("pyproject.toml", "setup.cfg", "setup.py", "symrnn", "symrnn.egg-info"),
     }
     native = {path.relative_to(unpacked) for path in (unpacked / "symrnn/native").rglob("*")}

@@ -9,7 +9,7 @@ symrnn.h describes the functions; :mod:`symrnn.native.interface` has their struc
 
 **Threads**: each call takes the number of threads: pass ``torch.get_num_threads()``, and
 ``torch.set_num_threads`` is respected. The library has threads of its own, which spin for some
-microseconds after a call and then sleep, so that torch's own team has the cores;
+microseconds after a call and then sleep, so that torch's own threads have the cores;
 :mod:`symrnn.native.openmp` sees to it that the kernels have them in training. A call never waits
 for a thread that the system does not run, as on a busy machine. In children made by fork they are
 started anew.
@@ -75,8 +75,8 @@ PATH = building.FOLDER / building.LIBRARY
 
 _KERNELS = ("avx512", "avx2", "portable")
 _AGAIN = (
-    "install symrnn again (pip install --force-reinstall --no-deps --no-cache-dir, "
-    "or pip install -e . in a clone)"
+    "install symrnn again (pip install -e . in a clone, else pip install --force-reinstall "
+    "--no-deps --no-cache-dir SOURCES, with the folder or the sdist that it was installed from)"
 )
 
 

@@ -103,7 +103,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="which of them, by name, such as 'stages.2.*.conv2' (those of the papers)",
     )
     add("--share", choices=SHARE, help="which convolutions the blocks of a stage share (none)")
-    add("--dropout", type=number(float, 0, 1), help="of models that have it (as in their papers)")
+    add(
+        "--dropout",
+        type=number(float, 0, 1),
+        help="of models that have it (0; of vgg-D-imagenet 0.5)",
+    )
 
     add = parser.add_argument_group("recipe (each number overrides the recipe's)").add_argument
     add("--recipe", choices=list(RECIPES), help="(by the data)")

@@ -18,6 +18,7 @@ from torch import nn
 from symrnn import count_parameters, open_packed, save_packed
 from symrnn.files import UserError
 from symrnn.storage import Packed, PackedError
+from symrnn.training.process import free_memory
 from symrnn.vision.models.network import Network
 from symrnn.vision.registry import create_model, depth_of
 
@@ -46,6 +47,24 @@ def build_model(config: Mapping[str, Any]) -> Network:
         )
     except (TypeError, ValueError, RuntimeError) as error:  # the last where memory is too small
         raise UserError(str(error)) from error
+
+
+def require_memory(config: Mapping[str, Any]) -> None:
+    """Raise UserError if the network of ``config`` is larger than what memory is left.
+
+    A name may say any width, and memory that is only asked for is granted until it is written to.
+    So the weights are counted without storage: full ones of every block, which
+    :func:`build_model` starts from, whatever the form.
+    """
+    with torch.device("meta"):
+        plain = build_model({**config, "symm": "none", "where": None, "share": "none"})
+    needed = sum(weight.nbytes for weight in plain.parameters())
+    free = free_memory("cpu")
+    if needed > free:
+        raise UserError(
+            f"--model {config['model']} is larger than memory: its weights take "
+            f"{needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free"
+        )
 
 
 def load_model(path: str | os.PathLike[str]) -> Network:

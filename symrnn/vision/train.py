@@ -24,7 +24,13 @@ from symrnn.vision.drawing import draw_filters
 from symrnn.vision.learner import ImageLearner
 from symrnn.vision.options import make_parser, resolve, resume_config
 from symrnn.vision.recipes import lr_in
-from symrnn.vision.saved import build_model, counts_of, memory_format_of, save_best
+from symrnn.vision.saved import (
+    build_model,
+    counts_of,
+    memory_format_of,
+    require_memory,
+    save_best,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         # ---- model -----------------------------------------------------------------------------
         with world.agreeing():
+            require_memory(config)
             seed_everything(config["seed"])
             model = build_model(config)
             _check_sizes(config, dataset, model, world)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import random
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import matplotlib.figure
 import pytest
-import torch
 import worlds
+from run_files import run_copy  # noqa: F401 (a fixture)
 
 import lm.evaluate
 import lm.export
@@ -32,14 +31,6 @@ PROGRAMS = {
 }
 
 TINY = "--hidden-size 8 --batch-size 4 --steps 5 --epochs 2 --threads 1"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """--threads holds for the process; the tests after this one want what they had."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -111,12 +102,6 @@ def gru_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The same of a GRU of a form that folds, whose decoder and embedding share weights."""
     folder = tmp_path_factory.mktemp("runs") / "gru"
     return trained(folder, corpus, "--cell", "gru", "--symm", "block4", "--tied")
-
-
-@pytest.fixture
-def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of `finished`, to be written to."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture

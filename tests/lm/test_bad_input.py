@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
+import run_files
 import torch
 import worlds
 from mutations import mutations
 from resumed import KilledError, dying_after
+from run_files import replace_by_plain_safetensors, snapshot
 from torch import nn
 
 import lm.evaluate
@@ -46,10 +47,6 @@ def texts(folder: Path, **changed: bytes | None) -> Path:
         if content is not None:
             (folder / f"{split}.txt").write_bytes(content)
     return folder
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
 
 
 # ---- texts ---------------------------------------------------------------------------------------
@@ -500,42 +497,12 @@ def test_any_change_of_a_configuration(run_copy: Path) -> None:
 # ---- checkpoints and packed models ---------------------------------------------------------------
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def corrupt(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-
-
-def replace_by_pickle(path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, path)
-
-
-def replace_by_text(path: Path) -> None:
-    path.write_text("not a checkpoint")
-
-
-def replace_by_nothing(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def replace_by_plain_safetensors(path: Path) -> None:
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
-
-
 def replace_by_another_program(path: Path) -> None:
     save_checkpoint(path, {"weight": torch.zeros(3)}, {"config": {"model": "resnet-18"}})
 
 
 DAMAGES = {
-    truncate: "is truncated or damaged: it ends after",
-    corrupt: "is damaged, or another program changed it",
-    replace_by_pickle: "is a pickle as torch.save writes it",
-    replace_by_text: "it is no safetensors file",
-    replace_by_nothing: "is empty (0 bytes)",
+    **run_files.DAMAGES,
     replace_by_plain_safetensors: "is a safetensors file, but not a training checkpoint",
     replace_by_another_program: ": not ",
 }

@@ -195,8 +195,8 @@ def test_absent(elsewhere: Path) -> None:
     assert native.available() is False
     assert native.why_not() == (
         f"symrnn's native kernels are not built: {elsewhere} is missing; mend that and install "
-        "symrnn again (pip install --force-reinstall --no-deps --no-cache-dir, or pip install -e . "
-        "in a clone)"
+        "symrnn again (pip install -e . in a clone, else pip install --force-reinstall --no-deps "
+        "--no-cache-dir SOURCES, with the folder or the sdist that it was installed from)"
     )
     with pytest.raises(RuntimeError, match="there is no library"):
         native.check(3)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 import worlds
+from run_files import run_copy  # noqa: F401 (a fixture)
 
 import symrnn.vision.train
 from symrnn.files import run_program
@@ -32,14 +31,6 @@ TINY = (
 )
 
 DRAWING = "symrnn.vision.train.draw_filters"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """--threads holds for the process; the tests after this one want what they had."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -106,12 +97,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
         arguments = ["--data", str(pictures), *TINY.split(), "--out", str(folder)]
         assert symrnn.vision.train.main(arguments) == 0
     return folder
-
-
-@pytest.fixture
-def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of `finished`, to be written to."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -660,7 +660,7 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_as_many_workers_as_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path, train=1, val=1)
     for processors, workers in ((3, 3), (100, 16)):
-        monkeypatch.setattr("symrnn.vision.datasets.folder._processors", lambda n=processors: n)
+        monkeypatch.setattr("symrnn.vision.datasets.folder.usable_cores", lambda n=processors: n)
         dataset = open_dataset(folder)
         assert isinstance(dataset, FolderDataset)
         assert dataset.workers == workers

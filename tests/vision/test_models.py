@@ -303,6 +303,8 @@ def test_depths_that_a_family_does_not_have(name: str, message: str) -> None:
         ("wrn-10-0.01-basic", {}, "width should leave at least one of 16 channels, got: 0.01"),
         ("mobilenet-0", {}, "width should leave at least one of 32 channels, got: 0.0"),
         ("resnext-16-2-5", {}, "cardinality should divide the 32 channels .*, got: 5"),
+        # 16, 33 and 67 channels: the first stage's can be divided.
+        ("resnext-16-1.05-16", {}, "cardinality should divide the 33 channels of stage 2's 3×3"),
         ("resnext-16-2-0", {}, "cardinality should divide the 32 channels .*, got: 0"),
         ("resnext-29-0x64d", {}, "cardinality should divide the 0 channels .*, got: 0"),
         ("resnext-50-8x0d", {}, "cardinality should divide the 0 channels .*, got: 8"),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from mutations import mutations
+from run_files import DAMAGES, snapshot
 from torch import nn
 
 import symrnn.vision.train
@@ -31,10 +31,6 @@ SMALL = (
     "--image-size 8 --workers 0 --model wrn-10-1-basic --recipe cifar --batch-size 8 --epochs 1 "
     "--threads 1"
 )
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -179,6 +175,32 @@ def test_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_larger_than_memory_is_not_built(
+    refused: Refused, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: 8 * 2**30)
+    said = refused("--data", pictures, *SMALL.split(), "--model", "mobilenet-1000", "--dry-run")
+    # Its pointwise convolutions alone have 4 bytes for each of 1000² times the 3,139,584 weights
+    # of the mobilenet's, 11,695.9 GiB; depthwise ones, norms and the classifier are the rest.
+    assert said == (
+        "--model mobilenet-1000 is larger than memory: its weights take 11,696.1 GiB, and 8.0 GiB "
+        "are free"
+    )
+
+
+def test_a_network_that_just_fits_into_memory_is_built(
+    refused: Refused, train: Callable[..., int], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are full weights, of every block: sharing and symmetry come after these."""
+    model = create_model("wrn-16-1-bottleneck", num_classes=4)
+    free = 4 * sum(weight.numel() for weight in model.parameters())
+    options = ["--model", "wrn-16-1-bottleneck", "--symm", "tri", "--share", "stage", "--dry-run"]
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: free)
+    assert train(*options) == 0
+    monkeypatch.setattr("symrnn.vision.saved.free_memory", lambda _: free - 1)
+    assert "wrn-16-1-bottleneck is larger than memory" in refused("--data", pictures, *options)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_no_cuda(refused: Refused) -> None:
     message = refused("--device", "cuda")
@@ -271,38 +293,6 @@ def test_a_run_of_another_program(refused: Refused, run_copy: Path) -> None:
 
 
 # ---- checkpoints and kept models -----------------------------------------------------------------
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def corrupt(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-
-
-def replace_by_pickle(path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, path)
-
-
-def replace_by_nothing(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def replace_by_plain_safetensors(path: Path) -> None:
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
-
-
-DAMAGES = {
-    truncate: "is truncated or damaged: it ends after",
-    corrupt: "is damaged, or another program changed it",
-    replace_by_pickle: "is a pickle as torch.save writes it",
-    replace_by_nothing: "is empty (0 bytes)",
-    replace_by_plain_safetensors: "is a safetensors file, but not a",
-}
-"""What may have become of any file, and what is said then."""
 
 
 def another_size(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The programs that run.py needs on a machine with a GPU, compiled ahead, where there is none.
 
-    python scripts/benchmarks/gpu/prepare.py .carry/gpu
-    python scripts/benchmarks/gpu/run.py --prepared .carry/gpu     # there
+    python scripts/benchmarks/gpu/prepare.py runs/gpu-prepared
+    python scripts/benchmarks/gpu/run.py --prepared runs/gpu-prepared     # there
 
 Writes the CUDA kernels into FOLDER/kernels, as symrnn.native.cuda caches them, and the
 microbenchmarks as FOLDER/micro. What is there of other sources goes. Where what is prepared does

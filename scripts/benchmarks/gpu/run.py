@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/gpu/run.py
     python scripts/benchmarks/gpu/run.py --limit 180 --part first goals
-    python scripts/benchmarks/gpu/run.py --prepared .carry/gpu          # what prepare.py compiled
-    python scripts/benchmarks/gpu/run.py --part compact --corpus .carry/ptb --limit 540
+    python scripts/benchmarks/gpu/run.py --prepared runs/gpu-prepared   # what prepare.py compiled
+    python scripts/benchmarks/gpu/run.py --part compact --corpus path/to/ptb --limit 540
     python scripts/benchmarks/gpu/run.py --device cpu  # a rehearsal, on the kernels for CPUs
 
 Loads the kernels (load), takes the times that a step is made of (micro), compares five layers with
@@ -153,9 +153,7 @@ class Run:
 
     def __init__(self, options: Any, scratch: Path) -> None:
         self.end = time.monotonic() + options.limit
-        folder = os.environ.get("OUT") or (
-            "results/gpu" if options.device == "cuda" else "runs/gpu"
-        )
+        folder = "results/gpu" if options.device == "cuda" else "runs/gpu"
         self.out = (options.out or Path(folder)).resolve()
         self.out.mkdir(parents=True, exist_ok=True)
         self.results, self.log = self.out / "results.jsonl", self.out / "run.log"
@@ -322,7 +320,7 @@ def gpus() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--out", type=Path, help="a folder ($OUT, or results/gpu)")
+    parser.add_argument("--out", type=Path, help="a folder (results/gpu; of a rehearsal runs/gpu)")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds for all of it (480)")
     parser.add_argument("--part", nargs="+", metavar="NAME", help="some of those below (all)")
     parser.add_argument("--prepared", type=Path, metavar="FOLDER", help="of prepare.py")

@@ -31,6 +31,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from symrnn.files import UserError
 from symrnn.files.errors import describe_os_error
+from symrnn.training.process import usable_cores
 from symrnn.vision.datasets.augment import Box, Normalise, central_box, random_box
 from symrnn.vision.datasets.dataset import (
     Batch,
@@ -97,7 +98,7 @@ class FolderDataset(Dataset):
         self.name = folder.resolve().name
         self.device = device
         self.image_size = image_size
-        self.workers = min(_processors(), _MOST_WORKERS) if workers is None else workers
+        self.workers = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
         self.mean, self.std = MEAN, STD
         self._normalise = Normalise(MEAN, STD, device)
         self._train, self._val = _Files(folder / "train"), _Files(folder / "val")
@@ -440,13 +441,6 @@ def _begin_worker(_: int) -> None:
 def _end_worker(error: Exception, _: object) -> None:
     print(f"notice: a batch of pictures cannot be passed on: {error}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _processors() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def _require_pillow() -> None:

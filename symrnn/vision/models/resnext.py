@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -19,7 +20,7 @@ def resnext(depth: int, width: float, cardinality: int, num_classes: int) -> wrn
 
     Raises ValueError if C does not divide the channels of every stage.
     """
-    _check_groups(cardinality, channels(16, width))
+    _check_groups(cardinality, [channels(base, width) for base in (16, 32, 64)])
     block = partial(wrn.Bottleneck, groups=cardinality)
     n = check_depth(depth, 6, 4)
     return wrn.WideResNet(block, wrn.Bottleneck.expansion, n, width, num_classes)
@@ -35,8 +36,8 @@ def resnext_cifar(
         stages end with 256, 512 and 1024.
     """
     n = check_depth(depth, 9, 2)
-    _check_groups(cardinality, cardinality * group_width)
     inner = [cardinality * group_width * 2**stage for stage in range(3)]
+    _check_groups(cardinality, inner)
     outputs = (256, 512, 1024)
     stem = nn.Sequential(conv(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU())
     block = lambda inputs, stage, stride: resnet.Bottleneck(  # noqa: E731
@@ -49,14 +50,16 @@ def resnext_imagenet(
     depth: int, cardinality: int, group_width: int, num_classes: int
 ) -> resnet.ResNet:
     """resnext-D-CxWd for ImageNet: resnext-50-32x4d; the depth D is 50, 101 or 152."""
-    _check_groups(cardinality, cardinality * group_width)
     inner = [cardinality * group_width * 2**stage for stage in range(4)]
+    _check_groups(cardinality, inner)
     return resnet.bottleneck_resnet(resnet.DEPTHS[depth], num_classes, inner, cardinality)
 
 
-def _check_groups(cardinality: int, width: int) -> None:
-    if cardinality < 1 or width < 1 or width % cardinality:
-        raise ValueError(
-            f"cardinality should divide the {width} channels of the first stage's 3×3, at least "
-            f"one in each group, got: {cardinality}"
-        )
+def _check_groups(cardinality: int, inner: Sequence[int]) -> None:
+    """ValueError unless C divides the channels of every stage's 3×3, at least one a group."""
+    for stage, width in enumerate(inner, 1):
+        if cardinality < 1 or width < 1 or width % cardinality:
+            raise ValueError(
+                f"cardinality should divide the {width} channels of stage {stage}'s 3×3, at least "
+                f"one in each group, got: {cardinality}"
+            )
