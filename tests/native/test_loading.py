@@ -454,8 +454,8 @@ def test_numbers_are_those_of_the_header(name: str, enumeration: type) -> None:
 
 def test_calls_are_of_these_sources(tmp_path: Path) -> None:
     path, fingerprint = building.FOLDER / building.CALLS, building.calls_fingerprint()
-    if native.calls() is None:
-        pytest.skip("the extension module _calls was not built")
+    if not path.exists():
+        pytest.skip(f"there is no {path.name}: it is compiled where Python.h is")
     assert fingerprint == loading.open_calls(path, fingerprint).SOURCES
     assert loading.open_calls(path, "changed") is None
     assert loading.open_calls(path, "") is not None  # installed without sources
