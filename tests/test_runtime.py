@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -384,6 +385,76 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     assert "is no model that can be used" in why((tmp_path / "packed").read_bytes())
     with pytest.raises(runtime.ModelError, match="is not a file"):
         runtime.open(tmp_path)
+
+
+class Contents:
+    """Of a file of the runtime, to be changed: its structure, and its tensors by name.
+
+    tensors: each with its type, "F32" or "I32", and its bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        raw = path.read_bytes()
+        first = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:first])
+        self.structure: Any = json.loads(header.pop("__metadata__")["symrnn.runtime"])
+        self.tensors = {
+            name: (tensor["dtype"], raw[first:][slice(*tensor["data_offsets"])])
+            for name, tensor in header.items()
+        }
+
+    def add(self, name: str, kind: str, numbers: NDArray[Any]) -> None:
+        raw = numbers.tobytes()
+        self.tensors[name] = kind, raw + bytes(-len(raw) % 64)
+
+    def write(self, path: Path) -> None:
+        header: dict[str, Any] = {"__metadata__": {"symrnn.runtime": json.dumps(self.structure)}}
+        place = 0
+        for name, (kind, raw) in self.tensors.items():
+            offsets = [place, place := place + len(raw)]
+            header[name] = {"dtype": kind, "shape": [len(raw) // 4], "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        data = b"".join(raw for _, raw in self.tensors.values())
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize("form", ["symmetric", "folded", "skew"])
+@pytest.mark.parametrize("name", ["embedding", "linear"])
+def test_an_embedding_and_a_linear_end_are_full_matrices(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    """Whatever else is consistent in itself, and would be right of a layer, is refused."""
+    side = 32
+    path = tmp_path / "model"
+    end = {"embedding": nn.Embedding(side, side), "linear": nn.Linear(side, side)}[name]
+    save_runtime(SymRNN(side, side), path, **{name: end})  # type: ignore[arg-type]
+    contents = Contents(path)
+    contents.write(path)
+    runtime.open(path)
+    described = contents.structure[name]
+    full = {"rows": side, "columns": side, "gates": 1, "symmetric": 0}
+    assert described["groups"] == [full]
+    kind, numbers = contents.tensors[name]
+    tile = 256 * 4  # bytes
+    if form == "symmetric":
+        described["groups"] = [{**full, "symmetric": 1}]
+        contents.tensors[name] = kind, numbers[: 3 * tile]  # of four
+    elif form == "folded":  # each row by one number of an empty map
+        described["groups"] = [{**full, "rows": 1, "outputs": 0}]
+        contents.tensors[name] = kind, numbers[: 2 * tile]
+        parts = {"start": np.zeros(side + 1, np.int32), "index": np.zeros(16, np.int32)}
+        for part, array in parts.items():
+            contents.add(part, "I32", array)
+        contents.add("scale", "F32", np.zeros(16, np.float32))
+        names = {part: part for part in (*parts, "scale")}
+        contents.structure["maps"].append({"from": 1, "to": side, **names})
+    else:
+        described["groups"].append({**full, "columns": 2, "skew": True})
+        contents.tensors[name] = kind, numbers + bytes(2 * tile)
+    contents.write(path)
+    with pytest.raises(runtime.ModelError, match=f"its {name} should be one group: full"):
+        runtime.open(path)
 
 
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:

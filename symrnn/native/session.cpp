@@ -66,7 +66,7 @@ int threads_for(int threads, int64_t entries, int64_t steps, int64_t batch) {
 
 // ---- the embedding and the linear end -----------------------------------------------------------
 
-// Row `row` of a full packed matrix, as float.
+// Row `row` of a matrix that is one full term, as float.
 void unpack_row(const symrnn_product &w, int64_t row, float *to) {
     const symrnn_term &t = *w.term;
     const int64_t tiles = tiles_of(t.columns), panel = row / SIDE, r = row % SIDE;
