@@ -477,6 +477,19 @@ def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_header_is_written_up_to_the_length_that_is_read(tmp_path: Path) -> None:
+    most = (4 << 20) - 8  # the data after it is aligned to 64 bytes, and its length takes 8
+    opened(tmp_path / "short", SymRNN(4, 4), about={"text": ""})
+    others = int.from_bytes((tmp_path / "short").read_bytes()[:8], "little")
+    room = most - others
+    about = opened(tmp_path / "long", SymRNN(4, 4), about={"text": "a" * room}).about
+    assert about == {"text": "a" * room}
+    assert int.from_bytes((tmp_path / "long").read_bytes()[:8], "little") == most
+    with pytest.raises(ValueError, match="at most 4,194,304 bytes, got: 4,194,360"):
+        save_runtime(SymRNN(4, 4), tmp_path / "longer", about={"text": "a" * (room + 64)})
+    assert not (tmp_path / "longer").exists()
+
+
 # ---- without PyTorch -----------------------------------------------------------------------------
 
 
