@@ -32,8 +32,10 @@ ALIGNMENT = 64
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 """What weights are packed as, and safetensors' names for it."""
 
+# What native/model.cpp reads at most.
 _INT8_COLUMNS = 32768
-_HEADER_BYTES = 4 << 20  # as native/model.cpp has it
+_LAYERS = 1024
+_HEADER_BYTES = 4 << 20
 
 
 class Words(NamedTuple):
@@ -94,6 +96,8 @@ def save_runtime(
     if dtype not in STORED:
         raise ValueError(f"dtype should be one of {', '.join(map(str, STORED))}, got: {dtype}")
     weights = own.layer_weights()
+    if len(weights) > _LAYERS:
+        raise ValueError(f"the runtime has at most {_LAYERS} layers, got: {len(weights)}")
     _check_float32("layers", *(tensor for w in weights for tensor in w.tensors))
     made = _File(dtype)
     structure: dict[str, Any] = {

@@ -457,11 +457,13 @@ def test_an_embedding_and_a_linear_end_are_full_matrices(
         runtime.open(path)
 
 
-def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model"
+    monkeypatch.setattr("symrnn.runtime_file._LAYERS", 3)  # 1,025 are seconds in the making
     wrong: list[tuple[nn.Module, dict[str, Any], str]] = [
         (SymRNN(4, 4, bidirectional=True), {}, "bidirectional should be False"),
         (SymLSTM(4, 4, proj_size=2, symm_hh=""), {}, "proj_size is 2"),
+        (SymRNN(4, 4, 4), {}, "at most 3 layers, got: 4"),
         (SymRNN(4, 4).double(), {}, "float32 on the CPU, got: torch.float64"),
         (SymRNN(4, 4), {"dtype": torch.float16}, "dtype should be one of"),
         (SymRNN(4, 4), {"linear": nn.Linear(5, 4)}, r"linear should have a weight \(any, 4\)"),
