@@ -337,15 +337,6 @@ def test_wrong_arguments_are_named(language_model: runtime.Model, tmp_path: Path
         session.reset(2)
     with pytest.raises(ValueError, match="2 arrays"):
         session.state = [np.zeros((2, 2, 12), np.float32)]
-    one = language_model.session()
-    for options, words in (
-        ({"seed": -1}, "seed"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_k": 0}, "top_k"),
-        ({"top_p": 0.0}, "top_p"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            next(one.generate("", 1, **options))
     with pytest.raises(ValueError, match="batch of 1"):
         session.generate("", 1)
     vectors = opened(tmp_path / "vectors", SymRNN(4, 5))
@@ -357,6 +348,38 @@ def test_wrong_arguments_are_named(language_model: runtime.Model, tmp_path: Path
         vectors.session().step(np.zeros((1, 5), np.float32))
     with pytest.raises(runtime.ModelError, match="no vocabulary"):
         vectors.encode("a")
+
+
+def test_wrong_options_of_generate_are_named_before_anything_runs(
+    language_model: runtime.Model,
+) -> None:
+    session = language_model.session()
+    session.step(3)
+    before = session.state
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"tokens": -1}, "tokens should be an integer at least 0, got: -1"),
+        ({"tokens": 2.5}, "tokens should be an integer at least 0, got: 2.5"),
+        ({"seed": -1}, "seed should be an integer from 0 to 4294967295, got: -1"),
+        ({"seed": 2**32}, "seed should be .* got: 4294967296"),
+        ({"seed": 1.0}, "seed should be .* got: 1.0"),
+        ({"temperature": -1.0}, "temperature should be finite and at least 0, got: -1"),
+        ({"temperature": np.inf}, "temperature should be .* got: inf"),
+        ({"temperature": np.nan}, "temperature should be .* got: nan"),
+        ({"top_k": 0}, "top_k should be an integer at least 1, got: 0"),
+        ({"top_k": 2.5}, "top_k should be .* got: 2.5"),
+        ({"top_p": 0.0}, "top_p should be above 0 and at most 1, got: 0"),
+        ({"top_p": 1.5}, "top_p should be .* got: 1.5"),
+        ({"prompt": []}, "at least one step"),
+        ({"prompt": [9]}, "from 0 to 8, got: 9"),
+    )
+    for options, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            session.generate(**{"prompt": "the cat", "tokens": 2, **options})
+    assert [*session.generate("the cat", 0)] == []
+    for found, expected in zip(session.state, before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    all_of_them = language_model.session().generate("the cat", 5, top_k=2**70)
+    assert [*all_of_them] == [*language_model.session().generate("the cat", 5)]
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
