@@ -523,8 +523,8 @@ class Product {
     T *on_factors_ = nullptr, *swapped_ = nullptr, *skew_ = nullptr;
 };
 
-// Many vectors, multiplied some at a time: a product has partial sums of all of its vectors for every
-// share, so its scratch memory would otherwise be a multiple of what it computes.
+// Many vectors, multiplied some at a time: a product has partial sums of all its vectors for every
+// share, so its scratch memory would else be a multiple of what it computes.
 //
 // The passes are of about equal size. Of more than one none is so small that the kernels for few
 // vectors run it, which sum in another order: no bit of a result depends on the passes.
