@@ -211,50 +211,55 @@ class Session:
         """So many tokens that follow a prompt, those of ``python -m lm.generate`` for that seed.
 
         prompt: text of words, which begins a line; or at least one token.
+        tokens: how many, from 0.
         seed: from 0 to 2**32 - 1.
         temperature: from 0, which takes the likeliest token.
         top_k, top_p: only so many of the likeliest tokens; only the fewest whose probabilities sum
             to so much.
 
         Raises ValueError for others and where B is not 1, and ModelError if the model takes no
-        tokens or gives no probabilities, and for a text that it cannot encode.
+        tokens or gives no probabilities, and for a text that it cannot encode: at the call, when
+        nothing has run.
         """
         model = self.model
         if self.batch != 1:
             raise ValueError(f"generate is for a batch of 1, this session's is {self.batch}")
         if not model.tokens or model.output_size != model.tokens:
             raise ModelError(f"{model.path}: this model gives no logits of tokens")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed should be from 0 to 2**32 - 1, got: {seed}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k should be None or at least 1, got: {top_k}")
+        tokens = _integer("tokens", tokens, 0)
+        seed = _integer("seed", seed, 0, 2**32 - 1)
+        likeliest = model.tokens if top_k is None else _integer("top_k", top_k, 1)
+        share = 1.0 if top_p is None else float(top_p)
+        options = float(temperature), min(likeliest, model.tokens), share
+        generator, logit, token = Generator(), ctypes.c_float(), ctypes.c_int32()
+        # The library checks the options where it draws: here of one logit, before the prompt runs.
+        to, drawn = ctypes.byref(logit), ctypes.byref(token)
+        model._check(model._library.symrnn_draw(1, to, generator, *options, drawn))
         if isinstance(prompt, str):
             if model.eos is None:
                 raise ModelError(f"{model.path}: this model reads no text: it has no vocabulary")
             prompt = [model.eos, *model.encode(prompt)]
         x, steps, _ = self._inputs(np.array([*prompt])[:, None])
-        share = 1.0 if top_p is None else top_p
-        return self._generate(x, steps, tokens, seed, temperature, top_k or 0, share)
+        model._library.symrnn_seed(generator, seed)
+        return self._generate(x, steps, tokens, generator, options)
 
     def _generate(
         self,
         x: NDArray[np.int32],
         steps: int,
         tokens: int,
-        seed: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        generator: Generator,
+        options: tuple[float, int, float],
     ) -> Iterator[int]:
+        """options: temperature, top_k and top_p as the library takes them."""
         library, model = self.model._library, self.model
-        generator, token = Generator(), ctypes.c_int32()
-        library.symrnn_seed(generator, seed)
+        token = ctypes.c_int32()
         logits = np.empty(model.output_size, np.float32)
         at, to, size = x.ctypes.data, logits.ctypes.data, len(logits)
         drawn = ctypes.addressof(token)
         for _ in range(tokens):
             model._check(library.symrnn_run_tokens(self._pointer, steps, at, 1, to))
-            model._check(library.symrnn_draw(size, to, generator, temperature, top_k, top_p, drawn))
+            model._check(library.symrnn_draw(size, to, generator, *options, drawn))
             yield token.value
             at, steps = drawn, 1
 
@@ -344,6 +349,18 @@ class Session:
         library = self.model._library
         run = library.symrnn_run_tokens if self.model.tokens else library.symrnn_run_vectors
         self.model._check(run(self._pointer, steps, x.ctypes.data, wanted, output.ctypes.data))
+
+
+def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """An argument as an int; ValueError for what is none in this range."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = least - 1
+    if found < least or (most is not None and found > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} should be an integer {allowed}, got: {value!r}")
+    return found
 
 
 def _restored(model: Model, batch: int, threads: int, state: tuple[Floats, ...]) -> Session:

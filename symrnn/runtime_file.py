@@ -32,7 +32,10 @@ ALIGNMENT = 64
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 """What weights are packed as, and safetensors' names for it."""
 
+# What native/model.cpp reads at most.
 _INT8_COLUMNS = 32768
+_LAYERS = 1024
+_HEADER_BYTES = 4 << 20
 
 
 class Words(NamedTuple):
@@ -76,8 +79,9 @@ def save_runtime(
     words: the vocabulary, of an embedding.
     about: JSON that goes with the model.
 
-    Raises ValueError for what cannot be written so, RuntimeError where the native library is not,
-    and :class:`symrnn.files.UserError` for a full disk, a missing folder, no permission.
+    Raises ValueError for what cannot be written so, which a header of more than 4 MiB is too,
+    RuntimeError where the native library is not, and :class:`symrnn.files.UserError` for a full
+    disk, a missing folder, no permission.
 
     >>> save_runtime(SymLSTM(32, 64, symm="avg"), "layer.symrnn", linear=nn.Linear(64, 10))
     """
@@ -92,6 +96,8 @@ def save_runtime(
     if dtype not in STORED:
         raise ValueError(f"dtype should be one of {', '.join(map(str, STORED))}, got: {dtype}")
     weights = own.layer_weights()
+    if len(weights) > _LAYERS:
+        raise ValueError(f"the runtime has at most {_LAYERS} layers, got: {len(weights)}")
     _check_float32("layers", *(tensor for w in weights for tensor in w.tensors))
     made = _File(dtype)
     structure: dict[str, Any] = {
@@ -314,6 +320,11 @@ class _File:
             header[name] = {"dtype": kind, "shape": [elements], "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        if len(text) > _HEADER_BYTES:
+            raise ValueError(
+                f"layers and about should make a header of at most {_HEADER_BYTES:,} bytes, "
+                f"got: {len(text):,}"
+            )
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for _, _, raw in self._tensors.values():

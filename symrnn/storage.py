@@ -390,11 +390,15 @@ def _restore_from_int8(
     """The inverse of :func:`_round_to_int8`."""
     symmetric = {form.keys[0]: form for form in forms.values() if isinstance(form, _Gates)}
     for name, scale in scales.items():
-        form = symmetric.get(name)
-        if form is None:
-            tensors[name] = restore_full(tensors[name], tensors.pop(scale))
-        else:
-            tensors[name] = form.restore(tensors[name], tensors.pop(scale))
+        form, q, of_rows = symmetric.get(name), tensors[name], tensors.pop(scale)
+        if form is not None:
+            tensors[name] = form.restore(q, of_rows)
+            continue
+        # Others would be broadcast, and a small file take any memory.
+        if q.dim() != 2 or of_rows.shape != (len(q), 1):
+            shapes = f"{tuple(q.shape)} and {tuple(of_rows.shape)}"
+            raise ValueError(f"{name} and its scales should be (R, C) and (R, 1), got: {shapes}")
+        tensors[name] = restore_full(q, of_rows)
 
 
 def _triangle_form(layout: GateLayout) -> Symmetry | None:

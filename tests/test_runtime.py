@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -336,15 +337,6 @@ def test_wrong_arguments_are_named(language_model: runtime.Model, tmp_path: Path
         session.reset(2)
     with pytest.raises(ValueError, match="2 arrays"):
         session.state = [np.zeros((2, 2, 12), np.float32)]
-    one = language_model.session()
-    for options, words in (
-        ({"seed": -1}, "seed"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_k": 0}, "top_k"),
-        ({"top_p": 0.0}, "top_p"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            next(one.generate("", 1, **options))
     with pytest.raises(ValueError, match="batch of 1"):
         session.generate("", 1)
     vectors = opened(tmp_path / "vectors", SymRNN(4, 5))
@@ -356,6 +348,38 @@ def test_wrong_arguments_are_named(language_model: runtime.Model, tmp_path: Path
         vectors.session().step(np.zeros((1, 5), np.float32))
     with pytest.raises(runtime.ModelError, match="no vocabulary"):
         vectors.encode("a")
+
+
+def test_wrong_options_of_generate_are_named_before_anything_runs(
+    language_model: runtime.Model,
+) -> None:
+    session = language_model.session()
+    session.step(3)
+    before = session.state
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"tokens": -1}, "tokens should be an integer at least 0, got: -1"),
+        ({"tokens": 2.5}, "tokens should be an integer at least 0, got: 2.5"),
+        ({"seed": -1}, "seed should be an integer from 0 to 4294967295, got: -1"),
+        ({"seed": 2**32}, "seed should be .* got: 4294967296"),
+        ({"seed": 1.0}, "seed should be .* got: 1.0"),
+        ({"temperature": -1.0}, "temperature should be finite and at least 0, got: -1"),
+        ({"temperature": np.inf}, "temperature should be .* got: inf"),
+        ({"temperature": np.nan}, "temperature should be .* got: nan"),
+        ({"top_k": 0}, "top_k should be an integer at least 1, got: 0"),
+        ({"top_k": 2.5}, "top_k should be .* got: 2.5"),
+        ({"top_p": 0.0}, "top_p should be above 0 and at most 1, got: 0"),
+        ({"top_p": 1.5}, "top_p should be .* got: 1.5"),
+        ({"prompt": []}, "at least one step"),
+        ({"prompt": [9]}, "from 0 to 8, got: 9"),
+    )
+    for options, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            session.generate(**{"prompt": "the cat", "tokens": 2, **options})
+    assert [*session.generate("the cat", 0)] == []
+    for found, expected in zip(session.state, before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    all_of_them = language_model.session().generate("the cat", 5, top_k=2**70)
+    assert [*all_of_them] == [*language_model.session().generate("the cat", 5)]
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
@@ -386,11 +410,83 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         runtime.open(tmp_path)
 
 
-def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
+class Contents:
+    """Of a file of the runtime, to be changed: its structure, and its tensors by name.
+
+    tensors: each with its type, "F32" or "I32", and its bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        raw = path.read_bytes()
+        first = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:first])
+        self.structure: Any = json.loads(header.pop("__metadata__")["symrnn.runtime"])
+        self.tensors = {
+            name: (tensor["dtype"], raw[first:][slice(*tensor["data_offsets"])])
+            for name, tensor in header.items()
+        }
+
+    def add(self, name: str, kind: str, numbers: NDArray[Any]) -> None:
+        raw = numbers.tobytes()
+        self.tensors[name] = kind, raw + bytes(-len(raw) % 64)
+
+    def write(self, path: Path) -> None:
+        header: dict[str, Any] = {"__metadata__": {"symrnn.runtime": json.dumps(self.structure)}}
+        place = 0
+        for name, (kind, raw) in self.tensors.items():
+            offsets = [place, place := place + len(raw)]
+            header[name] = {"dtype": kind, "shape": [len(raw) // 4], "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        data = b"".join(raw for _, raw in self.tensors.values())
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize("form", ["symmetric", "folded", "skew"])
+@pytest.mark.parametrize("name", ["embedding", "linear"])
+def test_an_embedding_and_a_linear_end_are_full_matrices(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    """Whatever else is consistent in itself, and would be right of a layer, is refused."""
+    side = 32
     path = tmp_path / "model"
+    end = {"embedding": nn.Embedding(side, side), "linear": nn.Linear(side, side)}[name]
+    save_runtime(SymRNN(side, side), path, **{name: end})  # type: ignore[arg-type]
+    contents = Contents(path)
+    contents.write(path)
+    runtime.open(path)
+    described = contents.structure[name]
+    full = {"rows": side, "columns": side, "gates": 1, "symmetric": 0}
+    assert described["groups"] == [full]
+    kind, numbers = contents.tensors[name]
+    tile = 256 * 4  # bytes
+    if form == "symmetric":
+        described["groups"] = [{**full, "symmetric": 1}]
+        contents.tensors[name] = kind, numbers[: 3 * tile]  # of four
+    elif form == "folded":  # each row by one number of an empty map
+        described["groups"] = [{**full, "rows": 1, "outputs": 0}]
+        contents.tensors[name] = kind, numbers[: 2 * tile]
+        parts = {"start": np.zeros(side + 1, np.int32), "index": np.zeros(16, np.int32)}
+        for part, array in parts.items():
+            contents.add(part, "I32", array)
+        contents.add("scale", "F32", np.zeros(16, np.float32))
+        names = {part: part for part in (*parts, "scale")}
+        contents.structure["maps"].append({"from": 1, "to": side, **names})
+    else:
+        described["groups"].append({**full, "columns": 2, "skew": True})
+        contents.tensors[name] = kind, numbers + bytes(2 * tile)
+    contents.write(path)
+    with pytest.raises(runtime.ModelError, match=f"its {name} should be one group: full"):
+        runtime.open(path)
+
+
+def test_what_cannot_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    monkeypatch.setattr("symrnn.runtime_file._LAYERS", 3)  # 1,025 are seconds in the making
     wrong: list[tuple[nn.Module, dict[str, Any], str]] = [
         (SymRNN(4, 4, bidirectional=True), {}, "bidirectional should be False"),
         (SymLSTM(4, 4, proj_size=2, symm_hh=""), {}, "proj_size is 2"),
+        (SymRNN(4, 4, 4), {}, "at most 3 layers, got: 4"),
         (SymRNN(4, 4).double(), {}, "float32 on the CPU, got: torch.float64"),
         (SymRNN(4, 4), {"dtype": torch.float16}, "dtype should be one of"),
         (SymRNN(4, 4), {"linear": nn.Linear(5, 4)}, r"linear should have a weight \(any, 4\)"),
@@ -404,6 +500,19 @@ def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
     with pytest.raises(symrnn.files.UserError, match="was not written"):
         save_runtime(SymRNN(4, 4), tmp_path / "nowhere" / "model")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_header_is_written_up_to_the_length_that_is_read(tmp_path: Path) -> None:
+    most = (4 << 20) - 8  # the data after it is aligned to 64 bytes, and its length takes 8
+    opened(tmp_path / "short", SymRNN(4, 4), about={"text": ""})
+    others = int.from_bytes((tmp_path / "short").read_bytes()[:8], "little")
+    room = most - others
+    about = opened(tmp_path / "long", SymRNN(4, 4), about={"text": "a" * room}).about
+    assert about == {"text": "a" * room}
+    assert int.from_bytes((tmp_path / "long").read_bytes()[:8], "little") == most
+    with pytest.raises(ValueError, match="at most 4,194,304 bytes, got: 4,194,360"):
+        save_runtime(SymRNN(4, 4), tmp_path / "longer", about={"text": "a" * (room + 64)})
+    assert not (tmp_path / "longer").exists()
 
 
 # ---- without PyTorch -----------------------------------------------------------------------------

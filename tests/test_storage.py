@@ -640,6 +640,14 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["tied"].clear(), "the file lacks decoder.weight"),
     (lambda c, t: c.update(tied=[["decoder.weight", "encoder.weight"]]), "contradicts itself"),
     (lambda c, t: c.update(meta=[]), "contradicts itself"),
+    (
+        lambda c, t: (c.update(int8={"norm.weight": "s"}), t.update(s=torch.ones(8, 1))),
+        r"should be \(R, C\) and \(R, 1\), got: \(8,\) and \(8, 1\)",
+    ),
+    (
+        lambda c, t: (c.update(int8={"encoder.weight": "s"}), t.update(s=torch.ones(8))),
+        r"should be \(R, C\) and \(R, 1\), got: \(11, 8\) and \(8,\)",
+    ),
     (lambda c, t: c.clear(), "contradicts itself"),
 ]
 

@@ -104,6 +104,8 @@ class Reader {
     int read_maps(const Json::Node &maps);
     int read_map(const Json::Node &node, symrnn_map &map);
     int read_layer(const Json::Node &node, symrnn_layer &layer, int64_t inputs);
+    int read_matrix(const Json::Node &node, const char *name, int64_t columns,
+                    const symrnn_product *&found);
     int read_product(const Json::Node &node, const char *name, int64_t rows, int64_t columns,
                      int gates, const symrnn_product *&found);
     int read_group(const Json::Node &node, const char *name, symrnn_product &product,
@@ -304,24 +306,21 @@ int Reader::read_structure() {
     if (const int bad = symrnn_advance(&stream, 1, 0, nullptr, nullptr, nullptr, 1))
         return refuse("its layers: %s", symrnn_message(bad));
 
-    int64_t rows = 0;
     const Json::Node &embedding = structure.get(root, "embedding");
     if (is_given(embedding)) {
-        if (const int bad = integer(embedding, "rows", 1, INT32_MAX, rows)) return bad;
-        if (const int bad = read_product(embedding, "embedding", rows, inputs, 1, model_.embedding))
+        if (const int bad = read_matrix(embedding, "embedding", inputs, model_.embedding))
             return bad;
-        found.tokens = static_cast<int32_t>(rows);
+        found.tokens = model_.embedding->rows;
     }
     const Json::Node &linear = structure.get(root, "linear");
     if (is_given(linear)) {
-        if (const int bad = integer(linear, "rows", 1, INT32_MAX, rows)) return bad;
-        if (const int bad = read_product(linear, "linear", rows, hidden, 1, model_.linear.weight))
-            return bad;
+        Linear &end = model_.linear;
+        if (const int bad = read_matrix(linear, "linear", hidden, end.weight)) return bad;
+        found.output_size = end.weight->rows;
         if (is_given(structure.get(linear, "bias")))
             if (const int bad =
-                    array(linear, "bias", FLOATS, tiles_of(rows) * SIDE, model_.linear.bias))
+                    array(linear, "bias", FLOATS, tiles_of(end.weight->rows) * SIDE, end.bias))
                 return bad;
-        found.output_size = static_cast<int32_t>(rows);
     }
     return read_vocabulary(structure.get(root, "vocabulary"));
 }
@@ -380,6 +379,19 @@ int Reader::read_layer(const Json::Node &node, symrnn_layer &layer, int64_t inpu
         if (const int bad = array(node, "bias_n", FLOATS, hidden, bias_n)) return bad;
     layer.bias = bias;
     layer.bias_n = bias_n;
+    return SYMRNN_OK;
+}
+
+// A full matrix in one group, as sessions take it: rows of it by their place, no skew part added.
+int Reader::read_matrix(const Json::Node &node, const char *name, int64_t columns,
+                        const symrnn_product *&found) {
+    int64_t rows = 0;
+    if (const int bad = integer(node, "rows", 1, INT32_MAX, rows)) return bad;
+    if (const int bad = read_product(node, name, rows, columns, 1, found)) return bad;
+    const symrnn_term &term = *found->term;
+    if (found->terms > 1 || found->skew || term.symmetric || term.inputs || term.outputs)
+        return refuse("its %s should be one group: full, without maps and without a skew part",
+                      name);
     return SYMRNN_OK;
 }
 

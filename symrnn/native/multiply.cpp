@@ -1,4 +1,4 @@
-// symrnn_multiply: one product by itself, of dense arrays, for tests and for measuring.
+// symrnn_multiply: one product by itself, of dense arrays: linear layers, tests and measurements.
 
 #include "jobs.h"
 
@@ -15,6 +15,7 @@ struct Multiply {
     int repeat, shares;
     Product<T> product;
 
+    const Passes passes{batch};
     T *blocked = nullptr;
 
     int x_gates() const { return transposed ? w.gates : 1; }
@@ -30,17 +31,25 @@ struct Multiply {
     }
 
     void run(Team &team) {
-        const int64_t stride = batch * SIDE, y_tiles = tiles_of(y_side());
+        for (int64_t n = 0; n < passes.count; ++n) {
+            const int64_t first = passes.first(n), last = passes.first(n + 1);
+            run_pass(team, last - first, x + first * x_gates() * x_side(),
+                     y + first * y_gates() * y_side());
+        }
+    }
+
+    void run_pass(Team &team, int64_t vectors, const T *from, T *to) {
+        const int64_t stride = passes.largest() * SIDE, y_tiles = tiles_of(y_side());
         for (int g = 0; g < x_gates(); ++g)
-            for (int64_t b = 0; b < batch; ++b)  // the gates of a row are adjacent
+            for (int64_t b = 0; b < vectors; ++b)  // the gates of a row are adjacent
                 for (int64_t i = 0; i < tiles_of(x_side()) * SIDE; ++i)
                     blocked[g * product.x_gate() + i / SIDE * stride + b * SIDE + i % SIDE] =
-                        i < x_side() ? x[(b * x_gates() + g) * x_side() + i] : T(0);
+                        i < x_side() ? from[(b * x_gates() + g) * x_side() + i] : T(0);
         const auto first = [&](int share) { return y_tiles * share / shares; };
         for (int n = 0; n < repeat; ++n) {
-            product.run(team, blocked, batch);
+            product.run(team, blocked, vectors);
             if (w.skew) team.each(shares, [&](int share) {
-                product.add_skew(share, first(share), first(share + 1), 0, batch);
+                product.add_skew(share, first(share), first(share + 1), 0, vectors);
             });
         }
         team.each(shares, [&](int share) {
@@ -48,9 +57,9 @@ struct Multiply {
             for (int64_t tile = first(share); tile < first(share + 1); ++tile) {
                 const int64_t count = std::min(SIDE, y_side() - tile * SIDE);
                 for (int g = 0; g < y_gates(); ++g)
-                    for (int64_t b = 0; b < batch; ++b)
+                    for (int64_t b = 0; b < vectors; ++b)
                         for (int64_t i = 0; i < count; ++i)
-                            y[(b * y_gates() + g) * y_side() + tile * SIDE + i] =
+                            to[(b * y_gates() + g) * y_side() + tile * SIDE + i] =
                                 element<T>(sums, g, tile, b, i);
             }
         });
@@ -70,7 +79,7 @@ int multiply(const symrnn_product &w, bool transposed, int64_t batch, const void
                     static_cast<T *>(y),
                     repeat,
                     shares,
-                    Product<T>(w, transposed, batch, shares)};
+                    Product<T>(w, transposed, Passes(batch).largest(), shares)};
     return run_job(job, shares);
 }
 

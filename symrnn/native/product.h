@@ -523,6 +523,28 @@ class Product {
     T *on_factors_ = nullptr, *swapped_ = nullptr, *skew_ = nullptr;
 };
 
+// Many vectors, multiplied some at a time: a product has partial sums of all its vectors for every
+// share, so its scratch memory would else be a multiple of what it computes.
+//
+// The passes are of about equal size. Of more than one none is so small that the kernels for few
+// vectors run it, which sum in another order: no bit of a result depends on the passes.
+struct Passes {
+    static constexpr int64_t MOST = 64;  // vectors of a pass
+
+    explicit Passes(int64_t vectors)
+        : count(std::max(int64_t(1), (vectors + MOST - 1) / MOST)),
+          size_(vectors / count),
+          larger_(vectors % count) {}
+
+    int64_t largest() const { return size_ + (larger_ > 0); }
+    int64_t first(int64_t n) const { return n * size_ + std::min(n, larger_); }  // of pass n
+
+    const int64_t count;
+
+  private:
+    const int64_t size_, larger_;
+};
+
 // Rows of a dense (rows, side) array to tiles first … last-1 of a blocked vector; null gives zeros.
 template <typename T>
 void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_t first,

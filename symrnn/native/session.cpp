@@ -66,7 +66,7 @@ int threads_for(int threads, int64_t entries, int64_t steps, int64_t batch) {
 
 // ---- the embedding and the linear end -----------------------------------------------------------
 
-// Row `row` of a full packed matrix, as float.
+// Row `row` of a matrix that is one full term, as float.
 void unpack_row(const symrnn_product &w, int64_t row, float *to) {
     const symrnn_term &t = *w.term;
     const int64_t tiles = tiles_of(t.columns), panel = row / SIDE, r = row % SIDE;
@@ -137,14 +137,13 @@ struct LinearJob {
     }
 };
 
-// y (n, rows) = x (n, columns) · Wᵀ + bias. Returns a status.
+// y (n, rows) = x (n, columns) · Wᵀ + bias, n ≥ 1. Returns a status.
 int run_linear(const Linear &linear, int64_t n, const float *x, float *y, int threads) {
     const symrnn_product &w = *linear.weight;
-    // So many at once that the scratch memory stays small beside what comes out.
-    constexpr int64_t AT_ONCE = 64;
     const int64_t entries = int64_t(w.rows) * w.columns / (w.dtype == SYMRNN_INT8 ? 8 : 1);
-    for (int64_t first = 0; first < n; first += AT_ONCE) {
-        const int64_t batch = std::min(AT_ONCE, n - first);
+    const Passes passes(n);
+    for (int64_t k = 0; k < passes.count; ++k) {
+        const int64_t first = passes.first(k), batch = passes.first(k + 1) - first;
         const int shares = shares_for(threads_for(threads, entries, 1, batch));
         LinearJob job{linear, batch, x + first * w.columns, y + first * w.rows, shares,
                       Product<float>(w, false, batch, shares)};

@@ -170,7 +170,7 @@ int symrnn_unpack(int symmetric, int64_t rows, int64_t columns, int gates,
                   int from_dtype, const void *from, void *to);
 
 /* y (B, G·H) = x (B, C) · Wᵀ or, if transposed and not int8, y (B, C) = x (B, G·H) · W. Computed
- * `repeat` times, for measuring. */
+ * `repeat` times, for measuring. Its scratch memory grows up to B = 64, and no further. */
 int symrnn_multiply(const symrnn_product *w, int transposed, int64_t batch,
                     const void *x, void *y, int repeat, int threads);
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from symrnn import SymGRU, SymLSTM, deploy
+from symrnn import SymGRU, SymLSTM, SymRNN, deploy, symmetrize
 
 H = 8
 
@@ -77,6 +77,36 @@ def test_no_structure_leads_outside_the_tensors(operators: Any, symm: str) -> No
         except RuntimeError:
             refused += 1
     assert refused > 100
+
+
+def test_a_skew_part_is_as_high_as_its_matrix(operators: Any) -> None:
+    """The kernels read one of 16 rows 40 rows far, beyond its packed numbers."""
+    side, tile = 40, 256
+    packed: Any = deploy(SymRNN(side, side, symm="avg:skew2", bias=False))
+    state, x = [torch.zeros(1, 3, side)], torch.randn(2, 3, side)
+    hh, ih = packed._weights()
+    place = packed.structure.tolist().index(-1)  # of symmetric, rows, columns, gates and no maps
+    assert packed.structure[place : place + 6].tolist() == [-1, side, 4, 1, 0, 0]
+    for at, number, numbers in ((1, 16, hh[: -2 * tile]), (2, 3, hh)):
+        structure = packed.structure.clone()
+        structure[place + at] = number
+        with pytest.raises(RuntimeError, match="structure has a skew part that cannot be one"):
+            operators.ops.packed_layers(x, None, state, [numbers, ih], structure, side)
+
+
+def test_a_linear_layer_of_no_columns_is_an_error(operators: Any) -> None:
+    linear = nn.Sequential(nn.Linear(H, H))
+    symmetrize(linear, "avg")
+    packed: Any = deploy(linear).get_submodule("0")
+    assert packed.structure[:2].tolist() == [H, H]
+    for place, x in ((0, torch.randn(2, H)), (1, torch.randn(2, 0))):
+        for number in (0, -1):
+            structure: Tensor = packed.structure.clone()
+            structure[place] = number
+            with pytest.raises(RuntimeError, match="structure has a matrix of"):
+                operators.ops.packed_linear(
+                    x, packed.packed_weight, None, structure, int(structure[0])
+                )
 
 
 def test_nothing_runs_of_no_sequences(operators: Any) -> None:

@@ -1,9 +1,11 @@
-"""How accurate sigmoid and tanh of the kernels are; that a product is right and repeatable."""
+"""How accurate sigmoid and tanh of the kernels are; that a product is right, whatever its size."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +103,57 @@ def test_a_product_is_right_and_the_same_each_time(kernels: ctypes.CDLL, batch: 
     for threads in (1, 2, 5):
         torch.testing.assert_close(multiplied(threads), exact, rtol=1e-5, atol=1e-5)
         assert torch.equal(multiplied(threads), multiplied(threads))
+
+
+def one_matrix(kernels: ctypes.CDLL, w: torch.Tensor) -> tuple[native.Product, torch.Tensor]:
+    """w (rows, columns), packed as it is, and the numbers that the product points to."""
+    length = kernels.symrnn_packed_length(False, *w.shape, 1, native.Dtype.FLOAT)
+    packed = torch.empty(length)
+    native.check(
+        kernels.symrnn_pack(
+            False, *w.shape, 1, native.Dtype.FLOAT, w.data_ptr(), w.numel(), w.size(1),
+            native.Dtype.FLOAT, packed.data_ptr(), 1,
+        )
+    )  # fmt: skip
+    term = native.Term(False, *w.shape, 1, packed.data_ptr())
+    return native.Product(native.Dtype.FLOAT, 1, *w.shape, 1, ctypes.pointer(term)), packed
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_vectors_are_multiplied_as_fewer_are(kernels: ctypes.CDLL, threads: int) -> None:
+    """Bit for bit, however many there are: 5 and more are summed in one order, 4 in another."""
+    random = torch.Generator().manual_seed(0)
+    w, x = torch.randn(40, 70, generator=random), torch.randn(200, 70, generator=random)
+    product, _packed = one_matrix(kernels, w)
+
+    def multiplied(x: torch.Tensor) -> torch.Tensor:
+        y = torch.full((len(x), 40), torch.nan)
+        given = (product, False, len(x), x.data_ptr(), y.data_ptr(), 1, threads)
+        native.check(kernels.symrnn_multiply(*given))
+        return y
+
+    few = torch.cat([multiplied(part) for part in x.split(5)])
+    torch.testing.assert_close(few, x @ w.mT, rtol=1e-5, atol=1e-5)
+    for count in (64, 65, 68, 128, 129, 200):
+        assert torch.equal(multiplied(x[:count]), few[:count])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_many_vectors_take_the_scratch_memory_of_64(kernels: ctypes.CDLL) -> None:
+    """16 shares with partial sums of 50,000 vectors of 16 would be 51 MB."""
+    count, threads, room = 50_000, 16, 2**24
+    w, x = torch.eye(16).mul(2), torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
+    product, _packed = one_matrix(kernels, w)
+    y = torch.zeros(count, 16)
+    multiply = functools.partial(kernels.symrnn_multiply, product, False)
+    addresses = (x.data_ptr(), y.data_ptr(), 1, threads)
+    native.check(multiply(64, *addresses))  # which has the threads made
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, hard))
+    try:
+        status = multiply(count, *addresses)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    native.check(status)
+    assert torch.equal(y, 2 * x)

@@ -150,6 +150,8 @@ class Structure {
         const int dtype = packed_dtype(numbers);
         const int columns = next(), groups = next();
         to.w = {dtype, gates, rows, columns, 0, to.terms, nullptr};
+        STD_TORCH_CHECK(rows >= 1 && columns >= 1, "structure has a matrix of ", rows, " x ",
+                        columns);
         STD_TORCH_CHECK(groups >= 1 && groups <= MOST_GROUPS && numbers.is_contiguous(),
                         "structure does not fit the packed weights");
         const char *place = bytes(numbers);
@@ -166,6 +168,9 @@ class Structure {
             STD_TORCH_CHECK(length > 0 && length * size_of(own) <= end - place,
                             "structure does not fit the packed weights");
             if (is_skew) {
+                // The kernels take its height from the product.
+                STD_TORCH_CHECK(!to.w.skew && r == rows && c % 2 == 0,
+                                "structure has a skew part that cannot be one");
                 to.skew = {c / 2, of, place};
                 to.w.skew = &to.skew;
             } else {
