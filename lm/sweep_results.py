@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -204,8 +205,12 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def made_with(results: dict[str, Any]) -> str:
-    """The commands, the machine, versions and the date of the runs, as a Markdown list."""
-    lines = [f"command: `{command}`" for command in results["commands"]]
+    """The commands, the machine, versions and the date of the runs, as a Markdown list.
+
+    Commands that only printed those of the runs are named if no other ran them.
+    """
+    ran = [command for command in results["commands"] if "--print" not in shlex.split(command)]
+    lines = [f"command: `{command}`" for command in ran or results["commands"]]
     made = results["environment"]
     if made is not None:
         machine = f"{made['cpu']}, {made['cores']} cores, --threads {results['threads']}"

@@ -35,7 +35,7 @@ from data import DataError
 from lm.options import make_parser, resolve
 from lm.sweep_plan import PlannedRun, Resolver, Sweep, axes_of, seed_list, stem_of
 from lm.sweep_processes import Process, how_it_ended, last_lines
-from lm.sweep_results import markdown, spread, unknown_words
+from lm.sweep_results import made_with, markdown, spread, unknown_words
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder
@@ -577,9 +577,13 @@ def test_printed_commands_run_by_themselves(
         assert ended(process) == 0
     assert (tmp_path / "log").read_text().count("it is finished: 3 epochs") == 1
     assert_same_run(straight / NAMES[0], folder / NAMES[0])
+    capsys.readouterr()
     assert lm.sweep.main(["--table", "--out", str(folder)]) == 0
-    states = [run["state"] for run in table_of(folder)["runs"]]
-    assert states == ["finished", *["not begun"] * 3]
+    assert "- command: `python -m lm.sweep --print --out " in capsys.readouterr().out
+    table = table_of(folder)
+    assert [run["state"] for run in table["runs"]] == ["finished", *["not begun"] * 3]
+    table["commands"].append("python -m lm.sweep")  # which ran them: then the others did not
+    assert made_with(table).splitlines()[0] == "- command: `python -m lm.sweep`"
 
 
 def test_auto_resume_wants_a_folder(common: list[str]) -> None:
