@@ -59,6 +59,15 @@ class PackedModule(nn.Module):
         numbers: Tensor = getattr(self, self._packed[0])
         return numbers.dtype
 
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """The names of the buffers that hold them."""
+        return self._packed
+
+    def packing(self) -> dict[str, str]:
+        """What packed numbers must be alike in to mean the same: their type, and how they lie."""
+        return {"dtype": str(self.packed_dtype), "structure": self._fingerprint()}
+
     def _dtype(self) -> torch.dtype:
         """Of input, state and arithmetic."""
         return torch.float64 if self.packed_dtype == torch.float64 else torch.float32
