@@ -35,7 +35,8 @@ def deploy(model: nn.Module, form: str = "packed", dtype: torch.dtype | None = N
           :class:`symrnn.rnn.packed.PackedLSTM` and its siblings, also those of ``symm="none"``;
           those with projections become PyTorch's own.
         - Symmetric linear layers become :class:`symrnn.layers.PackedLinear`, if they are float32
-          or float64.
+          or float64. But those of ``nn.TransformerEncoderLayer`` become plain: its fast path reads
+          their weights.
         - All else is as in "plain"; PyTorch's own layers, ``nn.LSTM`` among them, are left alone.
 
         In the process where symrnn is installed it runs as it is, pickles, and has ``stream()``
@@ -100,6 +101,12 @@ def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """A copy in evaluation mode, with packed weights where they can be had, else plain layers."""
     _check_derived(model)
     made = copy.deepcopy(model).eval()
+    read = {
+        linear
+        for part in made.modules()
+        if isinstance(part, nn.TransformerEncoderLayer)
+        for linear in part.children()
+    }
     for name, part in list(made.named_modules()):
         packed: nn.Module
         if isinstance(part, PackedRecurrent) and dtype not in (None, part.packed_dtype):
@@ -110,7 +117,7 @@ def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         try:
             if isinstance(part, GatedModule) and not part.proj_size:
                 packed = PACKED[part.PLAIN](part, dtype)
-            elif can_be_packed(part):
+            elif can_be_packed(part) and part not in read:
                 packed = PackedLinear(part)
             else:
                 continue

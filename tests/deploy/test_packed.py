@@ -241,6 +241,27 @@ def test_the_other_modules_of_a_model_are_plain_or_left_alone() -> None:
     assert_equal(deploy(packed)(ids), packed(ids))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_no_call_reads_the_weight_of_a_packed_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed at every reading, and the fast path of a transformer's layer reads two."""
+    layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoder(layer, 2)).eval()
+    symmetrize(model, "avg", [nn.Linear, "1.layers.*"])
+    packed = deploy(model)
+    assert type(packed[0]) is PackedLinear
+
+    def read(self: PackedLinear) -> Tensor:
+        raise AssertionError("a call has read the weight")
+
+    monkeypatch.setattr(PackedLinear, "weight", property(read))
+    x, ends = torch.randn(3, 4, 16), torch.arange(4) > torch.tensor([[2], [3], [1]])
+    torch.testing.assert_close(packed(x), model(x))
+    torch.testing.assert_close(
+        packed[1](x, src_key_padding_mask=ends)[~ends],
+        model[1](x, src_key_padding_mask=ends)[~ends],
+    )
+
+
 def test_nothing_but_packed_weights_is_held() -> None:
     side = 160
     module = SymLSTM(side, side, 2, symm_ih="ifgo")
