@@ -291,7 +291,10 @@ class PackedRecurrent(PackedModule, RecurrentCall):
         run.plans[shapes.x] = packed_plan(run.stack, sources, shapes, steps, batch, self.IS_CELL)
 
     def stream(self, batch: int = 1) -> Stream:
-        """The module over so many sequences, a few steps at a time: :class:`Stream`."""
+        """The module over so many sequences, a few steps at a time: :class:`Stream`.
+
+        It shares the packed weights of the module.
+        """
         return Stream(self, batch)
 
     def packed_stack(self) -> PackedStack | None:

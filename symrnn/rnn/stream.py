@@ -27,9 +27,11 @@ class Stream:
 
     The outputs are those of the module in evaluation mode, called with the last state each time;
     a call costs less, as nothing is checked again and all layers are one call of the native
-    kernels. The weights are those of the module when the stream was made. Where the kernels do not
-    run (on a GPU, under autocast, by another ``backend``, without the library) a copy of the module
-    is called. No gradients: what a call gives is detached. Not to be called by two threads at once.
+    kernels. The weights are those of the module when the stream was made; but those of a deployed
+    module are shared with it, and ``load_state_dict`` of the module changes them here too. Where
+    the kernels do not run (on a GPU, under autocast, by another ``backend``, without the library) a
+    copy of the module is called. No gradients: what a call gives is detached. Not to be called by
+    two threads at once.
     """
 
     def __init__(self, module: RecurrentCall, batch: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, native
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, deploy, native
 
 LAYERS = [SymLSTM, SymGRU, SymRNN]
 CELLS = [SymLSTMCell, SymGRUCell, SymRNNCell]
@@ -161,9 +161,10 @@ def test_the_output_goes_where_it_is_wanted(backend: str) -> None:
             one(x[0], out=wrong)
 
 
-def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient(kind: Any) -> None:
     for backend in ("auto", "reference"):
-        layer = SymLSTM(6, 18, backend=backend)
+        layer = kind(6, 18, backend=backend)
         x = torch.randn(1, 6, requires_grad=True)
         stream, again = layer.stream(), layer.stream()
         first = again(x)
@@ -173,6 +174,14 @@ def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient() -> N
         y = stream(x)
         close(y, first, 0)
         assert not y.requires_grad
+
+
+@needs_kernels
+def test_the_weights_of_a_deployed_module_are_shared_with_it() -> None:
+    packed, other = deploy(SymGRU(6, 18)), deploy(SymGRU(6, 18))
+    stream, x = packed.stream(), torch.randn(1, 6)
+    packed.load_state_dict(other.state_dict())
+    close(stream(x), other.stream()(x), 0)
 
 
 @needs_kernels

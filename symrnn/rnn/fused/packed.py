@@ -69,8 +69,6 @@ def pack_layers(
     for k, w in enumerate(weights):
         bias, bias_n = joined_biases(mode, w.bias_ih, w.bias_hh)
         reverse = bidirectional and k % 2 == 1
-        # Copies: of a GRU they are views of its parameters.
-        bias, bias_n = (None if b is None else b.detach().clone() for b in (bias, bias_n))
         hh, ih = (pack_matrix(matrix, dtype) for matrix in (w.hh, w.ih))
         layers.append(PackedLayer(hh, ih, bias, bias_n, reverse))
     return layers
