@@ -1229,6 +1229,17 @@ def test_attributes_that_users_set_on_a_recurrent_module_stay() -> None:
     assert type(lstm) is nn.LSTM
 
 
+def test_settings_and_a_pruned_bias_of_a_recurrent_module_stay() -> None:
+    lstm = SymLSTM(4, 4, symm="none", state_dropout=0.5).eval()
+    lstm.inference_dtype = torch.bfloat16
+    prune.random_unstructured(lstm, "bias_ih_l0", 0.5)
+    bias = lstm.bias_ih_l0.detach()
+    symmetrize(lstm, "tri")
+    assert (lstm.inference_dtype, lstm.state_dropout) == (torch.bfloat16, 0.5)
+    assert torch.equal(lstm.bias_ih_l0, bias)
+    lstm(draw(3, 4).float())
+
+
 @pytest.mark.parametrize(
     "layer", [nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.MultiheadAttention(4, 2), nn.GRU(4, 4)]
 )

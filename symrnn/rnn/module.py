@@ -317,17 +317,18 @@ class GatedModule(RecurrentCall, nn.Module):
             name = cls.PLAIN.__name__
             raise TypeError(f"{name.lower()} should be an nn.{name}, got: {type(plain).__name__}")
         like = next(plain.parameters())
-        # Made without starting values, so that no random stream moves.
-        made = cls(
-            **{name: getattr(plain, name) for name in cls.ARGUMENTS},
-            device="meta",
-            dtype=like.dtype,
-            symm=symm,
-            symm_hh=cls.GATES if symm_hh is None else symm_hh,
-            symm_ih=symm_ih,
-            backend=backend,
-        )
-        made.to_empty(device=like.device)
+        with torch.inference_mode(False):  # whose parameters could never be loaded into
+            # Made without starting values, so that no random stream moves.
+            made = cls(
+                **{name: getattr(plain, name) for name in cls.ARGUMENTS},
+                device="meta",
+                dtype=like.dtype,
+                symm=symm,
+                symm_hh=cls.GATES if symm_hh is None else symm_hh,
+                symm_ih=symm_ih,
+                backend=backend,
+            )
+            made.to_empty(device=like.device)
         made._copy_from(plain)
         return made.train(plain.training)
 
@@ -335,10 +336,10 @@ class GatedModule(RecurrentCall, nn.Module):
     def to_plain(self) -> Any:
         """PyTorch's module with the expanded weights, copied; its outputs are equal."""
         like = next(self.parameters())
-        # As above, without starting values.
         arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
-        plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
-        plain.to_empty(device=like.device)
+        with torch.inference_mode(False):  # as above, and without starting values
+            plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
+            plain.to_empty(device=like.device)
         self._copy_to(plain)
         return plain.train(self.training)
 
@@ -355,11 +356,13 @@ class GatedModule(RecurrentCall, nn.Module):
     def _copy_to(self, plain: nn.Module) -> None:
         """Copy the expanded weights into ``plain``."""
         for name, weight in plain.named_parameters():
-            with torch.enable_grad():  # so that it says whether it wants a gradient
-                value = self._weight(name)
+            layout = self._layouts.get(name)
+            stored = [name] if layout is None else layout.parameter_names
+            with torch.enable_grad():  # so that what is computed says whether it wants a gradient
+                wanted = any(getattr(self, key).requires_grad for key in stored)
             with torch.no_grad():
-                weight.copy_(value)
-            weight.requires_grad_(value.requires_grad)
+                weight.copy_(self._weight(name))
+            weight.requires_grad_(wanted)
 
     def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
         """The parameters of symmetric matrices: name, parameter (S, numel), form."""
@@ -367,6 +370,12 @@ class GatedModule(RecurrentCall, nn.Module):
             if layout.symmetric_name is not None:
                 assert self.symmetry is not None
                 yield layout.symmetric_name, getattr(self, layout.symmetric_name), self.symmetry
+
+    @property
+    def parameter_names(self) -> set[str]:
+        """The names of the parameters that the module is made with."""
+        stored = {name for layout in self._layouts.values() for name in layout.parameter_names}
+        return stored | ({*self._weight_names} - self._layouts.keys())
 
     def gate_layouts(self) -> Iterator[GateLayout]:
         """How each gate matrix is stored, symmetric or not."""
