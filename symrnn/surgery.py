@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from symrnn.layers import FOLDED
 from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
-from symrnn.rnn.module import GatedModule
+from symrnn.rnn.module import GatedModule, source_parameter
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
 from symrnn.symmetry.soft import asymmetry, upper
 from symrnn.symmetry.tensor import check_axes, square_sides
@@ -67,10 +68,13 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
     Parameters that do not require gradients count as the others do.
 
+    Raises ValueError for an over-complete form whose weight is computed from several parameters.
+
     >>> count_parameters(SymLSTM(200, 200, symm="avg"))
     ParameterCount(training=242000, deployed=242000, recurrent=80400)
     """
-    spare = {id(v): _spare(v, form) for v, form in _symmetric(module)}
+    over_complete = _symmetric(module, lambda form: form.numel > form.deployed)
+    spare = {id(v): _spare(v, form) for v, form in over_complete}
     training = deployed = recurrent = 0
     for name, parameter in module.named_parameters():
         count = parameter.numel() - spare.get(id(parameter), 0)
@@ -97,12 +101,16 @@ def parameter_groups(
         step of a parameter is that of its entries times the root of the orbit's size, and ``lr`` is
         multiplied by the root of the mean one.
 
+    Raises ValueError for a form that wants another rate if what it is on is computed from several
+    parameters, as by weight norm; of pruned and parametrized ones it is that of the source.
+
     >>> groups = parameter_groups(SymLSTM(8, 8, symm="block4"), lr=1.0)
     >>> [group["lr"] for group in groups]
     [1.0, 0.25]
     """
-    name = "adaptive_lr_scale" if adaptive else "lr_scale"
-    scales = {id(v): getattr(form, name) for v, form in _symmetric(module)}
+    scale_of = attrgetter("adaptive_lr_scale" if adaptive else "lr_scale")
+    scaled = _symmetric(module, lambda form: scale_of(form) != 1)
+    scales = {id(v): scale_of(form) for v, form in scaled}
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in module.parameters():
         groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
@@ -118,16 +126,26 @@ def _spare(v: nn.Parameter, form: Symmetry | SymmetricTensor) -> int:
     return v.numel() // form.numel * (form.numel - form.deployed)
 
 
-def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
-    """Every parameter of a symmetric form, with its form."""
-    for part in module.modules():
+def _symmetric(
+    module: nn.Module, wanted: Callable[[Any], bool]
+) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
+    """Every parameter of the symmetric forms that are wanted, with its form."""
+    for path, part in module.named_modules():
+        found: list[tuple[str, nn.Parameter | None, Any]] = []
         if isinstance(part, GatedModule):
-            for _, parameter, form in part.symmetric_parameters():
-                yield parameter, form
+            found = [*part.symmetric_parameters()]
         elif _is_form(part):
-            first: Any = part[0]
-            assert isinstance(part.original, nn.Parameter)
-            yield part.original, first
+            found = [("original", source_parameter(part, "original"), part[0])]
+        for name, parameter, form in found:
+            if not wanted(form):
+                continue
+            if parameter is None:
+                full = f"{path}.{name}".lstrip(".")
+                raise ValueError(
+                    f"{full} is computed from several parameters, as by weight norm, and so it is "
+                    "not known which counts as the form's: remove what computes it"
+                )
+            yield parameter, form
 
 
 def _is_form(part: nn.Module) -> TypeGuard[ParametrizationList]:

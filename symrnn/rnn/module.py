@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from symrnn import native
 from symrnn.rnn import torch_state
@@ -36,6 +37,18 @@ from symrnn.threads import one_thread
 Made = TypeVar("Made", bound="GatedModule")
 
 _MOST_PLANS = 16  # of calls, each for one shape of input
+
+
+def source_parameter(module: nn.Module, name: str) -> Parameter | None:
+    """The parameter of this name, or the one that pruning or a parametrization computes it from.
+
+    None if there is no such one: weight norm has two.
+    """
+    if is_parametrized(module, name):
+        parametrized: Any = module.parametrizations
+        return source_parameter(parametrized[name], "original")
+    found = (module._parameters.get(key) for key in (name, f"{name}_orig"))
+    return next((parameter for parameter in found if parameter is not None), None)
 
 
 class GatedModule(RecurrentCall, nn.Module):
@@ -364,12 +377,16 @@ class GatedModule(RecurrentCall, nn.Module):
                 weight.copy_(self._weight(name))
             weight.requires_grad_(wanted)
 
-    def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
-        """The parameters of symmetric matrices: name, parameter (S, numel), form."""
+    def symmetric_parameters(self) -> Iterator[tuple[str, Parameter | None, Symmetry]]:
+        """The parameters of symmetric matrices: name, parameter (S, numel), form.
+
+        Of what is pruned or parametrized that which it is computed from; None if that is several.
+        """
         for layout in self._layouts.values():
             if layout.symmetric_name is not None:
                 assert self.symmetry is not None
-                yield layout.symmetric_name, getattr(self, layout.symmetric_name), self.symmetry
+                name = layout.symmetric_name
+                yield name, source_parameter(self, name), self.symmetry
 
     @property
     def parameter_names(self) -> set[str]:
