@@ -202,12 +202,11 @@ class GatedModule(RecurrentCall, nn.Module):
     # ---- packed weights ----------------------------------------------------------------------
 
     def _can_run_packed(self, input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
-        """Whether a call wants nothing but numbers of tensors that lie on a CPU."""
+        """Whether a call without gradients is nothing but numbers of tensors on a CPU."""
         return (
             input.is_cpu
             and state[0].numel() > 0
             and torch_state.can_bypass_dispatcher()
-            and not fused.wants_gradient(input, state, weights)
             and torch_state.are_plain([input, *state, *(t for w in weights for t in w.tensors)])
         )
 

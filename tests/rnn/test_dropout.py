@@ -297,8 +297,8 @@ def test_auto_takes_the_kernels_and_says_what_it_drops() -> None:
     assert "state_dropout=0.25, weight_dropout=0.5" in repr(layer)
     tensors = [torch.zeros(3, 2, 6), layer._some_weight()]
     expected = "fused" if native.available() else "reference"
-    assert dispatch.choose(layer._traits, tensors, 3, 2) == expected
-    assert dispatch.choose(layer.eval()._traits, tensors, 3, 2) != "reference"
+    assert dispatch.choose(layer._traits, tensors, 3, 2, True) == expected
+    assert dispatch.choose(layer.eval()._traits, tensors, 3, 2, True) != "reference"
 
 
 @pytest.mark.parametrize("name", ["state_dropout", "weight_dropout"])

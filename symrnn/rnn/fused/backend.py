@@ -203,8 +203,11 @@ def _notice(why: str) -> None:
 
 def wants_gradient(input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
     """Whether a gradient of the results may be asked for."""
-    tensors = [input, *state, *(tensor for w in weights for tensor in w.tensors)]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    # In training the first weight ends the search.
+    weighted = any(tensor.requires_grad for w in weights for tensor in w.tensors)
+    return weighted or any(tensor.requires_grad for tensor in (input, *state))
 
 
 def check_fused(proj_size: int) -> None:

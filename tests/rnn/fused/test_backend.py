@@ -789,7 +789,8 @@ def test_auto_takes_the_kernels_where_they_can_run_and_pay(choice: Any) -> None:
 def test_auto_goes_by_the_rule(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def rule(_: Any, steps: int, batch: int) -> bool:
+    def rule(_: Any, steps: int, batch: int, wants_gradient: bool) -> bool:
+        assert not wants_gradient
         asked.append((steps, batch))
         return False
 
@@ -800,6 +801,20 @@ def test_auto_goes_by_the_rule(choice: Any, monkeypatch: pytest.MonkeyPatch) -> 
         layer(torch.empty(2, 5, 3))
         layer(pack_sequence([torch.randn(4, 3), torch.randn(1, 3)]))
     assert asked == [(5, 2), (5, 2), (4, 2)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("make", [SymLSTM, SymLSTMCell])
+def test_auto_asks_whether_a_gradient_is_wanted_and_not_whether_one_could_be(make: Any) -> None:
+    module = make(8, 8).eval().requires_grad_(False)
+    module.inference_dtype = torch.int8
+    x = torch.randn(2, 8) if module.IS_CELL else torch.randn(3, 2, 8)
+    found = module(x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, module(x), rtol=0, atol=0)
+    full = tensors(module(x.clone().requires_grad_()))
+    assert full[0].requires_grad
+    assert not torch.equal(full[0], tensors(found)[0])
 
 
 @needs_kernels
