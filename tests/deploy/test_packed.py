@@ -106,7 +106,8 @@ def test_layers_of_every_form_and_type_give_the_same_bits(
 def test_cells_give_the_same_bits(make: Any, symm: str, dtype: torch.dtype) -> None:
     module = fused(make, dtype, symm=symm)
     packed: Any = deploy(module)
-    for x in (torch.randn(3, H, dtype=module._dtype()), torch.randn(H, dtype=module._dtype())):
+    for shape in ((3, H), (0, H), (H,)):
+        x = torch.randn(shape, dtype=module._dtype())
         hx = module(x)
         for _ in range(2):
             assert_equal(packed(x), hx)
@@ -127,7 +128,8 @@ def test_every_form_of_a_call(make: Any, bidirectional: bool, bias: bool, operat
     packed: Any = deploy(module).train()  # there is no dropout
     sequences = [torch.randn(length, 4) for length in (6, 2, 4)]
     ragged = pack_sequence(sequences, enforce_sorted=False)
-    for x in (torch.randn(3, 5, 4), torch.randn(1, 5, 4), torch.randn(3, 1, 4), torch.randn(5, 4)):
+    for shape in ((3, 5, 4), (1, 5, 4), (3, 1, 4), (0, 5, 4), (5, 4)):
+        x = torch.randn(shape)
         expected = module(x)
         for _ in range(2):
             assert_equal(packed(x), expected)
