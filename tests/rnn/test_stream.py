@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,34 @@ def test_sessions_come_and_go_in_a_batch(kind: Any, backend: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_step_of_no_sequence_gives_nothing(backend: str) -> None:
+    for module in (SymLSTM(4, 8, 2, backend=backend), SymGRUCell(4, 8, backend=backend)):
+        stream = module.stream(2)
+        stream(torch.randn(2, 4))
+        before = copy.deepcopy(stream.state)
+        assert stream(torch.empty(0, 4), rows=[]).shape == (0, 8)
+        stream.reset(rows=[])
+        close(stream.state, before, 0)
+    assert SymLSTM(4, 8, backend=backend).stream(2)(torch.empty(3, 0, 4), rows=[]).shape == (
+        3,
+        0,
+        8,
+    )
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_one_made_in_inference_mode_runs_outside(backend: str) -> None:
+    layer = SymLSTM(4, 8, backend=backend)
+    with torch.inference_mode():
+        stream, x = layer.stream(2), torch.randn(2, 4)
+        stream(x)
+    x = x.clone()
+    stream.reset()
+    close(stream(x[1:], rows=[1]), layer.stream()(x[1:]))
+    stream.state = stream.state
+
+
 def test_a_state_is_copied_out_and_in() -> None:
     layer = SymLSTM(6, 18, 2).eval()
     stream = layer.stream(2)
@@ -239,5 +268,12 @@ def test_what_is_wrong_is_named() -> None:
         ValueError, match=r"rows should be different ints from 0 to 1, got: \[1, 1\]"
     ):
         stream.reset([1, 1])
+    for mask in (torch.tensor([True, False]), [True, False], np.array([True, False])):
+        with pytest.raises(
+            ValueError, match=r"different ints from 0 to 1, got: \[.*True.*False.*\]"
+        ):
+            stream.reset(mask)
+    with pytest.raises(ValueError, match=r"different ints from 0 to 1, got: \[0\.5\]"):
+        stream.reset([0.5])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="a stream changes its state in place"):
         torch.func.vmap(stream)(torch.randn(3, 2, 4))
