@@ -36,8 +36,6 @@ from symrnn.threads import one_thread
 
 Made = TypeVar("Made", bound="GatedModule")
 
-_MOST_PLANS = 16  # of calls, each for one shape of input
-
 
 def source_parameter(module: nn.Module, name: str) -> Parameter | None:
     """The parameter of this name, or the one that pruning or a parametrization computes it from.
@@ -234,7 +232,7 @@ class GatedModule(RecurrentCall, nn.Module):
             return
         packed, sources = entry
         stack = packed.stack()
-        if stack is None or len(packed.plans) >= _MOST_PLANS:
+        if stack is None or len(packed.plans) >= plans.MOST_PLANS:
             return
         packed.plans[shapes.x] = plans.call_plan(stack, sources, shapes, steps, batch, self.IS_CELL)
 

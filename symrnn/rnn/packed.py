@@ -21,7 +21,7 @@ from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedStack
 from symrnn.rnn.fused.packed import pack_layers
 from symrnn.rnn.fused.packed_run import PackedRun
-from symrnn.rnn.fused.plans import MOST_ROWS, Shapes, packed_plan
+from symrnn.rnn.fused.plans import MOST_PLANS, MOST_ROWS, Shapes, packed_plan
 from symrnn.rnn.fused.structure import structure_of_layers
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
@@ -29,8 +29,6 @@ from symrnn.rnn.stack import State, autocast_on
 from symrnn.rnn.stream import Stream
 
 Module = TypeVar("Module", bound="PackedModule")
-
-_MOST_PLANS = 16  # of calls, each for one shape of input
 
 
 class PackedModule(nn.Module):
@@ -286,7 +284,7 @@ class PackedRecurrent(PackedModule, RecurrentCall):
         if entry is None or not 0 < steps * batch <= MOST_ROWS:
             return
         run, sources = entry
-        if run.stack is None or shapes.x in run.plans or len(run.plans) >= _MOST_PLANS:
+        if run.stack is None or shapes.x in run.plans or len(run.plans) >= MOST_PLANS:
             return
         run.plans[shapes.x] = packed_plan(run.stack, sources, shapes, steps, batch, self.IS_CELL)
 
