@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -271,7 +272,7 @@ class RecurrentLayer(LayerCall, GatedModule):
         )
 
 
-def _probability(name: str, p: float) -> float:
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+def _probability(name: str, p: Any) -> float:
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= float(p) <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], got: {p!r}")
-    return p
+    return float(p)

@@ -432,6 +432,8 @@ class GatedModule(RecurrentCall, nn.Module):
         if layout is None or not layout.symmetric:
             super().__setattr__(name, value)
             return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a tensor, got: {type(value).__name__}")
         if isinstance(value, Parameter) or value.requires_grad:
             stored = " and ".join(layout.parameter_names)
             warnings.warn(

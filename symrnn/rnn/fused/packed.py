@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symrnn.rnn.fused.packing import Plan, joined_biases, plan_of, source_of
+from symrnn.rnn.fused.packing import Plan, check_numbers, joined_biases, plan_of, source_of
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 
 
@@ -47,8 +47,10 @@ class PackedLayer(NamedTuple):
 @torch.no_grad()
 def pack_matrix(matrix: GateMatrix, dtype: torch.dtype) -> PackedMatrix:
     """A stacked gate matrix on the CPU, of float32 or float64; ``dtype`` as of pack_layers."""
-    form, symmetric, tensors = source_of(matrix)
     layout = matrix.layout
+    for tensor in matrix.tensors:
+        check_numbers(**{layout.name: tensor})
+    form, symmetric, tensors = source_of(matrix)
     plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
     return PackedMatrix(plan, plan.pack(tensors, dtype))
 

@@ -56,7 +56,7 @@ def library() -> ctypes.CDLL:
     """The native library; RuntimeError that says why there is none."""
     found = native.library()
     if found is None:
-        raise RuntimeError(f'backend="fused" cannot run here: {native.why_not()}')
+        raise RuntimeError(f"the native kernels are not here: {native.why_not()}")
     return found
 
 

@@ -25,6 +25,7 @@ from symrnn import (
     SymLSTMCell,
     SymRNN,
     SymRNNCell,
+    deploy,
     list_symmetries,
     native,
 )
@@ -759,6 +760,8 @@ def test_without_the_library_there_is_an_error_and_auto_goes_another_way(
     torch.testing.assert_close(found, tensors(module(x)))
     with pytest.raises(RuntimeError, match='"fused" cannot run here: not built: no compiler'):
         module.backend = "fused"
+    with pytest.raises(RuntimeError, match=r"^the native kernels are not here: not built: no comp"):
+        deploy(module)
 
 
 # ---- what auto takes ---------------------------------------------------------------------------
