@@ -39,6 +39,8 @@ class PackedModule(nn.Module):
     """
 
     structure: Tensor
+    _structure: Tensor | None = None
+    """On the CPU, while the module is on the meta device."""
 
     def _hold(
         self, structure: Tensor, packed: Mapping[str, Tensor], others: Mapping[str, Tensor | None]
@@ -124,11 +126,17 @@ class PackedModule(nn.Module):
 
     def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         like = self._some_weight()
+        structure = self._structure if self.structure.is_meta else self.structure
         for probe in (like, like.to(torch.uint8)):
-            if (got := fn(probe).dtype) != probe.dtype:
+            if (got := fn(probe)).dtype != probe.dtype:
                 raise ValueError(
                     f"packed weights of {type(self).__name__} stay {self.packed_dtype} and compute "
-                    f"in {like.dtype}, got: {got}; symrnn.deploy(model, dtype=…) packs others"
+                    f"in {like.dtype}, got: {got.dtype}; symrnn.deploy(model, dtype=…) packs others"
+                )
+            if structure is None and not got.is_meta:
+                raise ValueError(
+                    f"{type(self).__name__} was loaded to the device meta, without what it takes "
+                    f"to read packed weights on {got.device}: load it to cpu"
                 )
         # Bytes, which no cast to a type of numbers touches.
         own = {name: self._buffers[name] for name in self._packed}
@@ -143,6 +151,12 @@ class PackedModule(nn.Module):
                 if tensor is not None and moved is not None:
                     self._buffers[name] = moved.view(tensor.dtype)
             self._cache = Cache()
+        # It belongs to the module: to_empty() takes no numbers along, and no state_dict has these.
+        here, self._structure = self.structure, None
+        if here.is_meta:
+            self._structure = None if structure is None else structure.cpu()
+        elif structure is not None and here is not structure:
+            here.copy_(structure)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -467,6 +467,24 @@ def test_weights_packed_otherwise_are_not_loaded() -> None:
         packed.load_state_dict(nn.GRU(16, 16).state_dict())
 
 
+@pytest.mark.parametrize("symm", ["avg", "block4"])
+def test_one_made_without_storage_is_filled_by_a_state_dict(symm: str) -> None:
+    linear = nn.Sequential(nn.Linear(H, H))
+    symmetrize(linear, symm)
+    for module in (SymLSTM(H, H, symm=symm), linear):
+        packed = deploy(module)
+        x, file = torch.randn(5, 3, H), io.BytesIO()
+        for empty in (copy.deepcopy(packed), copy.deepcopy(packed).to("meta").to("meta")):
+            other = copy.deepcopy(empty).to_empty(device="cpu")
+            other.load_state_dict(packed.state_dict())
+            assert_equal(other(x), packed(x))
+        torch.save(packed, file)
+        file.seek(0)
+        loaded = torch.load(file, map_location="meta", weights_only=False).to("meta")
+        with pytest.raises(ValueError, match=r"was loaded to the device meta, .*: load it to cpu"):
+            loaded.to_empty(device="cpu")
+
+
 def test_what_cannot_be_packed() -> None:
     with pytest.raises(
         ValueError, match="model cannot be packed: weight_hh_l0 should be float32 or float"
