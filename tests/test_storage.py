@@ -666,6 +666,7 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["forms"].update({FORM: None}), "contradicts itself"),
     (lambda c, t: c["forms"].update({"norm.weight": c["forms"][FORM]}), "there is no norm.weight_"),
     (lambda c, t: c.update(forms=[]), "contradicts itself"),
+    (lambda c, t: c.update(packed={"rnn": 1}), "contradicts itself"),
     (lambda c, t: c.pop("forms"), "contradicts itself"),
     (lambda c, t: t.update({FORM: torch.zeros(32, 8)}), "and plain too"),
     (lambda c, t: t.update({"rnn.weight_hh_l0_avg": torch.zeros(4, 35)}), "another size|cannot be"),
@@ -684,7 +685,6 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["tied"].clear(), "the file lacks decoder.weight"),
     (lambda c, t: c.update(tied=[["decoder.weight", "encoder.weight"]]), "contradicts itself"),
     (lambda c, t: c.update(meta=[]), "contradicts itself"),
-    (lambda c, t: c.update(packed={"rnn": 1}), "contradicts itself"),
     (lambda c, t: c.clear(), "contradicts itself"),
 ]
 
