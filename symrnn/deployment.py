@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from symrnn.layers import FOLDED, PackedLinear, can_be_packed
 from symrnn.rnn.module import GatedModule
 from symrnn.rnn.packed import PACKED, PackedModule, PackedRecurrent
-from symrnn.surgery import become, unsymmetrize
+from symrnn.surgery import bake_in, become, check_derived, unsymmetrize
 
 FORMS = ("packed", "plain")
 """What a model can be deployed as."""
@@ -35,7 +35,8 @@ def deploy(model: nn.Module, form: str = "packed", dtype: torch.dtype | None = N
           :class:`symrnn.rnn.packed.PackedLSTM` and its siblings, also those of ``symm="none"``;
           those with projections become PyTorch's own.
         - Symmetric linear layers become :class:`symrnn.layers.PackedLinear`, if they are float32
-          or float64.
+          or float64. But those of ``nn.TransformerEncoderLayer`` become plain: its fast path reads
+          their weights.
         - All else is as in "plain"; PyTorch's own layers, ``nn.LSTM`` among them, are left alone.
 
         In the process where symrnn is installed it runs as it is, pickles, and has ``stream()``
@@ -61,8 +62,9 @@ def deploy(model: nn.Module, form: str = "packed", dtype: torch.dtype | None = N
         of recurrent modules, which must be float32 (None: their ``inference_dtype`` if it is set).
         Plain: float64, float32, float16 or bfloat16, of all floating point parameters and buffers.
 
-    A module that stands in several places still does, and tied weights are tied. Parametrizations
-    that are not ours stay.
+    A module that stands in several places still does, and tied weights are tied; but recurrent
+    modules that share a weight get one each. Parametrizations that are not ours stay, and pruning,
+    but of recurrent modules, where the values that they give are baked in.
 
     Raises TypeError unless model is a module, and ValueError for another form or dtype, for a
     symmetric weight with further parametrizations, and for a class derived from one of our
@@ -96,10 +98,30 @@ def deploy(model: nn.Module, form: str = "packed", dtype: torch.dtype | None = N
     return plain_layers(model).requires_grad_(False).to(dtype)
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode."""
+    # What pruning and norms of weights compute is no leaf of autograd, and deepcopy takes no other.
+    computed = {
+        id(value): value.detach().clone()
+        for part in model.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed).eval()
+
+
+@torch.inference_mode(False)  # whose tensors could never be loaded into
+@torch.no_grad()
 def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """A copy in evaluation mode, with packed weights where they can be had, else plain layers."""
-    _check_derived(model)
-    made = copy.deepcopy(model).eval()
+    check_derived(model)
+    made = _copy(model)
+    read = {
+        linear
+        for part in made.modules()
+        if isinstance(part, nn.TransformerEncoderLayer)
+        for linear in part.children()
+    }
     for name, part in list(made.named_modules()):
         packed: nn.Module
         if isinstance(part, PackedRecurrent) and dtype not in (None, part.packed_dtype):
@@ -109,8 +131,9 @@ def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
             )
         try:
             if isinstance(part, GatedModule) and not part.proj_size:
+                bake_in(part)
                 packed = PACKED[part.PLAIN](part, dtype)
-            elif can_be_packed(part):
+            elif can_be_packed(part) and part not in read:
                 packed = PackedLinear(part)
             else:
                 continue
@@ -120,13 +143,15 @@ def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return _plain_in_place(made)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def plain_layers(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, in PyTorch's own layers; parameters want gradients as before."""
-    _check_derived(model)
+    check_derived(model)
     for name, part in model.named_modules():
         if isinstance(part, PackedModule):
             raise ValueError(f"{name or 'model'} is packed: deploy the model that it was made of")
-    return _plain_in_place(copy.deepcopy(model).eval())
+    return _plain_in_place(_copy(model))
 
 
 def _plain_in_place(made: nn.Module) -> nn.Module:
@@ -135,21 +160,6 @@ def _plain_in_place(made: nn.Module) -> nn.Module:
         if type(part) in MAKE_PLAIN:
             MAKE_PLAIN[type(part)](part)
     return made
-
-
-def _check_derived(model: nn.Module) -> None:
-    """Raise ValueError for a class derived from one of our recurrent modules."""
-    for name, part in model.named_modules():
-        if isinstance(part, GatedModule) and not type(part).__module__.startswith("symrnn."):
-            raise ValueError(
-                f"{name or 'model'} is a {type(part).__name__}, a class derived from "
-                f"{_ours(part)}: put {_ours(part)} itself in its place"
-            )
-
-
-def _ours(part: GatedModule) -> str:
-    """The name of the class of ours that a module's class is derived from."""
-    return next(kind.__name__ for kind in type(part).mro() if kind.__module__.startswith("symrnn."))
 
 
 def _to(plain: type[nn.Module]) -> Callable[[nn.Module], None]:

@@ -18,6 +18,11 @@ A matrix is stored in one of three ways, with "kind" for
 Of a file with matrices in int8 there is also
 
     int8   name of each -> the name of its scales (see :mod:`symrnn.rounding`)
+
+and of one of a deployed model, with modules that hold packed weights,
+
+    packed   name of each such module -> "dtype", which its weights were packed as, and "structure",
+             a fingerprint of how the numbers lie
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from symrnn.files.verified import FileKind
 from symrnn.rnn.fused.packing import triangle_of
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.module import GatedModule
+from symrnn.rnn.packed import PackedModule
 from symrnn.rnn.weights import GateMatrix
 from symrnn.rounding import restore_full, restore_symmetric, round_full, round_symmetric
 from symrnn.symmetry import (
@@ -132,6 +138,8 @@ def save_packed(
         for name, tensor in tensors.items():
             if tensor.dtype in _FLOATS:
                 tensors[name] = _rounded(tensor, dtype, f"{path}: {name}")
+    if packed := {name: part.packing() for name, part in _packed_modules(model)}:
+        contents["packed"] = packed
     _KIND.write(path, tensors, contents)
 
 
@@ -158,13 +166,15 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
     try:
         forms = {name: _read_form(name, spec) for name, spec in contents["forms"].items()}
         tied, meta, int8 = contents["tied"], contents["meta"], contents.get("int8", {})
-        if not all(isinstance(part, dict) for part in (tied, meta, int8)):
-            raise TypeError("its tied, meta and int8 are no objects")
+        packed = contents.get("packed", {})
+        objects = (tied, meta, int8, packed, *packed.values())
+        if not all(isinstance(part, dict) for part in objects):
+            raise TypeError("its tied, meta, int8 and packed are no objects")
         _restore_from_int8(tensors, int8, forms)
         _check_contents(tensors, forms, tied)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise PackedError(f"{path}: is refused, as it contradicts itself: {error}") from error
-    return Packed(path, meta, tensors, tied, forms)
+    return Packed(path, meta, tensors, tied, forms, packed)
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,7 @@ class Packed:
     tensors: dict[str, Tensor]
     tied: dict[str, str]
     _forms: dict[str, _Form]
+    _packed: dict[str, Any]
 
     def check_plain(self, model: nn.Module) -> None:
         """Raise PackedError unless the matrices, expanded, have the names and shapes of ``model``.
@@ -206,13 +217,14 @@ class Packed:
         A matrix that the model stores in the same form gets the parameters; one that it stores
         plain, such as ``rnn.weight_hh_l0`` of an ``nn.LSTM``, gets the expanded matrix, computed
         in the widest of float32 and the types of file and model. Floating numbers are rounded
-        once to the type that the model has; other types must agree.
+        once to the type that the model has; other types must agree. Weights of a deployed model
+        were packed, and must be, as those of the model.
 
         Raises PackedError, before anything was changed, for a matrix stored in another form or
-        plain in the file alone; a tensor of another shape or type; a number above the largest of
-        the model's type; tensors that only one of the two has; and where the model ties what are
-        two tensors in the file. ValueError for a model on the meta device, or a sharded
-        one.
+        plain in the file alone; weights packed otherwise; a tensor of another shape or type; a
+        number above the largest of the model's type; tensors that only one of the two has; and
+        where the model ties what are two tensors in the file. ValueError for a model on the meta
+        device, or a sharded one.
         """
         forms = _forms_of(model)
         state = model.state_dict()
@@ -235,6 +247,8 @@ class Packed:
         absorbed = {key for form in expanded.values() for key in form.keys}
         held = ((self.tensors.keys() | self.tied.keys()) - absorbed) | expanded.keys()
         self._check_names(held, state)
+        for name, part in _packed_modules(model):
+            self._check_packing(name, part)
         made = {
             name: self._expanded(expanded[name], tensor)
             if name in expanded
@@ -281,6 +295,25 @@ class Packed:
             raise self._another("form", name, "none", theirs)
         if theirs is None and ours is not None and any(key in state for key in ours.keys):
             raise self._another("form", name, ours, "none")
+
+    def _check_packing(self, name: str, part: PackedModule) -> None:
+        """Refuses numbers that were packed otherwise than those of the module of this name.
+
+        They may be as many, and would be taken for others.
+        """
+        where, own, given = name or "the model", part.packing(), self._packed.get(name)
+        if given is not None:
+            if given.get("dtype") != own["dtype"]:
+                raise self._another("packing", where, given.get("dtype"), own["dtype"])
+            if given.get("structure") != own["structure"]:
+                raise PackedError(f"{self.path}: {where} is of other forms or sizes in the file")
+            return
+        # Of a file of before it was noted: but nothing is packed as float16, which is a rounding.
+        for key in part.packed_names:
+            key = f"{name}.{key}" if name else key
+            found = self._tensor(key).dtype
+            if str(found) != own["dtype"] and found != torch.float16:
+                raise self._another("packing", where, found, own["dtype"])
 
     def _holds(self, name: str) -> bool:
         return name in self.tensors or name in self.tied
@@ -412,6 +445,13 @@ def _layouts_of(model: nn.Module) -> Iterator[tuple[str, GateLayout]]:
         if isinstance(part, GatedModule):
             for layout in part.gate_layouts():
                 yield f"{path}." if path else "", layout
+
+
+def _packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedModule]]:
+    """The modules that hold packed weights, and their names."""
+    for path, part in model.named_modules(remove_duplicate=False):
+        if isinstance(part, PackedModule):
+            yield path, part
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,17 +9,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from symrnn.layers import FOLDED
 from symrnn.rnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell
-from symrnn.rnn.module import GatedModule
+from symrnn.rnn.module import GatedModule, source_parameter
 from symrnn.symmetry import SymmetricTensor, Symmetry, check_symmetry_name
 from symrnn.symmetry.soft import asymmetry, upper
 from symrnn.symmetry.tensor import check_axes, square_sides
@@ -65,10 +68,13 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
     Parameters that do not require gradients count as the others do.
 
+    Raises ValueError for an over-complete form whose weight is computed from several parameters.
+
     >>> count_parameters(SymLSTM(200, 200, symm="avg"))
     ParameterCount(training=242000, deployed=242000, recurrent=80400)
     """
-    spare = {id(v): _spare(v, form) for v, form in _symmetric(module)}
+    over_complete = _symmetric(module, lambda form: form.numel > form.deployed)
+    spare = {id(v): _spare(v, form) for v, form in over_complete}
     training = deployed = recurrent = 0
     for name, parameter in module.named_parameters():
         count = parameter.numel() - spare.get(id(parameter), 0)
@@ -95,12 +101,16 @@ def parameter_groups(
         step of a parameter is that of its entries times the root of the orbit's size, and ``lr`` is
         multiplied by the root of the mean one.
 
+    Raises ValueError for a form that wants another rate if what it is on is computed from several
+    parameters, as by weight norm; of pruned and parametrized ones it is that of the source.
+
     >>> groups = parameter_groups(SymLSTM(8, 8, symm="block4"), lr=1.0)
     >>> [group["lr"] for group in groups]
     [1.0, 0.25]
     """
-    name = "adaptive_lr_scale" if adaptive else "lr_scale"
-    scales = {id(v): getattr(form, name) for v, form in _symmetric(module)}
+    scale_of = attrgetter("adaptive_lr_scale" if adaptive else "lr_scale")
+    scaled = _symmetric(module, lambda form: scale_of(form) != 1)
+    scales = {id(v): scale_of(form) for v, form in scaled}
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in module.parameters():
         groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
@@ -116,16 +126,26 @@ def _spare(v: nn.Parameter, form: Symmetry | SymmetricTensor) -> int:
     return v.numel() // form.numel * (form.numel - form.deployed)
 
 
-def _symmetric(module: nn.Module) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
-    """Every parameter of a symmetric form, with its form."""
-    for part in module.modules():
+def _symmetric(
+    module: nn.Module, wanted: Callable[[Any], bool]
+) -> Iterator[tuple[nn.Parameter, Symmetry | SymmetricTensor]]:
+    """Every parameter of the symmetric forms that are wanted, with its form."""
+    for path, part in module.named_modules():
+        found: list[tuple[str, nn.Parameter | None, Any]] = []
         if isinstance(part, GatedModule):
-            for _, parameter, form in part.symmetric_parameters():
-                yield parameter, form
+            found = [*part.symmetric_parameters()]
         elif _is_form(part):
-            first: Any = part[0]
-            assert isinstance(part.original, nn.Parameter)
-            yield part.original, first
+            found = [("original", source_parameter(part, "original"), part[0])]
+        for name, parameter, form in found:
+            if not wanted(form):
+                continue
+            if parameter is None:
+                full = f"{path}.{name}".lstrip(".")
+                raise ValueError(
+                    f"{full} is computed from several parameters, as by weight norm, and so it is "
+                    "not known which counts as the form's: remove what computes it"
+                )
+            yield parameter, form
 
 
 def _is_form(part: nn.Module) -> TypeGuard[ParametrizationList]:
@@ -174,6 +194,8 @@ class Report(tuple[Change, ...]):
 
 
 @one_thread()
+@torch.inference_mode(False)  # whose parameters could never be loaded into
+@torch.no_grad()
 def symmetrize(
     module: nn.Module, symm: str, where: Where | None = None, axes: str = "channel"
 ) -> Report:
@@ -185,7 +207,8 @@ def symmetrize(
         projections and of convolutions.
     axes: "channel" (per group of a grouped convolution), "space" (the kernel) or "both".
 
-    Recurrent modules become ``SymLSTM`` and its siblings. Other weights get a parametrization
+    Recurrent modules become ``SymLSTM`` and its siblings; a bias that is pruned or the like becomes
+    a parameter of the value that it has. Other weights get a parametrization
     (``torch.nn.utils.parametrize``), and linear layers and convolutions fold their input where the
     form folds (an attribute of theirs, ``fold``, set to True or False, decides otherwise). The
     parameters are new ones: make the optimizer afterwards. A projection is a mean and so smaller
@@ -228,11 +251,19 @@ def symmetrize(
 
 
 @one_thread()
+@torch.inference_mode(False)
+@torch.no_grad()
 def unsymmetrize(module: nn.Module) -> None:
     """Turn every symmetric layer of a model into a plain one with the expanded weights, in place.
 
-    Raises ValueError for a weight that has further parametrizations beside its symmetry.
+    What of a recurrent module is pruned, normalised or parametrized becomes a parameter of the
+    value that it has.
+
+    Raises ValueError, before anything is changed, for a weight of another layer that has further
+    parametrizations beside its symmetry, and for a class derived from one of our recurrent modules,
+    whose own code a plain layer would not run.
     """
+    check_derived(module)
     for name, part in module.named_modules():
         if _is_form(part) and len(part) > 1:
             weight = name.replace("parametrizations.", "")
@@ -242,6 +273,7 @@ def unsymmetrize(module: nn.Module) -> None:
             )
     for part in list(module.modules()):
         if isinstance(part, GatedModule):
+            bake_in(part)
             become(part, part.to_plain())
         elif parametrize.is_parametrized(part):
             parametrized: Any = part.parametrizations
@@ -257,6 +289,18 @@ def unsymmetrize(module: nn.Module) -> None:
             plain = {folded: plain for plain, folded in FOLDED.items()}
             if type(part) in plain:
                 part.__class__ = plain[type(part)]
+
+
+def check_derived(model: nn.Module) -> None:
+    """Raise ValueError for a class derived from one of our recurrent modules."""
+    for name, part in model.named_modules():
+        kind = type_before_parametrizations(part)
+        if isinstance(part, GatedModule) and not kind.__module__.startswith("symrnn."):
+            ours = next(base for base in kind.mro() if base.__module__.startswith("symrnn."))
+            raise ValueError(
+                f"{name or 'model'} is a {kind.__name__}, a class derived from {ours.__name__}: "
+                f"put {ours.__name__} itself in its place"
+            )
 
 
 @dataclass(frozen=True)
@@ -470,6 +514,7 @@ def _with_forms(
 
 def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> None:
     """Turn a recurrent module into its symmetric counterpart."""
+    bake_in(module)
     kind = _COUNTERPART[type(module)]
     made = kind.from_plain(
         module.to_plain() if isinstance(module, GatedModule) else module,
@@ -478,8 +523,9 @@ def _make_recurrent(module: nn.Module, weights: list[_Weight], symm: str) -> Non
         symm_ih=kind.GATES if any(weight.is_input for weight in weights) else "",
         backend=getattr(module, "backend", "auto"),
     )
-    for name in ("state_dropout", "weight_dropout"):
-        setattr(made, name, getattr(module, name, 0.0))
+    if isinstance(module, GatedModule):
+        for name in ("state_dropout", "weight_dropout", "inference_dtype"):
+            setattr(made, name, getattr(module, name))
     become(module, made)
 
 
@@ -497,20 +543,51 @@ def _anew(parameter: Tensor) -> nn.Parameter:
 
     PyTorch's parametrizations change one in place, its shape too, wherever else it is held.
     """
-    return nn.Parameter(parameter.detach(), parameter.requires_grad)
+    numbers = parameter.detach()
+    if numbers.is_inference():  # which is never changed in place
+        numbers = numbers.clone()
+    return nn.Parameter(numbers, parameter.requires_grad)
+
+
+def bake_in(module: nn.Module) -> None:
+    """Make parameters of what pruning, weight norm and spectral norm compute before each call.
+
+    Those that hooks do; what ``torch.nn.utils.parametrize`` computes is there to be read.
+    """
+    for hook in reversed(list(module._forward_pre_hooks.values())):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+        elif isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
 
 
 def become(module: nn.Module, other: nn.Module) -> None:
-    """Make ``module`` what ``other`` is, wherever it is held; hooks and users' attributes stay."""
+    """Make ``module`` what ``other`` is, wherever it is held.
+
+    What users have put there stays: hooks, and attributes, parameters, buffers and modules of names
+    that the module's kind has not.
+    """
     kind = type_before_parametrizations(module)
     plainly = {"symm": "none"} if isinstance(module, GatedModule) else {}
-    usual = {*vars(kind(1, 1, device="meta", **plainly))}
+    usual = vars(kind(1, 1, device="meta", **plainly))
     bare = vars(nn.Module())
     kept = {
         name: value
         for name, value in vars(module).items()
         if name not in usual or ("hook" in name and name in bare)
     }
+    own = {*usual["_parameters"], "parametrizations"}
+    if isinstance(module, GatedModule):
+        own |= {*module.parameter_names, "symmetry"}
+    elif isinstance(module, nn.RNNBase):
+        own |= {*module._flat_weights_names}
+    for held in ("_parameters", "_buffers", "_modules"):
+        for name, value in vars(module)[held].items():
+            if name not in own:
+                vars(other)[held].setdefault(name, value)
+    other._non_persistent_buffers_set |= module._non_persistent_buffers_set
     module.__dict__.clear()
     module.__dict__.update({**vars(other), **kept})
     object.__setattr__(module, "__class__", type(other))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from symrnn import (
     SymGRU,
@@ -24,7 +24,9 @@ from symrnn import (
     SymRNNCell,
     deploy,
     get_symmetry,
+    native,
     symmetrize,
+    unsymmetrize,
 )
 from symrnn.layers import FoldedLinear
 from symrnn.symmetry import onnx
@@ -234,6 +236,79 @@ def test_parametrizations_of_others_stay() -> None:
     assert_same(found(x), model(x), atol=1e-6)
 
 
+def pruned(module: nn.Module, name: str) -> nn.Module:
+    return prune.l1_unstructured(module, name, 0.3)
+
+
+def scaled(module: nn.Module, name: str) -> nn.Module:
+    """By PyTorch's parametrizations, which are of plain weights here."""
+    return parametrizations.weight_norm(module, name.replace("hh", "ih").removesuffix("_tri"))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", [SymLSTM, SymGRUCell])
+@pytest.mark.parametrize("take", [pruned, nn.utils.weight_norm, nn.utils.spectral_norm, scaled])
+def test_what_is_computed_of_recurrent_weights_is_baked_in(take: Any, make: Any) -> None:
+    module = make(H, H, symm="tri", dtype=torch.float64)
+    model = take(module, "weight_hh_tri" if make.IS_CELL else "weight_hh_l0_tri").eval()
+    x = torch.randn((3, H) if make.IS_CELL else (5, 3, H), dtype=torch.float64)
+    model(x)
+    with torch.no_grad():  # what was computed for that call is not what the next one computes
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    for form in ("packed", "plain") if native.available() else ("plain",):
+        found = deploy(model, form)
+        with torch.no_grad():
+            assert_same(found(x), model(x))
+    assert found.state_dict().keys() == PLAIN[make](H, H).state_dict().keys()
+    unsymmetrize(model)
+    assert_same(model(x), found(x))
+    assert [*model.state_dict()] == [*PLAIN[make](H, H).state_dict()]
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.LSTMCell])
+def test_what_users_put_on_a_recurrent_module_stays(make: Callable[..., nn.Module]) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn: Any = make(H, H)
+            self.rnn.scale = nn.Parameter(torch.ones(2))
+            self.rnn.register_buffer("mean", torch.zeros(3))
+            self.rnn.register_buffer("cache", None, persistent=False)
+            self.rnn.register_buffer("seen", torch.zeros(1), persistent=False)
+            self.rnn.inner = nn.ModuleList([SymGRU(H, H)])
+
+    model = Other()
+    symmetrize(model, "tri", "rnn")
+    found = [deploy(model, "plain")]
+    if native.available():
+        found.append(deploy(model))
+        found[1].load_state_dict(found[1].state_dict())
+        x = torch.randn(2, H)
+        assert_same(found[1].rnn(x), found[0].rnn(x), atol=1e-6)
+    for other in found:
+        names = {"rnn.scale", "rnn.mean", "rnn.inner.0.weight_hh_l0"}
+        assert names <= other.state_dict().keys()
+        assert not {"rnn.seen", "rnn.cache"} & other.state_dict().keys()
+        assert (other.rnn.seen, other.rnn.cache) == (torch.zeros(1), None)
+        assert not {"symmetry", "parametrizations"} & {*dict(other.rnn.named_children())}
+
+
+def test_a_model_deployed_in_inference_mode_can_be_loaded_into() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(H, H), SymLSTM(H, H))
+        symmetrize(model, "tri", "0")
+        found = [deploy(model, "plain"), model[1].to_lstm(), SymLSTM.from_lstm(nn.LSTM(H, H))]
+        if native.available():
+            found.append(deploy(model))
+        symmetrize(model[1].to_lstm(), "tri")
+        unsymmetrize(model)
+    assert not model[0].weight.is_inference()
+    for other in found:
+        other.load_state_dict(copy.deepcopy(other.state_dict()))
+        assert not any(tensor.is_inference() for tensor in other.state_dict().values())
+
+
 # ---- ONNX ----------------------------------------------------------------------------------------
 
 
@@ -317,3 +392,5 @@ def test_a_class_derived_from_a_layer_is_an_error() -> None:
     message = "1 is a Doubled, a class derived from SymLSTM: put SymLSTM itself in its place"
     with pytest.raises(ValueError, match=message):
         deploy(nn.Sequential(nn.Linear(H, H), Doubled(H, H)), "plain")
+    with pytest.raises(ValueError, match=message):
+        unsymmetrize(nn.Sequential(nn.Linear(H, H), Doubled(H, H)))

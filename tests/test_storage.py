@@ -24,10 +24,13 @@ from torch.nn.utils.parametrize import register_parametrization
 import symrnn
 from symrnn import (
     PackedError,
+    SymGRU,
     SymLSTM,
+    deploy,
     get_symmetry,
     list_symmetries,
     load_packed,
+    native,
     open_packed,
     save_packed,
     symmetrize,
@@ -61,6 +64,9 @@ class Model(nn.Module):
             channels = SymmetricTensor(symm, (side, side // 2, 3, 3), groups=2)
             register_parametrization(self.fc, "weight", get_symmetry(symm, side))
             register_parametrization(self.conv, "weight", channels)
+
+
+needs_kernels = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -445,6 +451,44 @@ def test_two_tensors_are_not_tied(tmp_path: Path) -> None:
     )
 
 
+@needs_kernels
+def test_a_deployed_model_is_filled_by_weights_packed_as_its_own(tmp_path: Path) -> None:
+    path, lstm = tmp_path / "m", SymLSTM(H, H)
+    half = deploy(lstm, dtype=torch.bfloat16)
+    save_packed(nn.ModuleDict({"rnn": half}), path)
+    other = deploy(SymLSTM(H, H), dtype=torch.bfloat16)
+    load_packed(nn.ModuleDict({"rnn": other}), path)
+    assert same(state_of(other), state_of(half))
+    assert refusal(nn.ModuleDict({"rnn": deploy(lstm)}), path) == (
+        "rnn has another packing: torch.bfloat16 in the file, torch.float32 in the model"
+    )
+    save_packed(deploy(SymLSTM(H, H, symm_hh="if")), path)
+    assert refusal(deploy(SymLSTM(H, H, symm_hh="go")), path) == (
+        "the model is of other forms or sizes in the file"
+    )
+    # A rounding of packed numbers is not another packing.
+    save_packed(deploy(lstm), path, dtype=torch.bfloat16)
+    load_packed(deploy(lstm), path)
+    assert "another packing: torch.float32 in the file" in refusal(half, path)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_file_that_does_not_say_how_it_was_packed_goes_by_its_type(
+    tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    path, gru = tmp_path / "m", SymGRU(H, H)
+    save_packed(deploy(gru), path, dtype=dtype)
+    forge(path, lambda c, t: c.pop("packed"))
+    other = deploy(SymGRU(H, H))
+    load_packed(other, path)
+    assert torch.allclose(other.weight_hh_l0, deploy(gru).weight_hh_l0, atol=1e-3)
+    if dtype is None:
+        assert refusal(deploy(gru, dtype=torch.bfloat16), path) == (
+            "the model has another packing: torch.float32 in the file, torch.bfloat16 in the model"
+        )
+
+
 def test_models_that_cannot_be_packed_or_filled(tmp_path: Path) -> None:
     save_packed(nn.Linear(H, H), tmp_path / "m")
     with pytest.raises(ValueError, match="weight of the model is no tensor, or on the meta device"):
@@ -622,6 +666,7 @@ FORGERIES: list[tuple[Callable[[Contents, dict[str, Tensor]], object], str]] = [
     (lambda c, t: c["forms"].update({FORM: None}), "contradicts itself"),
     (lambda c, t: c["forms"].update({"norm.weight": c["forms"][FORM]}), "there is no norm.weight_"),
     (lambda c, t: c.update(forms=[]), "contradicts itself"),
+    (lambda c, t: c.update(packed={"rnn": 1}), "contradicts itself"),
     (lambda c, t: c.pop("forms"), "contradicts itself"),
     (lambda c, t: t.update({FORM: torch.zeros(32, 8)}), "and plain too"),
     (lambda c, t: t.update({"rnn.weight_hh_l0_avg": torch.zeros(4, 35)}), "another size|cannot be"),

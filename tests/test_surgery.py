@@ -1048,6 +1048,36 @@ def test_rates_by_form() -> None:
     assert groups[0]["lr_scale"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_rates_and_counts_of_what_is_pruned_or_parametrized() -> None:
+    def scaled(module: nn.Module) -> list[tuple[str, float]]:
+        names = {id(p): name for name, p in module.named_parameters()}
+        _, *others = parameter_groups(module, 1.0)
+        return [(names[id(p)], group["lr"]) for group in others for p in group["params"]]
+
+    lstm = SymLSTM(8, 8, symm="block16")
+    prune.random_unstructured(lstm, "weight_hh_l0_block16", 0.3)
+    assert scaled(lstm) == [("weight_hh_l0_block16_orig", 1 / 16)]
+    lstm = SymLSTM(8, 8, symm="block16")
+    parametrize.register_parametrization(lstm, "weight_hh_l0_block16", nn.Tanh())
+    name = "parametrizations.weight_hh_l0_block16.original"
+    assert scaled(lstm) == [(name, 1 / 16)]
+    linear = nn.Linear(8, 8)
+    symmetrize(linear, "block16")
+    prune.random_unstructured(linear.parametrizations.weight, "original", 0.3)
+    assert scaled(linear) == [("parametrizations.weight.original_orig", 1 / 16)]
+
+    full = SymLSTM(8, 8, symm="avg:full")
+    count = count_parameters(full)
+    prune.random_unstructured(full, "weight_hh_l0_avg_full", 0.3)
+    assert count_parameters(full) == count
+    # Of weight norm's two parameters neither is the number of an orbit.
+    normed = nn.Sequential(nn.utils.weight_norm(SymLSTM(8, 8, symm="tri"), "weight_hh_l0_tri"))
+    with pytest.raises(ValueError, match=r"^0.weight_hh_l0_tri is computed from several"):
+        parameter_groups(normed, 1.0)
+    assert count_parameters(normed).recurrent == count_parameters(SymLSTM(8, 8)).recurrent + 4
+
+
 def test_rates_under_an_optimizer_and_a_schedule() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
     symmetrize(model, "block4")
@@ -1227,6 +1257,17 @@ def test_attributes_that_users_set_on_a_recurrent_module_stay() -> None:
     unsymmetrize(lstm)
     assert lstm.note == "mine"
     assert type(lstm) is nn.LSTM
+
+
+def test_settings_and_a_pruned_bias_of_a_recurrent_module_stay() -> None:
+    lstm = SymLSTM(4, 4, symm="none", state_dropout=0.5).eval()
+    lstm.inference_dtype = torch.bfloat16
+    prune.random_unstructured(lstm, "bias_ih_l0", 0.5)
+    bias = lstm.bias_ih_l0.detach()
+    symmetrize(lstm, "tri")
+    assert (lstm.inference_dtype, lstm.state_dropout) == (torch.bfloat16, 0.5)
+    assert torch.equal(lstm.bias_ih_l0, bias)
+    lstm(draw(3, 4).float())
 
 
 @pytest.mark.parametrize(

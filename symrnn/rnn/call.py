@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from symrnn.rnn.fused.cache import Cache
 from symrnn.rnn.fused.inference import PackedStack
 from symrnn.rnn.stack import State, autocast_on
 
@@ -84,6 +85,12 @@ class LayerCall(RecurrentCall):
     num_layers: int
     bidirectional: bool
     proj_size: int = 0
+    _cache: Cache
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "batch_first":  # the plans of calls are found by the shape of the input alone
+            self._cache = Cache()
 
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         """As :data:`symrnn.rnn.stack.Run`, with weights and attributes of its own."""

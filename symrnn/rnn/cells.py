@@ -93,10 +93,17 @@ class RecurrentCell(CellCall, GatedModule):
 
     def _step(self, input: Tensor, state: State) -> State:
         tensors = [input, self._some_weight(), *state]
-        backend = dispatch.resolve(self.backend, self._traits, tensors, 1, input.size(0))
         weights, attributes = self.layer_weights(), self._attributes()
+        wants_gradient = fused.wants_gradient(input, state, weights)
+        backend = dispatch.resolve(
+            self.backend, self._traits, tensors, 1, input.size(0), wants_gradient
+        )
         check_devices(weights)
-        if backend == "fused" and self._can_run_packed(input, state, weights):
+        if (
+            backend == "fused"
+            and not wants_gradient
+            and self._can_run_packed(input, state, weights)
+        ):
             fused.check(input, state, weights, attributes)
             shape = (input.size(0),)
             return self._packed(weights, attributes).run(

@@ -67,7 +67,14 @@ class Traits(NamedTuple):
         return self.fold_cost < 1
 
 
-def resolve(backend: str, traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> str:
+def resolve(
+    backend: str,
+    traits: Traits,
+    tensors: Sequence[Tensor],
+    steps: int,
+    batch: int,
+    wants_gradient: bool,
+) -> str:
     """The backend that a call runs on: the one asked for, or the fastest for "auto".
 
     But for programs made of the call. A trace holds the steps of a loop one by one, as many as the
@@ -80,10 +87,14 @@ def resolve(backend: str, traits: Traits, tensors: Sequence[Tensor], steps: int,
         return "vendor"
     if tracing and backend != "fused":
         return "vendor"
-    return choose(traits, tensors, steps, batch) if backend == "auto" else backend
+    if backend != "auto":
+        return backend
+    return choose(traits, tensors, steps, batch, wants_gradient)
 
 
-def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> str:
+def choose(
+    traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int, wants_gradient: bool
+) -> str:
     """The backend that is fastest for a call.
 
     - The native kernels, where they are faster than all else (:func:`fused_pays`).
@@ -100,6 +111,7 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
 
     tensors: the input, a weight, and the state. What is wrong with them is left to the vendor's
         operator to say.
+    wants_gradient: whether a gradient of the results may be asked for.
     """
     if torch_state.is_transformed() or torch_state.in_forward_mode():
         return "reference"
@@ -108,17 +120,18 @@ def choose(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) ->
     if torch.compiler.is_compiling() or not tensors[0].is_cpu:
         return "vendor"
     if torch.is_autocast_enabled("cpu"):
-        return "fused" if _takes_bfloat16(traits, tensors, steps, batch) else "vendor"
-    if _takes_fused(traits, tensors, steps, batch):
+        takes = wants_gradient and _takes_bfloat16(traits, tensors, steps, batch)
+        return "fused" if takes else "vendor"
+    if _takes_fused(traits, tensors, steps, batch, wants_gradient):
         return "fused"
-    if folding_pays(traits, steps):
+    if folding_pays(traits, steps, wants_gradient):
         return "folded"
-    if traits.mode == "LSTM" and not torch.is_grad_enabled() and _few(traits, steps, batch):
+    if traits.mode == "LSTM" and not wants_gradient and _few(traits, steps, batch):
         return "reference"
     return "vendor"
 
 
-def fused_pays(traits: Traits, steps: int, batch: int) -> bool:
+def fused_pays(traits: Traits, steps: int, batch: int, wants_gradient: bool) -> bool:
     """Whether the native kernels are faster than all else, for float32 weights on a CPU.
 
     By results/backends.md. Without gradients they are, as the weights stay packed from call to
@@ -126,7 +139,7 @@ def fused_pays(traits: Traits, steps: int, batch: int) -> bool:
     PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, and one
     whose product folds, or few sequences, for which the reading of the weights is what takes time.
     """
-    if not torch.is_grad_enabled():
+    if not wants_gradient:
         return True
     if steps < 8:
         return False
@@ -143,13 +156,13 @@ def bfloat16_pays(traits: Traits, steps: int, batch: int) -> bool:
 
     By results/cpu.md.
     """
-    if not torch.is_grad_enabled() or steps < 8:
+    if steps < 8:
         return False
     return traits.mode != "LSTM" or traits.hidden_size >= 512
 
 
 def _takes_bfloat16(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> bool:
-    """Whether ``auto`` takes the native kernels under autocast."""
+    """Whether ``auto`` takes the native kernels under autocast, in training."""
     weight = tensors[1]
     if traits.projects or not bfloat16_pays(traits, steps, batch):
         return False
@@ -159,9 +172,11 @@ def _takes_bfloat16(traits: Traits, tensors: Sequence[Tensor], steps: int, batch
     return native.available()
 
 
-def _takes_fused(traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int) -> bool:
+def _takes_fused(
+    traits: Traits, tensors: Sequence[Tensor], steps: int, batch: int, wants_gradient: bool
+) -> bool:
     """Whether ``auto`` takes the native kernels; a notice where it would, and there are none."""
-    if traits.projects or not fused_pays(traits, steps, batch):
+    if traits.projects or not fused_pays(traits, steps, batch, wants_gradient):
         return False
     if not torch_state.can_bypass_dispatcher():
         return False
@@ -186,7 +201,7 @@ def _has_kernels() -> bool:
     return native.available()
 
 
-def folding_pays(traits: Traits, steps: int) -> bool:
+def folding_pays(traits: Traits, steps: int, wants_gradient: bool) -> bool:
     """Whether folding is faster than the vendor's operator on weights to be expanded, on a CPU.
 
     By results/folding.md, for the LSTM and the GRU.
@@ -195,7 +210,7 @@ def folding_pays(traits: Traits, steps: int) -> bool:
         return False
     quarter = traits.fold_cost < 0.3  # a quarter, and a bit more on odd sides
     large = traits.hidden_size >= 1500
-    if torch.is_grad_enabled():
+    if wants_gradient:
         return large or (quarter and traits.hidden_size >= 650)
     # By the table, any two of these outweigh the few operations that fold.
     return sum((quarter, large, steps == 1)) >= 2

@@ -21,7 +21,9 @@ class _Part(NamedTuple):
     sequences: Tensor  # their numbers: a tensor, so that one compiled graph serves parts of a size
 
 
-_part: _Part | None = None  # of the calls now; None: they see whole batches
+# Of the calls now; None: they see whole batches. Of all threads, as torch.utils.checkpoint runs the
+# forward pass again in one of autograd's on a GPU, where a ContextVar or thread-local is not seen.
+_part: _Part | None = None
 
 
 @contextmanager
@@ -34,7 +36,8 @@ def part_of_batch(batch: int, sequences: slice) -> Iterator[None]:
     sequences: of 0 to B - 1, one or more.
 
     One call with the whole batch may still differ on a GPU: between layers that cuDNN runs in one
-    call it draws the masks, by a generator of its own.
+    call it draws the masks, by a generator of its own. Calls of other threads of the process see
+    the part too: none may train meanwhile on whole batches.
 
     Raises ValueError if there are no such sequences.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -136,8 +137,11 @@ class RecurrentLayer(LayerCall, GatedModule):
     def _run(self, input: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
         tensors = [input, self._some_weight(), *state]
-        backend = dispatch.resolve(self.backend, self._traits, tensors, steps, state[0].size(1))
         weights, attributes = self.layer_weights(), self._attributes()
+        wants_gradient = fused.wants_gradient(input, state, weights)
+        backend = dispatch.resolve(
+            self.backend, self._traits, tensors, steps, state[0].size(1), wants_gradient
+        )
         check_devices(weights)
         if batch_sizes is not None and attributes.dropout > 0 and sees_part():
             raise ValueError("part_of_batch: a PackedSequence cannot be one, with dropout")
@@ -147,7 +151,11 @@ class RecurrentLayer(LayerCall, GatedModule):
                 w.dropped(state[0][k], self.state_dropout, self.weight_dropout)
                 for k, w in enumerate(weights)
             ]
-        elif backend == "fused" and self._can_run_packed(input, state, weights):
+        elif (
+            backend == "fused"
+            and not wants_gradient
+            and self._can_run_packed(input, state, weights)
+        ):
             fused.check(input, state, weights, attributes)
             return self._run_packed(input, batch_sizes, state, weights, attributes)
         run = dispatch.BACKENDS[backend].run
@@ -202,9 +210,8 @@ class RecurrentLayer(LayerCall, GatedModule):
         """
         backend = self.backend
         if backend == "auto":
-            with torch.no_grad():
-                weight = self._some_weight()
-                backend = dispatch.choose(self._traits, [weight], steps, batch)
+            weight = self._some_weight()
+            backend = dispatch.choose(self._traits, [weight], steps, batch, False)
         return backend not in ("fused", "folded")
 
     def stream(self, batch: int = 1) -> Stream:
@@ -265,7 +272,7 @@ class RecurrentLayer(LayerCall, GatedModule):
         )
 
 
-def _probability(name: str, p: float) -> float:
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+def _probability(name: str, p: Any) -> float:
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= float(p) <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], got: {p!r}")
-    return p
+    return float(p)

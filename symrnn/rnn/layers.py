@@ -13,7 +13,8 @@ class SymLSTM(RecurrentLayer):
     """A long short-term memory with symmetric weights, where ``nn.LSTM`` stood.
 
     Arguments, call, outputs, packed sequences, unbatched input, starting values and errors are
-    those of ``nn.LSTM``; with ``symm="none"`` so are the state_dict and every number.
+    those of ``nn.LSTM``; with ``symm="none"`` so is the state_dict, and with ``backend="vendor"``
+    then every number, to the last bit.
 
     symm: the symmetric form, a name of :func:`symrnn.list_symmetries`, or "none".
     symm_hh: the gates, of "ifgo", whose hidden weights are symmetric; "" for none.
@@ -115,7 +116,8 @@ class SymGRU(RecurrentLayer):
     """Gated recurrent units with symmetric weights, where ``nn.GRU`` stood.
 
     Arguments, call, outputs, packed sequences, unbatched input, starting values and errors are
-    those of ``nn.GRU``; with ``symm="none"`` so are the state_dict and every number.
+    those of ``nn.GRU``; with ``symm="none"`` so is the state_dict, and with ``backend="vendor"``
+    then every number, to the last bit.
 
     symm_hh: the gates, of "rzn" (reset, update, new), whose hidden weights are symmetric.
     symm, symm_ih, backend, state_dropout, weight_dropout, and how the weights are stored: as in
@@ -188,7 +190,8 @@ class SymRNN(RecurrentLayer):
     """An Elman network with symmetric weights, where ``nn.RNN`` stood.
 
     Arguments, call, outputs, packed sequences, unbatched input, starting values and errors are
-    those of ``nn.RNN``; with ``symm="none"`` so are the state_dict and every number.
+    those of ``nn.RNN``; with ``symm="none"`` so is the state_dict, and with ``backend="vendor"``
+    then every number, to the last bit.
 
     symm_hh: "h", the only gate there is, for symmetric hidden weights; "" for plain ones.
     symm, symm_ih, backend, state_dropout, weight_dropout, and how the weights are stored: as in

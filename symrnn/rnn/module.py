@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from symrnn import native
 from symrnn.rnn import torch_state
@@ -35,7 +36,17 @@ from symrnn.threads import one_thread
 
 Made = TypeVar("Made", bound="GatedModule")
 
-_MOST_PLANS = 16  # of calls, each for one shape of input
+
+def source_parameter(module: nn.Module, name: str) -> Parameter | None:
+    """The parameter of this name, or the one that pruning or a parametrization computes it from.
+
+    None if there is no such one: weight norm has two.
+    """
+    if is_parametrized(module, name):
+        parametrized: Any = module.parametrizations
+        return source_parameter(parametrized[name], "original")
+    found = (module._parameters.get(key) for key in (name, f"{name}_orig"))
+    return next((parameter for parameter in found if parameter is not None), None)
 
 
 class GatedModule(RecurrentCall, nn.Module):
@@ -189,12 +200,11 @@ class GatedModule(RecurrentCall, nn.Module):
     # ---- packed weights ----------------------------------------------------------------------
 
     def _can_run_packed(self, input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
-        """Whether a call wants nothing but numbers of tensors that lie on a CPU."""
+        """Whether a call without gradients is nothing but numbers of tensors on a CPU."""
         return (
             input.is_cpu
             and state[0].numel() > 0
             and torch_state.can_bypass_dispatcher()
-            and not fused.wants_gradient(input, state, weights)
             and torch_state.are_plain([input, *state, *(t for w in weights for t in w.tensors)])
         )
 
@@ -222,7 +232,7 @@ class GatedModule(RecurrentCall, nn.Module):
             return
         packed, sources = entry
         stack = packed.stack()
-        if stack is None or len(packed.plans) >= _MOST_PLANS:
+        if stack is None or len(packed.plans) >= plans.MOST_PLANS:
             return
         packed.plans[shapes.x] = plans.call_plan(stack, sources, shapes, steps, batch, self.IS_CELL)
 
@@ -317,17 +327,18 @@ class GatedModule(RecurrentCall, nn.Module):
             name = cls.PLAIN.__name__
             raise TypeError(f"{name.lower()} should be an nn.{name}, got: {type(plain).__name__}")
         like = next(plain.parameters())
-        # Made without starting values, so that no random stream moves.
-        made = cls(
-            **{name: getattr(plain, name) for name in cls.ARGUMENTS},
-            device="meta",
-            dtype=like.dtype,
-            symm=symm,
-            symm_hh=cls.GATES if symm_hh is None else symm_hh,
-            symm_ih=symm_ih,
-            backend=backend,
-        )
-        made.to_empty(device=like.device)
+        with torch.inference_mode(False):  # whose parameters could never be loaded into
+            # Made without starting values, so that no random stream moves.
+            made = cls(
+                **{name: getattr(plain, name) for name in cls.ARGUMENTS},
+                device="meta",
+                dtype=like.dtype,
+                symm=symm,
+                symm_hh=cls.GATES if symm_hh is None else symm_hh,
+                symm_ih=symm_ih,
+                backend=backend,
+            )
+            made.to_empty(device=like.device)
         made._copy_from(plain)
         return made.train(plain.training)
 
@@ -335,10 +346,10 @@ class GatedModule(RecurrentCall, nn.Module):
     def to_plain(self) -> Any:
         """PyTorch's module with the expanded weights, copied; its outputs are equal."""
         like = next(self.parameters())
-        # As above, without starting values.
         arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
-        plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
-        plain.to_empty(device=like.device)
+        with torch.inference_mode(False):  # as above, and without starting values
+            plain = self.PLAIN(**arguments, device="meta", dtype=like.dtype)
+            plain.to_empty(device=like.device)
         self._copy_to(plain)
         return plain.train(self.training)
 
@@ -355,18 +366,30 @@ class GatedModule(RecurrentCall, nn.Module):
     def _copy_to(self, plain: nn.Module) -> None:
         """Copy the expanded weights into ``plain``."""
         for name, weight in plain.named_parameters():
-            with torch.enable_grad():  # so that it says whether it wants a gradient
-                value = self._weight(name)
+            layout = self._layouts.get(name)
+            stored = [name] if layout is None else layout.parameter_names
+            with torch.enable_grad():  # so that what is computed says whether it wants a gradient
+                wanted = any(getattr(self, key).requires_grad for key in stored)
             with torch.no_grad():
-                weight.copy_(value)
-            weight.requires_grad_(value.requires_grad)
+                weight.copy_(self._weight(name))
+            weight.requires_grad_(wanted)
 
-    def symmetric_parameters(self) -> Iterator[tuple[str, Parameter, Symmetry]]:
-        """The parameters of symmetric matrices: name, parameter (S, numel), form."""
+    def symmetric_parameters(self) -> Iterator[tuple[str, Parameter | None, Symmetry]]:
+        """The parameters of symmetric matrices: name, parameter (S, numel), form.
+
+        Of what is pruned or parametrized that which it is computed from; None if that is several.
+        """
         for layout in self._layouts.values():
             if layout.symmetric_name is not None:
                 assert self.symmetry is not None
-                yield layout.symmetric_name, getattr(self, layout.symmetric_name), self.symmetry
+                name = layout.symmetric_name
+                yield name, source_parameter(self, name), self.symmetry
+
+    @property
+    def parameter_names(self) -> set[str]:
+        """The names of the parameters that the module is made with."""
+        stored = {name for layout in self._layouts.values() for name in layout.parameter_names}
+        return stored | ({*self._weight_names} - self._layouts.keys())
 
     def gate_layouts(self) -> Iterator[GateLayout]:
         """How each gate matrix is stored, symmetric or not."""
@@ -409,6 +432,8 @@ class GatedModule(RecurrentCall, nn.Module):
         if layout is None or not layout.symmetric:
             super().__setattr__(name, value)
             return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} should be a tensor, got: {type(value).__name__}")
         if isinstance(value, Parameter) or value.requires_grad:
             stored = " and ".join(layout.parameter_names)
             warnings.warn(

@@ -21,7 +21,7 @@ from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedStack
 from symrnn.rnn.fused.packed import pack_layers
 from symrnn.rnn.fused.packed_run import PackedRun
-from symrnn.rnn.fused.plans import MOST_ROWS, Shapes, packed_plan
+from symrnn.rnn.fused.plans import MOST_PLANS, MOST_ROWS, Shapes, packed_plan
 from symrnn.rnn.fused.structure import structure_of_layers
 from symrnn.rnn.modes import MODES
 from symrnn.rnn.module import GatedModule
@@ -29,8 +29,6 @@ from symrnn.rnn.stack import State, autocast_on
 from symrnn.rnn.stream import Stream
 
 Module = TypeVar("Module", bound="PackedModule")
-
-_MOST_PLANS = 16  # of calls, each for one shape of input
 
 
 class PackedModule(nn.Module):
@@ -41,6 +39,8 @@ class PackedModule(nn.Module):
     """
 
     structure: Tensor
+    _structure: Tensor | None = None
+    """On the CPU, while the module is on the meta device."""
 
     def _hold(
         self, structure: Tensor, packed: Mapping[str, Tensor], others: Mapping[str, Tensor | None]
@@ -58,6 +58,15 @@ class PackedModule(nn.Module):
         """Of the packed numbers: float32, float64, bfloat16 or int8."""
         numbers: Tensor = getattr(self, self._packed[0])
         return numbers.dtype
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """The names of the buffers that hold them."""
+        return self._packed
+
+    def packing(self) -> dict[str, str]:
+        """What packed numbers must be alike in to mean the same: their type, and how they lie."""
+        return {"dtype": str(self.packed_dtype), "structure": self._fingerprint()}
 
     def _dtype(self) -> torch.dtype:
         """Of input, state and arithmetic."""
@@ -117,11 +126,17 @@ class PackedModule(nn.Module):
 
     def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
         like = self._some_weight()
+        structure = self._structure if self.structure.is_meta else self.structure
         for probe in (like, like.to(torch.uint8)):
-            if (got := fn(probe).dtype) != probe.dtype:
+            if (got := fn(probe)).dtype != probe.dtype:
                 raise ValueError(
                     f"packed weights of {type(self).__name__} stay {self.packed_dtype} and compute "
-                    f"in {like.dtype}, got: {got}; symrnn.deploy(model, dtype=…) packs others"
+                    f"in {like.dtype}, got: {got.dtype}; symrnn.deploy(model, dtype=…) packs others"
+                )
+            if structure is None and not got.is_meta:
+                raise ValueError(
+                    f"{type(self).__name__} was loaded to the device meta, without what it takes "
+                    f"to read packed weights on {got.device}: load it to cpu"
                 )
         # Bytes, which no cast to a type of numbers touches.
         own = {name: self._buffers[name] for name in self._packed}
@@ -136,6 +151,12 @@ class PackedModule(nn.Module):
                 if tensor is not None and moved is not None:
                     self._buffers[name] = moved.view(tensor.dtype)
             self._cache = Cache()
+        # It belongs to the module: to_empty() takes no numbers along, and no state_dict has these.
+        here, self._structure = self.structure, None
+        if here.is_meta:
+            self._structure = None if structure is None else structure.cpu()
+        elif structure is not None and here is not structure:
+            here.copy_(structure)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -277,12 +298,15 @@ class PackedRecurrent(PackedModule, RecurrentCall):
         if entry is None or not 0 < steps * batch <= MOST_ROWS:
             return
         run, sources = entry
-        if run.stack is None or shapes.x in run.plans or len(run.plans) >= _MOST_PLANS:
+        if run.stack is None or shapes.x in run.plans or len(run.plans) >= MOST_PLANS:
             return
         run.plans[shapes.x] = packed_plan(run.stack, sources, shapes, steps, batch, self.IS_CELL)
 
     def stream(self, batch: int = 1) -> Stream:
-        """The module over so many sequences, a few steps at a time: :class:`Stream`."""
+        """The module over so many sequences, a few steps at a time: :class:`Stream`.
+
+        It shares the packed weights of the module.
+        """
         return Stream(self, batch)
 
     def packed_stack(self) -> PackedStack | None:

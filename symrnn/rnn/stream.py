@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ class Stream:
 
     The outputs are those of the module in evaluation mode, called with the last state each time;
     a call costs less, as nothing is checked again and all layers are one call of the native
-    kernels. The weights are those of the module when the stream was made. Where the kernels do not
-    run (on a GPU, under autocast, by another ``backend``, without the library) a copy of the module
-    is called. No gradients: what a call gives is detached. Not to be called by two threads at once.
+    kernels. The weights are those of the module when the stream was made; but those of a deployed
+    module are shared with it, and ``load_state_dict`` of the module changes them here too. Where
+    the kernels do not run (on a GPU, under autocast, by another ``backend``, without the library) a
+    copy of the module is called. No gradients: what a call gives is detached. Not to be called by
+    two threads at once.
     """
 
     def __init__(self, module: RecurrentCall, batch: int) -> None:
@@ -44,7 +47,8 @@ class Stream:
         self._batch_first = getattr(module, "batch_first", False)
         self._whole = module._whole
         self._dtype = like.dtype
-        self._state = [like.new_zeros(shape) for shape in module.state_shapes(batch)]
+        with torch.inference_mode(False):  # whose tensors could not be changed outside it
+            self._state = [like.new_zeros(shape) for shape in module.state_shapes(batch)]
         self._width = self._state[0].size(-1)
         self._packed = module.packed_stack()
         self._plan: Any = None
@@ -64,8 +68,8 @@ class Stream:
 
         x: (B, I), one step; or (T, B, I), T ≥ 1 steps, with ``batch_first`` (B, T, I).
         out: where the output goes, of its shape; a new tensor by default.
-        rows: which of the sequences these are, B' different indices, where not all go on: x is then
-            (B', I) or (T, B', I).
+        rows: which of the sequences these are, B' different indices, B' ≥ 0, where not all go on: x
+            is then (B', I) or (T, B', I).
 
         Returns (B, H) or (T, B, H): in the form of x. Raises ValueError for another shape, dtype or
         device.
@@ -137,6 +141,8 @@ class Stream:
 
     def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """x (T, B, I) and the state, which the kernels change in place, to output and new state."""
+        if x.size(1) == 0:
+            return x.new_empty(x.size(0), 0, self._width), state
         if self._packed is None:
             if self._is_cell:
                 hx = self._module(x[0], self._whole(state))
@@ -195,8 +201,10 @@ class Stream:
             )
 
     def _indices(self, rows: Sequence[int] | Tensor) -> Tensor:
-        found = [int(row) for row in rows]
-        if len(set(found)) != len(found) or not all(0 <= row < self.batch for row in found):
+        found = [row.item() if isinstance(row, Tensor) else row for row in rows]
+        # Of a mask too: its values are no indices.
+        ints = all(isinstance(row, Integral) and not isinstance(row, bool) for row in found)
+        if not ints or len({*found}) != len(found) or not all(0 <= r < self.batch for r in found):
             raise ValueError(
                 f"rows should be different ints from 0 to {self.batch - 1}, got: {found}"
             )

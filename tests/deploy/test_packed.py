@@ -106,7 +106,8 @@ def test_layers_of_every_form_and_type_give_the_same_bits(
 def test_cells_give_the_same_bits(make: Any, symm: str, dtype: torch.dtype) -> None:
     module = fused(make, dtype, symm=symm)
     packed: Any = deploy(module)
-    for x in (torch.randn(3, H, dtype=module._dtype()), torch.randn(H, dtype=module._dtype())):
+    for shape in ((3, H), (0, H), (H,)):
+        x = torch.randn(shape, dtype=module._dtype())
         hx = module(x)
         for _ in range(2):
             assert_equal(packed(x), hx)
@@ -127,7 +128,8 @@ def test_every_form_of_a_call(make: Any, bidirectional: bool, bias: bool, operat
     packed: Any = deploy(module).train()  # there is no dropout
     sequences = [torch.randn(length, 4) for length in (6, 2, 4)]
     ragged = pack_sequence(sequences, enforce_sorted=False)
-    for x in (torch.randn(3, 5, 4), torch.randn(1, 5, 4), torch.randn(3, 1, 4), torch.randn(5, 4)):
+    for shape in ((3, 5, 4), (1, 5, 4), (3, 1, 4), (0, 5, 4), (5, 4)):
+        x = torch.randn(shape)
         expected = module(x)
         for _ in range(2):
             assert_equal(packed(x), expected)
@@ -239,6 +241,27 @@ def test_the_other_modules_of_a_model_are_plain_or_left_alone() -> None:
     assert not any("symrnn" in type(p).__module__ for p in packed.attention.modules())
     assert_equal(tensors([*model.state_dict().values()]), tensors([*before.values()]))
     assert_equal(deploy(packed)(ids), packed(ids))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_no_call_reads_the_weight_of_a_packed_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed at every reading, and the fast path of a transformer's layer reads two."""
+    layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoder(layer, 2)).eval()
+    symmetrize(model, "avg", [nn.Linear, "1.layers.*"])
+    packed = deploy(model)
+    assert type(packed[0]) is PackedLinear
+
+    def read(self: PackedLinear) -> Tensor:
+        raise AssertionError("a call has read the weight")
+
+    monkeypatch.setattr(PackedLinear, "weight", property(read))
+    x, ends = torch.randn(3, 4, 16), torch.arange(4) > torch.tensor([[2], [3], [1]])
+    torch.testing.assert_close(packed(x), model(x))
+    torch.testing.assert_close(
+        packed[1](x, src_key_padding_mask=ends)[~ends],
+        model[1](x, src_key_padding_mask=ends)[~ends],
+    )
 
 
 def test_nothing_but_packed_weights_is_held() -> None:
@@ -444,8 +467,28 @@ def test_weights_packed_otherwise_are_not_loaded() -> None:
         packed.load_state_dict(nn.GRU(16, 16).state_dict())
 
 
+@pytest.mark.parametrize("symm", ["avg", "block4"])
+def test_one_made_without_storage_is_filled_by_a_state_dict(symm: str) -> None:
+    linear = nn.Sequential(nn.Linear(H, H))
+    symmetrize(linear, symm)
+    for module in (SymLSTM(H, H, symm=symm), linear):
+        packed = deploy(module)
+        x, file = torch.randn(5, 3, H), io.BytesIO()
+        for empty in (copy.deepcopy(packed), copy.deepcopy(packed).to("meta").to("meta")):
+            other = copy.deepcopy(empty).to_empty(device="cpu")
+            other.load_state_dict(packed.state_dict())
+            assert_equal(other(x), packed(x))
+        torch.save(packed, file)
+        file.seek(0)
+        loaded = torch.load(file, map_location="meta", weights_only=False).to("meta")
+        with pytest.raises(ValueError, match=r"was loaded to the device meta, .*: load it to cpu"):
+            loaded.to_empty(device="cpu")
+
+
 def test_what_cannot_be_packed() -> None:
-    with pytest.raises(ValueError, match=r"model cannot be packed: hidden.* float32 or float64"):
+    with pytest.raises(
+        ValueError, match="model cannot be packed: weight_hh_l0 should be float32 or float"
+    ):
         deploy(SymLSTM(H, H).half())
     with pytest.raises(ValueError, match=r"1 cannot be packed: .* on the device cpu, got: meta"):
         deploy(nn.Sequential(nn.Linear(H, H), SymLSTM(H, H, device="meta")))

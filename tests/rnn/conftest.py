@@ -180,11 +180,15 @@ class Oracle:
 
 
 def chosen(module: Module, input: Tensor, batch_sizes: Tensor | None = None) -> str:
-    """What backend="auto" is for an input: (T, B, I), (R, I) with batch_sizes, a cell's (B, I)."""
+    """What backend="auto" is for an input: (T, B, I), (R, I) with batch_sizes, a cell's (B, I).
+
+    Gradients are wanted where they are enabled.
+    """
     batch = input.size(-2) if batch_sizes is None else int(batch_sizes[0])
     steps = input.size(0) if batch_sizes is None else len(batch_sizes)
     steps = steps if isinstance(module, SymLSTM | SymGRU | SymRNN) else 1
-    return choose(module._traits, [input, module._some_weight()], steps, batch)
+    tensors = [input, module._some_weight()]
+    return choose(module._traits, tensors, steps, batch, torch.is_grad_enabled())
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -297,8 +298,8 @@ def test_auto_takes_the_kernels_and_says_what_it_drops() -> None:
     assert "state_dropout=0.25, weight_dropout=0.5" in repr(layer)
     tensors = [torch.zeros(3, 2, 6), layer._some_weight()]
     expected = "fused" if native.available() else "reference"
-    assert dispatch.choose(layer._traits, tensors, 3, 2) == expected
-    assert dispatch.choose(layer.eval()._traits, tensors, 3, 2) != "reference"
+    assert dispatch.choose(layer._traits, tensors, 3, 2, True) == expected
+    assert dispatch.choose(layer.eval()._traits, tensors, 3, 2, True) != "reference"
 
 
 @pytest.mark.parametrize("name", ["state_dropout", "weight_dropout"])
@@ -306,6 +307,12 @@ def test_auto_takes_the_kernels_and_says_what_it_drops() -> None:
 def test_a_chance_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} should be a number in range \[0, 1\], got:"):
         SymLSTM(4, 4, **{name: value})
+
+
+def test_a_chance_may_be_of_any_type_of_number() -> None:
+    layer = SymLSTM(4, 4, state_dropout=np.float32(0.5), weight_dropout=1)
+    assert (layer.state_dropout, layer.weight_dropout) == (0.5, 1.0)
+    assert type(layer.state_dropout) is float
 
 
 def test_another_form_drops_as_before() -> None:

@@ -220,6 +220,8 @@ def test_errors_of_our_own_name_the_argument_its_value_and_what_is_allowed(
 
 
 def test_wrong_types_of_our_own_arguments() -> None:
+    with pytest.raises(TypeError, match="weight_hh_l0 should be a tensor, got: NoneType"):
+        SymLSTM(IN, H).weight_hh_l0 = None
     with pytest.raises(TypeError, match="symm_hh should be of type str, got: list"):
         SymLSTM(IN, H, symm_hh=["i"])
     with pytest.raises(TypeError, match=r"lstm should be an nn\.LSTM, got: GRU"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, native
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, deploy, native
 
 LAYERS = [SymLSTM, SymGRU, SymRNN]
 CELLS = [SymLSTMCell, SymGRUCell, SymRNNCell]
@@ -124,6 +125,34 @@ def test_sessions_come_and_go_in_a_batch(kind: Any, backend: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_step_of_no_sequence_gives_nothing(backend: str) -> None:
+    for module in (SymLSTM(4, 8, 2, backend=backend), SymGRUCell(4, 8, backend=backend)):
+        stream = module.stream(2)
+        stream(torch.randn(2, 4))
+        before = copy.deepcopy(stream.state)
+        assert stream(torch.empty(0, 4), rows=[]).shape == (0, 8)
+        stream.reset(rows=[])
+        close(stream.state, before, 0)
+    assert SymLSTM(4, 8, backend=backend).stream(2)(torch.empty(3, 0, 4), rows=[]).shape == (
+        3,
+        0,
+        8,
+    )
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_one_made_in_inference_mode_runs_outside(backend: str) -> None:
+    layer = SymLSTM(4, 8, backend=backend)
+    with torch.inference_mode():
+        stream, x = layer.stream(2), torch.randn(2, 4)
+        stream(x)
+    x = x.clone()
+    stream.reset()
+    close(stream(x[1:], rows=[1]), layer.stream()(x[1:]))
+    stream.state = stream.state
+
+
 def test_a_state_is_copied_out_and_in() -> None:
     layer = SymLSTM(6, 18, 2).eval()
     stream = layer.stream(2)
@@ -161,9 +190,10 @@ def test_the_output_goes_where_it_is_wanted(backend: str) -> None:
             one(x[0], out=wrong)
 
 
-def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient(kind: Any) -> None:
     for backend in ("auto", "reference"):
-        layer = SymLSTM(6, 18, backend=backend)
+        layer = kind(6, 18, backend=backend)
         x = torch.randn(1, 6, requires_grad=True)
         stream, again = layer.stream(), layer.stream()
         first = again(x)
@@ -173,6 +203,14 @@ def test_the_weights_are_those_of_the_moment_and_outputs_want_no_gradient() -> N
         y = stream(x)
         close(y, first, 0)
         assert not y.requires_grad
+
+
+@needs_kernels
+def test_the_weights_of_a_deployed_module_are_shared_with_it() -> None:
+    packed, other = deploy(SymGRU(6, 18)), deploy(SymGRU(6, 18))
+    stream, x = packed.stream(), torch.randn(1, 6)
+    packed.load_state_dict(other.state_dict())
+    close(stream(x), other.stream()(x), 0)
 
 
 @needs_kernels
@@ -230,5 +268,12 @@ def test_what_is_wrong_is_named() -> None:
         ValueError, match=r"rows should be different ints from 0 to 1, got: \[1, 1\]"
     ):
         stream.reset([1, 1])
+    for mask in (torch.tensor([True, False]), [True, False], np.array([True, False])):
+        with pytest.raises(
+            ValueError, match=r"different ints from 0 to 1, got: \[.*True.*False.*\]"
+        ):
+            stream.reset(mask)
+    with pytest.raises(ValueError, match=r"different ints from 0 to 1, got: \[0\.5\]"):
+        stream.reset([0.5])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="a stream changes its state in place"):
         torch.func.vmap(stream)(torch.randn(3, 2, 4))

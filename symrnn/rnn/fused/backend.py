@@ -25,7 +25,7 @@ from symrnn.rnn import torch_state, vendor
 from symrnn.rnn.dropout import dropout
 from symrnn.rnn.fused import cuda
 from symrnn.rnn.fused.cpu import ENOUGH_ROWS, multiplies_bfloat16
-from symrnn.rnn.fused.packing import library, source_of
+from symrnn.rnn.fused.packing import source_of
 from symrnn.rnn.stack import Attributes, Backend, State, autocast_on, run_layers
 from symrnn.rnn.weights import LayerWeights
 
@@ -203,8 +203,11 @@ def _notice(why: str) -> None:
 
 def wants_gradient(input: Tensor, state: State, weights: list[LayerWeights]) -> bool:
     """Whether a gradient of the results may be asked for."""
-    tensors = [input, *state, *(tensor for w in weights for tensor in w.tensors)]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    # In training the first weight ends the search.
+    weighted = any(tensor.requires_grad for w in weights for tensor in w.tensors)
+    return weighted or any(tensor.requires_grad for tensor in (input, *state))
 
 
 def check_fused(proj_size: int) -> None:
@@ -214,7 +217,8 @@ def check_fused(proj_size: int) -> None:
             f'backend="fused" has no projections, got: proj_size={proj_size}; '
             'use backend="vendor" or proj_size=0'
         )
-    library()
+    if native.library() is None:
+        raise RuntimeError(f'backend="fused" cannot run here: {native.why_not()}')
 
 
 def check(input: Tensor, state: State, weights: list[LayerWeights], attributes: Attributes) -> None:

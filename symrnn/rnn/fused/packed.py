@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symrnn.rnn.fused.packing import Plan, joined_biases, plan_of, source_of
+from symrnn.rnn.fused.packing import Plan, check_numbers, joined_biases, plan_of, source_of
 from symrnn.rnn.weights import GateMatrix, LayerWeights
 
 
@@ -47,8 +47,10 @@ class PackedLayer(NamedTuple):
 @torch.no_grad()
 def pack_matrix(matrix: GateMatrix, dtype: torch.dtype) -> PackedMatrix:
     """A stacked gate matrix on the CPU, of float32 or float64; ``dtype`` as of pack_layers."""
-    form, symmetric, tensors = source_of(matrix)
     layout = matrix.layout
+    for tensor in matrix.tensors:
+        check_numbers(**{layout.name: tensor})
+    form, symmetric, tensors = source_of(matrix)
     plan = plan_of(layout.gates, layout.rows, layout.columns, form, symmetric)
     return PackedMatrix(plan, plan.pack(tensors, dtype))
 
@@ -69,8 +71,6 @@ def pack_layers(
     for k, w in enumerate(weights):
         bias, bias_n = joined_biases(mode, w.bias_ih, w.bias_hh)
         reverse = bidirectional and k % 2 == 1
-        # Copies: of a GRU they are views of its parameters.
-        bias, bias_n = (None if b is None else b.detach().clone() for b in (bias, bias_n))
         hh, ih = (pack_matrix(matrix, dtype) for matrix in (w.hh, w.ih))
         layers.append(PackedLayer(hh, ih, bias, bias_n, reverse))
     return layers

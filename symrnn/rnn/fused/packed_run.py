@@ -60,6 +60,9 @@ class PackedRun:
         """A :data:`symrnn.rnn.stack.Run` of numbers of ``dtype`` on the CPU."""
         batch, side, item = state[0].size(1), self._side, self.dtype.itemsize
         shape, rows = input.shape[:-1], math.prod(input.shape[:-1])
+        if batch == 0:
+            output = input.new_empty(*shape, self._directions * side)
+            return output, [torch.empty_like(part) for part in state]
         steps = check_lengths(batch_sizes, rows, batch)
         # The state is copied, and then moves on in place.
         new = [part.clone(memory_format=torch.contiguous_format) for part in state]

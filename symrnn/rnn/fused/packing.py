@@ -56,7 +56,7 @@ def library() -> ctypes.CDLL:
     """The native library; RuntimeError that says why there is none."""
     found = native.library()
     if found is None:
-        raise RuntimeError(f'backend="fused" cannot run here: {native.why_not()}')
+        raise RuntimeError(f"the native kernels are not here: {native.why_not()}")
     return found
 
 
@@ -536,7 +536,7 @@ def joined_biases(
 ) -> tuple[Tensor | None, Tensor | None]:
     """What is added to the input product (G·H,), and of a GRU the hidden bias of n (H,).
 
-    That one the reset gate scales. ValueError if only one of the biases is given.
+    That one the reset gate scales. Both are copies. ValueError if only one of the biases is given.
     """
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError("bias_ih and bias_hh should both be given or neither")
@@ -546,7 +546,7 @@ def joined_biases(
         return bias_ih + bias_hh, None
     side = len(bias_hh) // 3
     ahead, n = bias_hh.split([2 * side, side])
-    return bias_ih + F.pad(ahead, (0, side)), n.contiguous()
+    return bias_ih + F.pad(ahead, (0, side)), n.clone()
 
 
 def layer_structure(

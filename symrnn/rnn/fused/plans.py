@@ -20,6 +20,9 @@ from symrnn.rnn.fused.packing import library
 MOST_ROWS = 64
 """Up to so many rows (steps times sequences) a call has a plan."""
 
+MOST_PLANS = 16
+"""So many a module has, each for one shape of input."""
+
 _NO_CHECKS: tuple[Any, ...] = (Tensor, (), ())
 _NO_SOURCES: tuple[Any, ...] = ((), 0, 0, 0, 0, 0)
 

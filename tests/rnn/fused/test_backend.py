@@ -25,6 +25,7 @@ from symrnn import (
     SymLSTMCell,
     SymRNN,
     SymRNNCell,
+    deploy,
     list_symmetries,
     native,
 )
@@ -759,6 +760,8 @@ def test_without_the_library_there_is_an_error_and_auto_goes_another_way(
     torch.testing.assert_close(found, tensors(module(x)))
     with pytest.raises(RuntimeError, match='"fused" cannot run here: not built: no compiler'):
         module.backend = "fused"
+    with pytest.raises(RuntimeError, match=r"^the native kernels are not here: not built: no comp"):
+        deploy(module)
 
 
 # ---- what auto takes ---------------------------------------------------------------------------
@@ -789,7 +792,8 @@ def test_auto_takes_the_kernels_where_they_can_run_and_pay(choice: Any) -> None:
 def test_auto_goes_by_the_rule(choice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def rule(_: Any, steps: int, batch: int) -> bool:
+    def rule(_: Any, steps: int, batch: int, wants_gradient: bool) -> bool:
+        assert not wants_gradient
         asked.append((steps, batch))
         return False
 
@@ -800,6 +804,20 @@ def test_auto_goes_by_the_rule(choice: Any, monkeypatch: pytest.MonkeyPatch) -> 
         layer(torch.empty(2, 5, 3))
         layer(pack_sequence([torch.randn(4, 3), torch.randn(1, 3)]))
     assert asked == [(5, 2), (5, 2), (4, 2)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("make", [SymLSTM, SymLSTMCell])
+def test_auto_asks_whether_a_gradient_is_wanted_and_not_whether_one_could_be(make: Any) -> None:
+    module = make(8, 8).eval().requires_grad_(False)
+    module.inference_dtype = torch.int8
+    x = torch.randn(2, 8) if module.IS_CELL else torch.randn(3, 2, 8)
+    found = module(x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, module(x), rtol=0, atol=0)
+    full = tensors(module(x.clone().requires_grad_()))
+    assert full[0].requires_grad
+    assert not torch.equal(full[0], tensors(found)[0])
 
 
 @needs_kernels

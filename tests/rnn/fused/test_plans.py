@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, native
+from symrnn import SymGRU, SymGRUCell, SymLSTM, SymLSTMCell, SymRNN, SymRNNCell, deploy, native
 
 pytestmark = pytest.mark.skipif(
     not native.available() or native.calls() is None,
@@ -154,6 +154,20 @@ def test_settings_are_followed() -> None:
     layer.backend = "reference"
     torch.testing.assert_close(layer(x)[0], exact)
     assert layer._cache.entry is None
+
+
+@pytest.mark.parametrize("as_given", [lambda layer: layer, deploy], ids=["module", "deployed"])
+@torch.no_grad()
+def test_batch_first_may_be_set_at_any_time(as_given: Any) -> None:
+    torch.manual_seed(1)
+    layer, other = SymLSTM(20, 20), SymLSTM(20, 20, batch_first=True)
+    other.load_state_dict(layer.state_dict())
+    expected = {False: as_given(layer), True: as_given(other)}
+    found, x = copy.deepcopy(expected[False]), torch.randn(1, 3, 20)
+    for batch_first in (False, True, False):
+        found.batch_first = batch_first
+        for _ in range(3):
+            torch.testing.assert_close(found(x), expected[batch_first](x), rtol=0, atol=0)
 
 
 @torch.no_grad()
