@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -64,6 +65,7 @@ class LanguageLearner(Learner):
         self.precision = autocast(config["precision"], self.device)
         penalties = config["activation_penalty"], config["temporal_penalty"]
         self.forward = world.parallel(_Losses(model, *penalties))
+        self.alone = getattr(self.forward, "no_sync", nullcontext)
         if config["compile"]:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
 
@@ -82,7 +84,9 @@ class LanguageLearner(Learner):
         parts = zip(inputs.chunk(count, 1), targets.chunk(count, 1), states, strict=True)
         for part, streams in zip(parts, self._parts_of_batch(), strict=True):
             seed_step(config["seed"], self.progress.step, _MASKS)
-            with self.precision(), part_of_batch(config["batch_size"], streams):
+            # The last part's backward pass adds all gradients up over the processes.
+            alone = nullcontext() if len(after) == count - 1 else self.alone()
+            with self.precision(), part_of_batch(config["batch_size"], streams), alone:
                 losses, penalty, state = self.forward(*part)
             loss = losses.mean() / count
             value += loss.item()  # without penalties: of the perplexity

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,20 @@ def test_gradients_added_up_are_those_of_the_whole_batch(options: str) -> None:
         torch.testing.assert_close(one, other)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_processes_exchange_the_gradients_of_all_parts_at_once() -> None:
+    learner, seen = learner_of("--accumulate", "4"), []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        seen.append("alone")
+        yield
+
+    learner.alone = alone
+    learner.model.encoder.register_forward_hook(lambda *_: seen.append("part"))
+    learner.step(*batch_of(0))
+    assert seen == ["alone", "part"] * 3 + ["part"]
 
 
 def test_a_state_begins_anew_by_chance() -> None:
