@@ -82,6 +82,7 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
+    lines: int = 0  # that were logged so far; 0 where that was not counted
     ended: bool = False  # whether the run ended before its last epoch, as the recipe wants it
 
     def __post_init__(self) -> None:
@@ -317,8 +318,10 @@ class Run:
         epochs = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}"
         length = f"{epochs} of {'about ' * (bounds is not None)}{batches:,} steps"
         print_table({**(facts or {}), "runs on": self._place(), "length": length}, 16)
-        step = progress.step if begun else None
-        self._tracker = self._open.enter_context(Tracker(self._folder, resume_step=step))
+        since = (progress.step, progress.lines or None) if begun else (None, None)
+        self._tracker = self._open.enter_context(
+            Tracker(self._folder, resume_step=since[0], resume_lines=since[1])
+        )
         if not begun:
             self._tracker.hparams(config, {})
             facts = {**environment(), "processes": self.world.size}
@@ -555,6 +558,8 @@ class Run:
         weights = [parameter.detach().abs().max() for parameter in model.parameters()]
         self.require_finite("largest weight", torch.stack(weights).max().item())
         self._seconds()
+        if self._tracker is not None:
+            self.progress.lines = self._tracker.lines
         state = {**self.learner.state(), "progress": asdict(self.progress)}
         if self._folder is None or self._tracker is None:
             return

@@ -37,25 +37,31 @@ class Tracker:
         resume_step: the step of the checkpoint that the run goes on from; lines of later steps,
             and a last line cut off by a kill, are removed, and TensorBoard is told to drop its
             points of later steps. None begins anew: whatever there was is dropped.
+        resume_lines: how many lines there were then; later ones are removed, of that step too. None
+            where that is not known.
+
+    lines: how many lines there are.
 
     Raises UserError if metrics.jsonl cannot be read or written (full disk); so do all methods.
     """
 
-    def __init__(self, folder: RunFolder, *, resume_step: int | None) -> None:
+    def __init__(
+        self, folder: RunFolder, *, resume_step: int | None, resume_lines: int | None = None
+    ) -> None:
         keep = -1 if resume_step is None else resume_step
         self._folder = folder
         self._step = max(keep, 0)
         self._hparams_written = False
         try:
-            _cut_back(folder, keep)
+            self.lines = _cut_back(folder, keep, resume_lines)
             # Line buffered: a line is one write, and is the system's before the call returns.
-            self._lines: TextIO = folder.metrics.open("a", buffering=1, encoding="utf-8")
+            self._file: TextIO = folder.metrics.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise self._error(error) from error
         try:
             self._writer = _summary_writer(folder, keep + 1)
         except BaseException as error:
-            self._lines.close()
+            self._file.close()
             if isinstance(error, OSError):
                 raise self._error(error) from error
             raise
@@ -72,7 +78,8 @@ class Tracker:
         line.update({name: _in_json(number) for name, number in numbers.items()})
         self._step = max(self._step, step)
         try:
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self.lines += 1
             if self._writer is not None:
                 for name, number in numbers.items():
                     self._writer.add_scalar(name, number, step, walltime=now)
@@ -129,7 +136,7 @@ class Tracker:
     def flush(self) -> None:
         """Writes everything out. Call it before saving the checkpoint that relies on it."""
         try:
-            self._lines.flush()
+            self._file.flush()
             if self._writer is not None:
                 self._writer.flush()
         except OSError as error:
@@ -137,10 +144,10 @@ class Tracker:
 
     def close(self) -> None:
         """Writes everything out and closes the files. Closing twice does nothing."""
-        if self._lines.closed:
+        if self._file.closed:
             return
         try:
-            self._lines.close()
+            self._file.close()
             if self._writer is not None:
                 self._writer.close()
         except OSError as error:
@@ -182,17 +189,17 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float 
     return flat
 
 
-def _cut_back(folder: RunFolder, keep: int) -> None:
-    """Leaves in metrics.jsonl the whole lines of steps up to `keep`."""
+def _cut_back(folder: RunFolder, keep: int, count: int | None) -> int:
+    """Leaves in metrics.jsonl the first `count` whole lines of steps up to `keep`; how many."""
     if not folder.metrics.exists():
-        return
+        return 0
     lines = folder.metrics.read_bytes().splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]
     kept = [
         line for line, step in zip(lines, steps, strict=True) if step is not None and step <= keep
-    ]
+    ][:count]
     if len(kept) == len(lines):
-        return
+        return len(kept)
     with replacing(folder.metrics) as new:
         new.write_bytes(b"".join(kept))
     damaged = steps[:-1].count(None)  # a torn last line is what a kill leaves; others are not
@@ -201,6 +208,7 @@ def _cut_back(folder: RunFolder, keep: int) -> None:
             f"notice: {folder.metrics}: dropped {damaged} lines that are not JSON with a step",
             file=sys.stderr,
         )
+    return len(kept)
 
 
 def _step_of(line: bytes) -> int | None:

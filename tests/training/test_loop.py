@@ -6,8 +6,9 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import pytest
@@ -334,6 +335,35 @@ def test_a_test_that_sigterm_ends_after_the_validation_is_done_again_with_it(
     with World() as world, Run("toy", world) as run:
         started(run, "--resume", out)
         assert train(run) == DONE[-1:]  # the last checkpoint was that of step 14
+    assert_same_run(whole, out)
+
+
+def stopping_in_the_end(run: Run, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the run that is ended by a SIGTERM instead, in the last validation."""
+
+    def stopped(*values: Any) -> Any:
+        if run.progress.step == 15 and (type(values[0]) is float or "valid" in values[0]):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Stopped
+        return original(*values)
+
+    return stopped
+
+
+def test_no_line_stands_twice_after_two_sigterms(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One before the last validation's line, which leaves a checkpoint there, and one after it."""
+    out = tmp_path / "run"
+    for name in ("log", "keep_best"):
+        with World() as world, Run("toy", world) as run:
+            monkeypatch.setattr(run, name, stopping_in_the_end(run, getattr(run, name)))
+            started(run, *(("--resume", out) if out.exists() else ("--out", out)), **EVERY)
+            train(run)
+            assert run.end(lambda: {}) == 143
+    with World() as world, Run("toy", world) as run:
+        started(run, "--resume", out)
+        assert train(run) == []
     assert_same_run(whole, out)
 
 
