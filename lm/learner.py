@@ -20,6 +20,8 @@ from symrnn.training import World, autocast, seed_step
 from symrnn.training.loop import Learner, Progress
 from symrnn.training.state import check_like
 
+_FORMER_DECAY = 1e-4  # torch's default
+
 _RESETS, _MASKS = 0, 1  # the draws of a step: states that begin anew, and what is dropped
 
 
@@ -171,6 +173,9 @@ class LanguageLearner(Learner):
         return {**super().state(), "hidden": hidden, "average": average}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        for group in self.optimizer.param_groups:
+            if "lambd" in group:  # of ASGD: former runs had its own decay, and go on with it
+                group["lambd"] = _FORMER_DECAY if state.get("average") is None else 0.0
         super().load_state(state)
         if not self.progress.ended and self.progress.epoch <= self.config["epochs"]:
             self.progress.tested = None  # of a run that was finished and is extended now

@@ -86,6 +86,8 @@ READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "beta1": ("optimizer", ("adam", "adamw")),
     "beta2": ("optimizer", ("adam", "adamw", "rmsprop")),
     "epsilon": ("optimizer", ("adam", "adamw", "rmsprop")),
+    "averaging": ("optimizer", ("sgd", "adam", "adamw", "rmsprop")),
+    "non_monotone": ("optimizer", ("sgd", "adam", "adamw", "rmsprop")),
     "lr_divide": ("schedule", ("epochs", "plateau")),
     "lr_after": ("schedule", ("epochs",)),
     "lr_patience": ("schedule", ("plateau",)),

@@ -12,8 +12,8 @@
   normal distributions, ours are uniform, of about the same variance (small's embedding: a quarter);
   the gradient is clipped before the weights decay; the perplexity is of a softmax whose temperature
   is tuned. They validate after every 100 steps (medium: 200), which they call a turn, for 1,000
-  turns, and divide the rate after 26 without a better one; ours waits 26 epochs of 414 steps, and
-  --lr-patience 6 is their 2,600 steps.
+  turns, and divide the rate after 26 without a better one; ours waits 26 epochs, of 414 steps
+  (207), and --lr-patience 6 is about as long as theirs (25).
 - "awd": Merity, Keskar and Socher, "Regularizing and Optimizing LSTM Language Models" (2018), with
   the numbers of their program (salesforce/awd-lstm-lm) for the Penn Treebank. Its ASGD uses the
   rate of a window one step late, and its mean leaves out the first step.

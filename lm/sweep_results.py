@@ -233,7 +233,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
     if "data" in config:
         what.append(f"corpus `{Path(config['data']).name}`")
     unit, measure = "", "Perplexity"
-    if config.get("tokenizer") == "char":
+    if config.get("tokenizer") == "char" and all("valid_bits" in run for run in runs):
         unit, measure = "_bits", "Bits per character"
     elif any(run["valid_per_word"] != run["valid"] for run in runs):
         # Tokens may be others in each run, words are not.

@@ -64,7 +64,7 @@ def deploy(model: nn.Module, form: str = "packed", dtype: torch.dtype | None = N
 
     A module that stands in several places still does, and tied weights are tied; but recurrent
     modules that share a weight get one each. Parametrizations that are not ours stay, and pruning,
-    but of recurrent modules, where the values that they give are baked in.
+    but of recurrent modules and of what is packed, where the values that they give are baked in.
 
     Raises TypeError unless model is a module, and ValueError for another form or dtype, for a
     symmetric weight with further parametrizations, and for a class derived from one of our
@@ -134,6 +134,7 @@ def packed_layers(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
                 bake_in(part)
                 packed = PACKED[part.PLAIN](part, dtype)
             elif can_be_packed(part) and part not in read:
+                bake_in(part)
                 packed = PackedLinear(part)
             else:
                 continue

@@ -308,12 +308,15 @@ class Packed:
             if given.get("structure") != own["structure"]:
                 raise PackedError(f"{self.path}: {where} is of other forms or sizes in the file")
             return
-        # Of a file of before it was noted: but nothing is packed as float16, which is a rounding.
+        # Formerly it was not noted. Nothing is packed as float16: that is a rounding of others.
         for key in part.packed_names:
             key = f"{name}.{key}" if name else key
             found = self._tensor(key).dtype
             if str(found) != own["dtype"] and found != torch.float16:
-                raise self._another("packing", where, found, own["dtype"])
+                raise PackedError(
+                    f"{self.path}: does not say how {key} was packed, and holds {found} where the "
+                    f"model packs {own['dtype']}: numbers of these lie differently"
+                )
 
     def _holds(self, name: str) -> bool:
         return name in self.tensors or name in self.tied

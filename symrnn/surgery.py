@@ -573,10 +573,11 @@ def become(module: nn.Module, other: nn.Module) -> None:
     plainly = {"symm": "none"} if isinstance(module, GatedModule) else {}
     usual = vars(kind(1, 1, device="meta", **plainly))
     bare = vars(nn.Module())
+    taken = {*other._parameters, *other._buffers, *other._modules}  # an attribute would hide them
     kept = {
         name: value
         for name, value in vars(module).items()
-        if name not in usual or ("hook" in name and name in bare)
+        if (name not in usual and name not in taken) or ("hook" in name and name in bare)
     }
     own = {*usual["_parameters"], "parametrizations"}
     if isinstance(module, GatedModule):

@@ -266,6 +266,20 @@ def test_what_is_computed_of_recurrent_weights_is_baked_in(take: Any, make: Any)
     assert [*model.state_dict()] == [*PLAIN[make](H, H).state_dict()]
 
 
+def test_a_pruned_bias_of_a_packed_linear_layer_is_baked_in() -> None:
+    if not native.available():
+        pytest.skip(native.why_not())
+    model = nn.Sequential(nn.Linear(H, H)).eval()
+    symmetrize(model, "avg")
+    prune.l1_unstructured(model[0], "bias", 0.3)
+    found, x = deploy(model), torch.randn(3, H)
+    with torch.no_grad():
+        assert_same(found(x), model(x), atol=1e-6)
+        state = {name: 2 * tensor for name, tensor in found.state_dict().items()}
+        found.load_state_dict(state)
+        assert_same(found(x), 2 * model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [nn.LSTM, nn.LSTMCell])
 def test_what_users_put_on_a_recurrent_module_stays(make: Callable[..., nn.Module]) -> None:
     class Other(nn.Module):

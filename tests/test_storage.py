@@ -485,7 +485,8 @@ def test_a_file_that_does_not_say_how_it_was_packed_goes_by_its_type(
     assert torch.allclose(other.weight_hh_l0, deploy(gru).weight_hh_l0, atol=1e-3)
     if dtype is None:
         assert refusal(deploy(gru, dtype=torch.bfloat16), path) == (
-            "the model has another packing: torch.float32 in the file, torch.bfloat16 in the model"
+            "does not say how weight_hh_l0 was packed, and holds torch.float32 where the model "
+            "packs torch.bfloat16: numbers of these lie differently"
         )
 
 

@@ -201,6 +201,9 @@ class PackedModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        numbers: Tensor = getattr(self, self._packed[0])
+        if self._structure is not None and not numbers.is_meta:  # by assign=True
+            self.structure, self._structure = self._structure, None
         self._settle()
 
     def __prepare_scriptable__(self) -> nn.Module:

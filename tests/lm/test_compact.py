@@ -297,6 +297,24 @@ def test_averaged_sgd_is_the_mean_of_all_steps_of_sgd() -> None:
         torch.testing.assert_close(mean.detach(), torch.stack(each).mean(0))
 
 
+def test_a_former_run_of_averaged_sgd_goes_on_as_it_was() -> None:
+    """With torch's own decay, and without a mean."""
+    options = ["--optimizer", "asgd", "--lr", "0.5"]
+    former, again = learner_of(*options), learner_of(*options)
+    former.average = None
+    for group in former.optimizer.param_groups:
+        group["lambd"] = 1e-4
+    former.step(*batch_of(0))
+    again.load_state(copy.deepcopy(former.state()))
+    again.model.load_state_dict(former.model.state_dict())
+    again.progress = copy.deepcopy(former.progress)
+    for learner in (former, again):
+        learner.step(*batch_of(1))
+    assert again.final() is again.model
+    for one, other in zip(former.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 # ---- whole runs --------------------------------------------------------------------------------
 
 RUNS = {

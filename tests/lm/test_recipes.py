@@ -150,6 +150,7 @@ def test_each_number_of_the_recipe_can_be_overridden() -> None:
         ("--recipe compact", []),  # what a recipe has stands for nothing that was asked for
         ("--optimizer adam --momentum 0.5", ["--momentum 0.5 has no effect with --optimizer adam"]),
         ("--optimizer rmsprop --beta1 0.5", ["--beta1 0.5 has no effect with --optimizer rmsprop"]),
+        ("--optimizer asgd --averaging 2", ["--averaging 2 has no effect with --optimizer asgd"]),
         ("--lr-patience 3", ["--lr-patience 3 has no effect with --schedule epochs"]),
         ("--recipe annealed --lr-after 1", ["--lr-after 1 has no effect with --schedule plateau"]),
         ("--schedule cosine --lr-after 2", ["--lr-after 2 has no effect with --schedule cosine"]),
@@ -196,7 +197,7 @@ def test_which_optimizers_read_a_number() -> None:
     """As make_optimizer has it: the groups differ if, and only if, the number is read."""
     model = LanguageModel(5, 4, 4)
     for name, (reader, kinds) in READ_BY.items():
-        if reader != "optimizer":
+        if reader != "optimizer" or name in ("averaging", "non_monotone"):
             continue
         for kind in OPTIMIZERS:
             first, other = (

@@ -98,7 +98,7 @@ def test_what_a_run_leaves_behind(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "run"
-    assert train("--out", out, "--log-every", 10, "--save-every", 10) == 0
+    assert train("--out", out, "--log-every", 10, "--save-every", 10, "--epochs", 3) == 0
     assert {path.name for path in out.iterdir()} == {
         ".lock",
         "best.safetensors",
@@ -126,7 +126,7 @@ def test_what_a_run_leaves_behind(
     )
     assert all(math.exp(line["train/loss"]) == line["train/perplexity"] for line in training)
     valid = [line for line in lines if "valid/loss" in line]
-    assert [line["epoch"] for line in valid] == [1, 2]
+    assert [line["epoch"] for line in valid] == [1, 2, 3]
     assert len([line for line in lines if "test/perplexity" in line]) == 1
     assert "test/perplexity" in lines[-1]
     assert steps
@@ -151,7 +151,9 @@ def test_what_a_run_leaves_behind(
                     for event in events.Scalars(name)
                 ), name
     pictures = events.Images("recurrent eigenvalues")
-    assert [picture.step for picture in pictures] == [line["step"] for line in valid]
+    assert [picture.step for picture in pictures] == [line["step"] for line in valid[:2]]
+    (picture,) = events.Images("eigenvalues, best model")
+    assert picture.step == valid[-1]["step"]
     assert all(picture.encoded_image_string[1:4] == b"PNG" for picture in pictures)
     assert "environment/text_summary" in events.Tags()["tensors"]
     hparams = str(events.SummaryMetadata("_hparams_/session_start_info"))
@@ -167,8 +169,8 @@ def test_what_a_run_leaves_behind(
     ]
     assert report.splitlines()[4].startswith("runs on          cpu (")
     assert report.splitlines()[4].endswith("backend auto, fp32")
-    assert report.splitlines()[5].startswith("length           2 epochs of ")
-    assert report.splitlines()[6].startswith("epoch  1/2  lr 1 ")
+    assert report.splitlines()[5].startswith("length           3 epochs of ")
+    assert report.splitlines()[6].startswith("epoch  1/3  lr 1 ")
     assert f"test perplexity       {lines[-1]['test/perplexity']:.2f}" in report
     assert "best possible" not in report
 

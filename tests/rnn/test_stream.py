@@ -124,7 +124,6 @@ def test_sessions_come_and_go_in_a_batch(kind: Any, backend: str) -> None:
     step([1, 2], 2)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_step_of_no_sequence_gives_nothing(backend: str) -> None:
     for module in (SymLSTM(4, 8, 2, backend=backend), SymGRUCell(4, 8, backend=backend)):
@@ -153,6 +152,7 @@ def test_one_made_in_inference_mode_runs_outside(backend: str) -> None:
     stream.state = stream.state
 
 
+@torch.no_grad()
 def test_a_state_is_copied_out_and_in() -> None:
     layer = SymLSTM(6, 18, 2).eval()
     stream = layer.stream(2)

@@ -64,7 +64,7 @@ def main() -> int:
     out = (options.out or Path("runs") / f"compact-{options.symm}").resolve()
     command = [sys.executable, "-m", "lm.train", "--data", options.corpus, "--recipe", "compact"]
     command += ["--symm", options.symm, *VARIANTS[options.symm], "--device", options.device]
-    command += ["--lr-patience", "6"]  # the published 2,600 steps, in epochs of 414
+    command += ["--lr-patience", "6"]  # about the published 2,600 steps
     command += ["--out", str(out), *(SMALL if options.device == "cpu" else ["--precision", "bf16"])]
     print("$", *command, flush=True)
     said = []
