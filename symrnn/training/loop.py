@@ -82,7 +82,7 @@ class Progress:
     nats: float = 0.0  # sum of the training losses of this epoch
     seconds: float = 0.0  # spent so far, over all resumes
     began: float = 0.0  # ``seconds`` as the epoch under way began
-    lines: int = 0  # that were logged so far; 0 where that was not counted
+    lines: int | None = None  # that were logged so far; former runs did not count them
     ended: bool = False  # whether the run ended before its last epoch, as the recipe wants it
 
     def __post_init__(self) -> None:
@@ -98,6 +98,8 @@ class Progress:
             # At first the best is what any other is better than.
             if field.name != "best" and not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} should be 0 or more, got: {value!r}")
+        if self.lines is not None and (type(self.lines) is not int or self.lines < 0):
+            raise ValueError(f"lines should be None, 0 or more, got: {self.lines!r}")
 
 
 class Learner:
@@ -318,9 +320,11 @@ class Run:
         epochs = f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}"
         length = f"{epochs} of {'about ' * (bounds is not None)}{batches:,} steps"
         print_table({**(facts or {}), "runs on": self._place(), "length": length}, 16)
-        since = (progress.step, progress.lines or None) if begun else (None, None)
+        if not begun:
+            progress.lines = 0
+        since = progress.step if begun else None
         self._tracker = self._open.enter_context(
-            Tracker(self._folder, resume_step=since[0], resume_lines=since[1])
+            Tracker(self._folder, resume_step=since, resume_lines=progress.lines)
         )
         if not begun:
             self._tracker.hparams(config, {})
@@ -500,6 +504,8 @@ class Run:
         self._logged = True
         if self._tracker is not None:
             self._tracker.scalars(self.progress.step, values)
+            if self.progress.lines is not None:
+                self.progress.lines += 1
         if note is not None:
             self._bar.set_postfix_str(note)
 
@@ -558,8 +564,6 @@ class Run:
         weights = [parameter.detach().abs().max() for parameter in model.parameters()]
         self.require_finite("largest weight", torch.stack(weights).max().item())
         self._seconds()
-        if self._tracker is not None:
-            self.progress.lines = self._tracker.lines
         state = {**self.learner.state(), "progress": asdict(self.progress)}
         if self._folder is None or self._tracker is None:
             return

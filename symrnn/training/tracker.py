@@ -40,8 +40,6 @@ class Tracker:
         resume_lines: how many lines there were then; later ones are removed, of that step too. None
             where that is not known.
 
-    lines: how many lines there are.
-
     Raises UserError if metrics.jsonl cannot be read or written (full disk); so do all methods.
     """
 
@@ -53,7 +51,7 @@ class Tracker:
         self._step = max(keep, 0)
         self._hparams_written = False
         try:
-            self.lines = _cut_back(folder, keep, resume_lines)
+            _cut_back(folder, keep, resume_lines)
             # Line buffered: a line is one write, and is the system's before the call returns.
             self._file: TextIO = folder.metrics.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
@@ -79,7 +77,6 @@ class Tracker:
         self._step = max(self._step, step)
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self.lines += 1
             if self._writer is not None:
                 for name, number in numbers.items():
                     self._writer.add_scalar(name, number, step, walltime=now)
@@ -189,17 +186,17 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float 
     return flat
 
 
-def _cut_back(folder: RunFolder, keep: int, count: int | None) -> int:
-    """Leaves in metrics.jsonl the first `count` whole lines of steps up to `keep`; how many."""
+def _cut_back(folder: RunFolder, keep: int, count: int | None) -> None:
+    """Leaves in metrics.jsonl the whole lines of steps up to `keep`, the first `count` of them."""
     if not folder.metrics.exists():
-        return 0
+        return
     lines = folder.metrics.read_bytes().splitlines(keepends=True)
     steps = [_step_of(line) for line in lines]
     kept = [
         line for line, step in zip(lines, steps, strict=True) if step is not None and step <= keep
     ][:count]
     if len(kept) == len(lines):
-        return len(kept)
+        return
     with replacing(folder.metrics) as new:
         new.write_bytes(b"".join(kept))
     damaged = steps[:-1].count(None)  # a torn last line is what a kill leaves; others are not
@@ -208,7 +205,6 @@ def _cut_back(folder: RunFolder, keep: int, count: int | None) -> int:
             f"notice: {folder.metrics}: dropped {damaged} lines that are not JSON with a step",
             file=sys.stderr,
         )
-    return len(kept)
 
 
 def _step_of(line: bytes) -> int | None:
