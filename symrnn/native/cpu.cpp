@@ -15,7 +15,8 @@ const Cpu *avx512() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("fma"))
-        return cpu_avx512(__builtin_cpu_supports("avx512vnni"));
+        return cpu_avx512(__builtin_cpu_supports("avx512vnni"),
+                          __builtin_cpu_supports("avx512bf16"));
 #endif
     return nullptr;
 }

@@ -42,7 +42,8 @@ int check_skew(const symrnn_product &w, bool folded) {
 
 int check_product(const symrnn_product *w, bool transposed) {
     if (!w) return SYMRNN_NULL;
-    if (!known(w->dtype) || (transposed && w->dtype == SYMRNN_INT8)) return SYMRNN_DTYPE;
+    if (!known(w->dtype) && w->dtype != SYMRNN_BFLOAT16_BOTH) return SYMRNN_DTYPE;
+    if (transposed && w->dtype == SYMRNN_INT8) return SYMRNN_DTYPE;
     if (w->gates < 1 || w->gates > 4 || w->rows < 1 || w->columns < 1 || w->terms < 1 ||
         w->terms > MAX_TERMS)
         return SYMRNN_SIZE;

@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint6
 from enum import IntEnum
 from typing import Any
 
-INTERFACE = 9  # SYMRNN_INTERFACE
+INTERFACE = 10  # SYMRNN_INTERFACE
 
 
 class Status(IntEnum):
@@ -43,6 +43,7 @@ class Dtype(IntEnum):
     BFLOAT16 = 2
     HALF = 3
     INT8 = 4
+    BFLOAT16_BOTH = 5
 
 
 class Mode(IntEnum):

@@ -116,6 +116,8 @@ struct Kernels {
     void (*transpose)(const T *from, int64_t stride, T *to);
     void (*narrow)(const T *tile, void *to);  // float to a packed bfloat16 tile; null but for float
     void (*widen)(const void *tile, T *to);
+    // A blocked vector to the nearest numbers of bfloat16, blocked alike; null but for float.
+    void (*round)(const T *x, int64_t tiles, int64_t batch, int64_t stride, T *to);
     // y += the partial sums of one gate: the first `elements`, a multiple of 16, of each tile from
     // `first` to last-1.
     void (*add)(T *y, const PartialSums &sums, int64_t first, int64_t last, int64_t elements);
@@ -128,11 +130,19 @@ struct Int8Kernels {
     void (*multiply)(const Multiplication &);
 };
 
+// For processors that multiply bfloat16.
+struct Bfloat16Kernels {
+    void (*round)(const float *x, int64_t tiles, int64_t batch, int64_t stride, void *to);
+    void (*multiply)(const Multiplication &);  // of many vectors.  x: bfloat16, blocked alike.  y: float
+    void (*transpose)(const void *tile, void *to);  // a packed tile
+};
+
 struct Cpu {
     const char *name;
     const Kernels<float> *float32;
     const Kernels<double> *float64;
     const Int8Kernels *int8;
+    const Bfloat16Kernels *bfloat16;  // or null
     float (*read)(const void *from, int64_t bytes);
     float (*largest)(int64_t n, const float *x);  // of n ≥ 1; NaN if one is
     // to[k] = exp((x[k] - highest) · scale)
@@ -140,11 +150,12 @@ struct Cpu {
 };
 
 // Null where the build has none: on other processors, or with SYMRNN_WITHOUT_AVX512 or …_AVX2.
-const Cpu *cpu_avx512(bool vnni);  // whether the processor has VNNI, for int8
+const Cpu *cpu_avx512(bool vnni, bool bf16);  // whether the processor has these extensions
 const Cpu *cpu_avx2();
 const Cpu *cpu_portable();
 
 const Int8Kernels *int8_avx512vnni();
+const Bfloat16Kernels *bfloat16_avx512();
 
 }  // namespace symrnn
 

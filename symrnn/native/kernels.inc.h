@@ -658,6 +658,14 @@ static void widen(const void *tile, float *to) {
     widened(static_cast<const BFloat16 *>(tile), 1, to);
 }
 
+static void round(const float *x, int64_t tiles, int64_t batch, int64_t stride, float *to) {
+    for (int64_t tile = 0; tile < tiles; ++tile)
+        for (int64_t k = tile * stride; k < tile * stride + 16 * batch; ++k) {
+            const uint32_t bits = rounded(x[k]) << 16;
+            __builtin_memcpy(to + k, &bits, sizeof bits);
+        }
+}
+
 // Eight accumulators: loads alone are the limit.
 static float read(const void *from, int64_t bytes) {
     typedef float Place __attribute__((vector_size(SYMRNN_REGISTER_BYTES), aligned(1), may_alias));
@@ -678,11 +686,11 @@ static float read(const void *from, int64_t bytes) {
 static constexpr Kernels<float> FLOAT32 = {
     multiply<float, float>, multiply<float, BFloat16>, tile_product<float>, forward<float>,
     backward<float>,        activate<float>,           transpose_tile<float>,           narrow,
-    widen,                  add<float>,
+    widen,                  round,           add<float>,
 };
 
 static constexpr Kernels<double> FLOAT64 = {
     multiply<double, double>, nullptr,          tile_product<double>, forward<double>,
     backward<double>,         activate<double>, transpose_tile<double>,           nullptr,
-    nullptr,                  add<double>,
+    nullptr,                  nullptr,       add<double>,
 };

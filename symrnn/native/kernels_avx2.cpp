@@ -31,7 +31,7 @@ namespace avx2 {
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};
+static constexpr Cpu CPU = {"avx2", &FLOAT32, &FLOAT64, &INT8, nullptr, read, largest, weigh};
 
 }  // namespace avx2
 

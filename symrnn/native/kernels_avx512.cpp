@@ -31,15 +31,20 @@ namespace avx512 {
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};  // the int8 kernels are AVX2's
+static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, nullptr, read, largest, weigh};  // the int8 kernels are AVX2's
 
 }  // namespace avx512
 
-const Cpu *cpu_avx512(bool vnni) {
-    static const Cpu with_vnni = {"avx512", avx512::CPU.float32, avx512::CPU.float64,
-                                  int8_avx512vnni(), avx512::CPU.read,
-                                  avx512::CPU.largest, avx512::CPU.weigh};
-    return vnni ? &with_vnni : &avx512::CPU;
+const Cpu *cpu_avx512(bool vnni, bool bf16) {
+    static const auto with = [](bool vnni, bool bf16) {
+        Cpu cpu = avx512::CPU;
+        if (vnni) cpu.int8 = int8_avx512vnni();
+        if (bf16) cpu.bfloat16 = bfloat16_avx512();
+        return cpu;
+    };
+    static const Cpu all[2][2] = {{with(false, false), with(false, true)},
+                                  {with(true, false), with(true, true)}};
+    return &all[vnni][bf16];
 }
 
 }  // namespace symrnn
@@ -51,7 +56,7 @@ const Cpu *cpu_avx512(bool vnni) {
 #else
 
 namespace symrnn {
-const Cpu *cpu_avx512(bool) { return nullptr; }
+const Cpu *cpu_avx512(bool, bool) { return nullptr; }
 }  // namespace symrnn
 
 #endif

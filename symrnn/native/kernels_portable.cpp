@@ -19,7 +19,7 @@ namespace portable {
 
 #include "int8.inc.h"
 
-static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, &INT8, read, largest, weigh};
+static constexpr Cpu CPU = {"portable", &FLOAT32, &FLOAT64, &INT8, nullptr, read, largest, weigh};
 
 }  // namespace portable
 

@@ -102,11 +102,15 @@ struct Int8Matrices {
 // The most columns of an int8 matrix: sums of products of bytes stay below 2³¹.
 constexpr int64_t INT8_COLUMNS = 65536;
 
+constexpr bool is_bfloat16(int dtype) {  // of packed numbers
+    return dtype == SYMRNN_BFLOAT16 || dtype == SYMRNN_BFLOAT16_BOTH;
+}
+
 // The bytes of packed matrices.
 constexpr int64_t packed_bytes(int dtype, int symmetric, int64_t rows, int64_t columns, int gates) {
     const int64_t length = packed_length(symmetric, rows, columns, gates);
     return dtype == SYMRNN_INT8       ? length + gates * tiles_of(rows) * SIDE * 8
-           : dtype == SYMRNN_BFLOAT16 ? 2 * length
+           : is_bfloat16(dtype)       ? 2 * length
            : dtype == SYMRNN_DOUBLE   ? 8 * length
                                       : 4 * length;
 }

@@ -73,6 +73,12 @@ T element(const PartialSums &sums, int gate, int64_t tile, int64_t b, int64_t i)
     return sums.skew ? number + static_cast<const T *>(sums.skew)[at] : number;
 }
 
+// Whether the kernels for bfloat16 run a product of so many vectors. Few wait for the reading of the
+// weights, which another kernel reads once for both directions of a symmetric matrix.
+inline bool multiplies_bfloat16(const symrnn_product &w, int64_t batch) {
+    return w.dtype == SYMRNN_BFLOAT16_BOTH && cpu().bfloat16 && batch > 4;
+}
+
 // A product by a thread team: y (G, H) = W · x (C), or transposed y (C) = Σ W[g]ᵀ · x (G, H).
 //
 // Each share computes a partial sum. Without maps the result is the partial sums of all shares. With
@@ -104,6 +110,7 @@ class Product {
             term_[n].count = 0;
             for (int g = 0; g < w.gates; ++g)
                 if (t.gates >> g & 1) term_[n].gate[term_[n].count++] = g;
+            if (rounds()) rounded_size_ = std::max(rounded_size_, x_gates_ * term_[n].in);
             term_[n].at = folded_ ? size : 0;
             if (folded_) size += y_gates_ * term_[n].out;
         }
@@ -133,6 +140,7 @@ class Product {
             arena.reserve(inputs_, folded_in_ * shares_);  // one for each share
             arena.reserve(result_, y_gates_ * y_gate_);
         }
+        if (rounds()) arena.reserve(rounded_, rounded_size_ * shares_);
         if (int8()) {
             arena.reserve(bytes_at_, bytes_ * shares_);
             arena.reserve(steps_at_, steps_ * shares_);
@@ -217,12 +225,13 @@ class Product {
     // The share's partial sum of the product.
     void multiply(int share, const T *x, int64_t batch) {
         T *const sum = sums_ + share * sum_size_;
-        const T *folded_x = x;
+        const T *operand = x;
         if (folded_) {
-            folded_x = inputs_ + share * folded_in_;
+            operand = inputs_ + share * folded_in_;
             fold(x, batch, inputs_ + share * folded_in_);
             memset(sum, 0, sum_size_ * sizeof(T));
         } else {
+            if (rounds()) operand = rounded(share, x, x_gates_ * x_gate(), batch);
             const Range hull = touched_[share];
             for (int g = 0; g < y_gates_; ++g)
                 memset(sum + g * y_gate_ + hull.first * stride_, 0,
@@ -231,19 +240,20 @@ class Product {
         for (int n = 0; n < w_.terms; ++n) {
             const symrnn_term &t = w_.term[n];
             const Range panels = panels_[n][share];
-            const T *const term_x = folded_x;
-            if (folded_) folded_x += x_gates_ * term_[n].in;
+            const T *term_x = operand;
+            if (folded_) operand += x_gates_ * term_[n].in;
             if (int8()) {
                 multiply_int8(n, share, term_x, batch, sum + term_[n].at);
                 continue;
             }
             if (panels.first == panels.last) continue;
+            if (rounds() && folded_) term_x = rounded(share, term_x, x_gates_ * term_[n].in, batch);
             Multiplication m;
             m.packed = t.packed;
             m.symmetric = t.symmetric;
             m.transposed = term_[n].transposed;
             m.narrow = false;
-            m.prefetch = bytes_of(t) > MANY_PREFETCH;
+            m.prefetch = bytes_of(t) > (rounds() ? MANY_PREFETCH / 4 : MANY_PREFETCH);
             m.ahead = bytes_of(t) > FEW_PREFETCH ? tiles_ahead() : 0;
             m.gates = term_[n].count;
             m.gate = term_[n].gate;
@@ -256,9 +266,24 @@ class Product {
             m.y = sum + term_[n].at;
             m.x_gate = transposed_ ? (folded_ ? term_[n].in : x_gate()) : 0;
             m.y_gate = transposed_ ? 0 : (folded_ ? term_[n].out : y_gate_);
-            call_kernel(m);
+            if (multiplies_bfloat16(w_, batch)) cpu().bfloat16->multiply(m);
+            else call_kernel(m);
         }
         if (w_.skew) multiply_factors(share, x, batch);
+    }
+
+    // ---- vectors of bfloat16: each share rounds them by itself, which takes less time than waiting.
+
+    bool rounds() const { return w_.dtype == SYMRNN_BFLOAT16_BOTH; }
+
+    // So many elements of a blocked vector, for the kernel that takes them: as bfloat16 or as T.
+    const T *rounded(int share, const T *x, int64_t elements, int64_t batch) {
+        T *const to = rounded_ + share * rounded_size_;
+        const int64_t tiles = elements / stride_;
+        if (multiplies_bfloat16(w_, batch))
+            cpu().bfloat16->round(reinterpret_cast<const float *>(x), tiles, batch, stride_, to);
+        else kernels<T>().round(x, tiles, batch, stride_, to);
+        return to;
     }
 
     // ---- the skew part. Its second product finds the factors in L2, as its range is that of the first.
@@ -500,7 +525,7 @@ class Product {
     }
 
     void call_kernel(const Multiplication &m) {
-        if (w_.dtype == SYMRNN_BFLOAT16) kernels<T>().multiply_bfloat16(m);
+        if (is_bfloat16(w_.dtype)) kernels<T>().multiply_bfloat16(m);
         else kernels<T>().multiply(m);
     }
 
@@ -515,6 +540,8 @@ class Product {
     Term term_[MAX_TERMS];
     Range panels_[MAX_TERMS][MAX_SHARES], touched_[MAX_SHARES];
     T *sums_ = nullptr, *inputs_ = nullptr, *result_ = nullptr;
+    int64_t rounded_size_ = 0;  // of one share
+    T *rounded_ = nullptr;
     int64_t bytes_ = 0, steps_ = 0;  // of one share
     uint8_t *bytes_at_ = nullptr;
     float *steps_at_ = nullptr;
@@ -567,20 +594,24 @@ void to_blocks(const T *from, int64_t rows, int64_t side, int64_t stride, int64_
 //
 // A product with many vectors reads a symmetric tile twice, once transposed on the fly. If it is
 // computed often, and the full matrix is likely to fit the last-level cache, it is expanded once a
-// call; if the product is transposed, to the transposed matrix.
+// call; if the product is transposed, to the transposed matrix. Of bfloat16 full matrices are so
+// transposed too: there transposing is dear beside multiplying.
 template <typename T>
 class Expanded {
   public:
     // times: how often the product is computed, with `batch` vectors each time.
     Expanded(const symrnn_product &w, bool transposed, int64_t batch, int64_t times)
         : w_(w), transposed_(transposed), product_(w) {
-        constexpr int64_t MAX_BYTES = int64_t(8) << 20;
-        const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_BFLOAT16 &&
-                           w.dtype != SYMRNN_INT8;
+        constexpr int64_t MAX_BYTES = int64_t(8) << 20, MAX_BYTES_BFLOAT16 = int64_t(16) << 20;
+        const bool pairs = multiplies_bfloat16(w, batch);
+        const bool often = batch > 4 && times >= 8 && w.dtype != SYMRNN_INT8 &&
+                           (pairs || !is_bfloat16(w.dtype));
+        size_ = pairs ? 2 : sizeof(T);
         for (int n = 0; n < w.terms; ++n) {
             const symrnn_term &t = term_[n] = w.term[n];
-            const int64_t bytes = length(t) * static_cast<int64_t>(sizeof(T));
-            expanded_[n] = t.symmetric && often && !t.inputs && !t.outputs && bytes <= MAX_BYTES;
+            const bool fits = length(t) * size_ <= (pairs ? MAX_BYTES_BFLOAT16 : MAX_BYTES);
+            const bool gains = t.symmetric || (pairs && transposed && t.rows == t.columns);
+            expanded_[n] = gains && fits && often && !t.inputs && !t.outputs;
             any_ |= expanded_[n];
             if (expanded_[n]) term_[n].symmetric = 0;
         }
@@ -592,7 +623,7 @@ class Expanded {
         if (!any_) return true;
         Arena arena;
         for (int n = 0; n < w_.terms; ++n)
-            if (expanded_[n]) arena.reserve(full_[n], length(term_[n]));
+            if (expanded_[n]) arena.reserve(full_[n], length(term_[n]) * size_);
         if (!arena.allocate(shared_scratch)) return false;
         for (int n = 0; n < w_.terms; ++n)
             if (expanded_[n]) term_[n].packed = full_[n];
@@ -610,23 +641,24 @@ class Expanded {
             const int symmetric = w_.term[n].symmetric;
             const int64_t tiles = tiles_of(term_[n].rows);
             const int gates = __builtin_popcount(term_[n].gates);
-            const T *const packed = static_cast<const T *>(w_.term[n].packed);
+            const char *const packed = static_cast<const char *>(w_.term[n].packed);
             const auto stored = [&](int64_t row, int64_t column, int g) {
-                const Panel of(symmetric, tiles, column);
-                return packed + panel_start(symmetric, tiles, gates, column) +
-                       (g * (of.last - of.first) + row - of.first) * TILE;
+                const int64_t panel = symmetric ? column : row, moving = symmetric ? row : column;
+                const Panel of(symmetric, tiles, panel);
+                return packed + (panel_start(symmetric, tiles, gates, panel) +
+                                 (g * (of.last - of.first) + moving - of.first) * TILE) * size_;
             };
             const int64_t first = first_panel(0, tiles, tiles, share, shares);
             const int64_t last = first_panel(0, tiles, tiles, share + 1, shares);
-            T *to = full_[n] + panel_start(0, tiles, gates, first);
+            char *to = full_[n] + panel_start(0, tiles, gates, first) * size_;
             for (int64_t row = first; row < last; ++row) {
                 const Panel of(symmetric, tiles, row);
                 for (int g = 0; g < gates; ++g)
-                    for (int64_t column = 0; column < tiles; ++column, to += TILE) {
+                    for (int64_t column = 0; column < tiles; ++column, to += TILE * size_) {
                         const bool free = column >= of.first && column < of.mirrored;
-                        if (free ? transposed_ : column > row)
-                            kernels<T>().transpose(stored(column, row, g), SIDE, to);
-                        else memcpy(to, stored(row, column, g), TILE * sizeof(T));
+                        if (!symmetric || free ? transposed_ : column > row)
+                            transpose(stored(column, row, g), to);
+                        else memcpy(to, stored(row, column, g), TILE * size_);
                     }
             }
         }
@@ -637,12 +669,18 @@ class Expanded {
         return packed_length(0, t.rows, t.columns, __builtin_popcount(t.gates));
     }
 
+    void transpose(const char *tile, char *to) const {
+        if (size_ == 2) return cpu().bfloat16->transpose(tile, to);
+        kernels<T>().transpose(reinterpret_cast<const T *>(tile), SIDE, reinterpret_cast<T *>(to));
+    }
+
     const symrnn_product &w_;
     const bool transposed_;
     symrnn_product product_;
     symrnn_term term_[MAX_TERMS];
     bool expanded_[MAX_TERMS];
-    T *full_[MAX_TERMS];
+    char *full_[MAX_TERMS];
+    int64_t size_;  // of an element
     bool any_ = false;
 };
 

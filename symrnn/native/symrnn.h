@@ -48,7 +48,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. A caller compiled for another one must stop. */
-#define SYMRNN_INTERFACE 9
+#define SYMRNN_INTERFACE 10
 
 enum symrnn_status {
     SYMRNN_OK = 0,
@@ -75,7 +75,9 @@ enum symrnn_dtype {
     SYMRNN_DOUBLE = 1,
     SYMRNN_BFLOAT16 = 2,  /* on CPUs for packed matrices only; accumulated in float */
     SYMRNN_HALF = 3,      /* IEEE 754 binary16; on GPUs only */
-    SYMRNN_INT8 = 4       /* on CPUs for packed matrices of the forward pass only */
+    SYMRNN_INT8 = 4,      /* on CPUs for packed matrices of the forward pass only */
+    SYMRNN_BFLOAT16_BOTH = 5 /* of a product on CPUs: matrices packed as bfloat16, and each vector
+                                rounded to it before it is multiplied by them, but not by a skew part */
 };
 
 enum symrnn_mode { SYMRNN_LSTM = 0, SYMRNN_GRU = 1, SYMRNN_RNN_TANH = 2, SYMRNN_RNN_RELU = 3 };
@@ -112,7 +114,7 @@ typedef struct symrnn_skew {
 /* The matrices W of G gates (H × C), each a sum of terms, and perhaps a skew part. Either all terms
  * have maps or none has; without maps each gate has exactly one term. */
 typedef struct symrnn_product {
-    int32_t dtype;     /* of the packed matrices */
+    int32_t dtype;     /* of the packed matrices; or bfloat16_both */
     int32_t gates;     /* G, 1 to 4 */
     int32_t rows;      /* H */
     int32_t columns;   /* C: H for hidden weights, I for input weights */

@@ -17,6 +17,9 @@ from symrnn import native
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernels are not built")
 
 
+DTYPES = {native.Dtype.FLOAT: torch.float32, native.Dtype.BFLOAT16: torch.bfloat16}
+
+
 def activated(library: ctypes.CDLL, kind: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
     y = np.empty_like(x)
     native.check(
@@ -105,18 +108,66 @@ def test_a_product_is_right_and_the_same_each_time(kernels: ctypes.CDLL, batch: 
         assert torch.equal(multiplied(threads), multiplied(threads))
 
 
-def one_matrix(kernels: ctypes.CDLL, w: torch.Tensor) -> tuple[native.Product, torch.Tensor]:
+@pytest.mark.parametrize("batch", [1, 4, 5, 24, 25, 64])
+@pytest.mark.parametrize("symmetric", [0, 1, 2])
+def test_a_product_of_bfloat16(kernels: ctypes.CDLL, symmetric: int, batch: int) -> None:
+    """Of rounded matrices and vectors, summed in float32."""
+    side, both = 70, native.Dtype.BFLOAT16_BOTH
+    w = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
+    if symmetric:
+        block = torch.arange(side) // (16 * symmetric)
+        w = torch.where(block == block.view(-1, 1), w, w + w.mT)
+    length = kernels.symrnn_packed_length(symmetric, side, side, 2, native.Dtype.BFLOAT16)
+    packed = torch.empty(length, dtype=torch.bfloat16)
+    native.check(
+        kernels.symrnn_pack(
+            symmetric, side, side, 2, native.Dtype.FLOAT, w.data_ptr(), side * side, side,
+            native.Dtype.BFLOAT16, packed.data_ptr(), 2,
+        )
+    )  # fmt: skip
+    term = native.Term(symmetric, side, side, 0b11, packed.data_ptr())
+    product = native.Product(both, 2, side, side, 1, ctypes.pointer(term))
+    rounded = w.bfloat16().double().flatten(0, 1)
+    for transposed, matrix in ((False, rounded.mT), (True, rounded)):
+        x = torch.randn(batch, len(matrix), generator=torch.Generator().manual_seed(1))
+        found = [torch.full((batch, matrix.size(1)), torch.nan) for _ in range(2)]
+        for y in found:
+            arrays = x.data_ptr(), y.data_ptr()
+            native.check(kernels.symrnn_multiply(product, transposed, batch, *arrays, 1, 2))
+        exact = x.bfloat16().double() @ matrix
+        torch.testing.assert_close(found[0].double(), exact, rtol=0, atol=1e-4)
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3.4e38])
+def test_special_values_in_a_product_of_bfloat16(
+    kernels: ctypes.CDLL, value: float, batch: int
+) -> None:
+    """As in products of PyTorch: what is beyond the largest number is infinite."""
+    w = torch.full((1, 1), 0.5)
+    product, packed = one_matrix(kernels, w, native.Dtype.BFLOAT16)
+    product.dtype = native.Dtype.BFLOAT16_BOTH
+    x, y = torch.full((batch, 1), value), torch.zeros(batch, 1)
+    native.check(kernels.symrnn_multiply(product, False, batch, x.data_ptr(), y.data_ptr(), 1, 1))
+    torch.testing.assert_close(y, 0.5 * x.bfloat16().float(), equal_nan=True)
+    del packed  # which the product points to
+
+
+def one_matrix(
+    kernels: ctypes.CDLL, w: torch.Tensor, dtype: native.Dtype = native.Dtype.FLOAT
+) -> tuple[native.Product, torch.Tensor]:
     """w (rows, columns), packed as it is, and the numbers that the product points to."""
-    length = kernels.symrnn_packed_length(False, *w.shape, 1, native.Dtype.FLOAT)
-    packed = torch.empty(length)
+    length = kernels.symrnn_packed_length(False, *w.shape, 1, dtype)
+    packed = torch.empty(length, dtype=DTYPES[dtype])
     native.check(
         kernels.symrnn_pack(
             False, *w.shape, 1, native.Dtype.FLOAT, w.data_ptr(), w.numel(), w.size(1),
-            native.Dtype.FLOAT, packed.data_ptr(), 1,
+            dtype, packed.data_ptr(), 1,
         )
     )  # fmt: skip
     term = native.Term(False, *w.shape, 1, packed.data_ptr())
-    return native.Product(native.Dtype.FLOAT, 1, *w.shape, 1, ctypes.pointer(term)), packed
+    return native.Product(dtype, 1, *w.shape, 1, ctypes.pointer(term)), packed
 
 
 @pytest.mark.parametrize("threads", [1, 3])

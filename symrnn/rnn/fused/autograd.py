@@ -75,6 +75,8 @@ def _backward(
 ) -> tuple[Any, ...]:
     input, w_ih, _, _, h0, c0 = inputs
     packed, batch_sizes, mask, output, gates, cells = saved
+    if packed.dtype not in (h0.dtype, input.dtype):  # rounded for inference
+        raise ValueError(f"packed should be {h0.dtype}, got: {packed.dtype}")
     d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
         packed, output, gates, cells, h0, c0, batch_sizes, mask, *d_results, *attributes
     )

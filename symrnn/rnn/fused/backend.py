@@ -4,8 +4,8 @@ Everything but the plainest call goes this way: gradients, torch.compile, torch.
 transforms. (Where nothing but numbers is wanted on a CPU, :mod:`symrnn.rnn.fused.inference` calls
 the kernels past PyTorch's dispatcher.) On an NVIDIA GPU PyTorch's own operator runs what the
 kernels cannot, with one warning; under autocast everything is cast to its dtype, as there. On a CPU
-with units for bfloat16, autocast to it acts on the products over all rows; the recurrent product, a
-cell's state and all sums are float32.
+with units for bfloat16, autocast to it acts on all products; their sums, the states and what is
+done number by number are float32.
 
 Shapes: R rows of all steps, B batch, I input, H hidden, G gates.
 """
@@ -70,6 +70,7 @@ def _run_cpu(
     low = None if wants_gradient(input, state, weights) else attributes.inference_dtype
     rows = input.size(0) if batch_sizes is not None else input.size(0) * input.size(1)
     autocasts = low != torch.int8 and multiplies_in_bfloat16(dtype, rows)
+    packed_dtype = torch.bfloat16 if autocasts else low or dtype
 
     def layer(k: int, x: Tensor, state: State, reverse: bool) -> tuple[Tensor, State]:
         w = weights[k]
@@ -83,7 +84,7 @@ def _run_cpu(
         mask = None if w.state_mask is None else w.state_mask.to(dtype)
         output, hn, cn, *_ = torch.ops.symrnn.layer(
             x, w_ih, w.bias_ih, w.bias_hh, hidden, state[0], c0, batch_sizes, mask,
-            attributes.mode, form, symmetric, reverse, low or dtype,
+            attributes.mode, form, symmetric, reverse, packed_dtype,
         )  # fmt: skip
         return output, [hn] if c0 is None else [hn, cn]
 

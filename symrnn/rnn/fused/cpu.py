@@ -53,7 +53,7 @@ def check(
     if packed is None:
         return
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor is not None)
-    if packed.dtype != dtype:
+    if packed.dtype != dtype and (packed.dtype, dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"packed should be {dtype}, got: {packed.dtype}")
     if not packed.is_cpu or not packed.is_contiguous() or packed.data_ptr() % 64:
         raise ValueError("packed should be contiguous on the device cpu and aligned to 64 bytes")

@@ -11,8 +11,10 @@ One implementation serves CPUs and NVIDIA GPUs: what differs stands in :mod:`sym
 and :mod:`symrnn.rnn.fused.cuda`, under the same names. The operators have shape functions, and
 gradients in :mod:`symrnn.rnn.fused.autograd`, so that autograd, torch.compile and torch.export know
 them. On a CPU arithmetic is in the dtype of the numbers given, float32 or float64; under autocast
-in float32. There the products over all rows (of the input, its gradient and those of the weights)
-may be in bfloat16: of ``layer``, if that is what ``input`` and ``w_ih`` are and all else float32.
+in float32. There products may be in bfloat16, with float32 for their sums and all else: of
+``layer``, those over all rows (of the input, its gradient and those of the weights) if that is what
+``input`` and ``w_ih`` are, and the recurrent ones of both passes if the hidden weights are packed
+so besides.
 
 Shapes: T time, B batch, B_t the sequences that step t runs, R the sum of all B_t, I input,
 H hidden, G gates. Sequences are sorted by falling length; without ``batch_sizes`` all B_t are B.
@@ -155,7 +157,8 @@ def _layer(
     hidden, form, symmetric: the hidden weights, as :class:`symrnn.rnn.fused.packing.Source`.
     packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
         If int8, w_ih is rounded so too, as a full matrix.
-    input and w_ih may be bfloat16 where all else is float32.
+    input and w_ih may be bfloat16 where all else is float32. If they are and packed_dtype is, h is
+        rounded to bfloat16 before each product, and in the backward pass so are gradients.
     state_mask: (B, H), what h is multiplied by before the hidden weights; a constant.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
@@ -185,7 +188,8 @@ def _layer(
     linear = cpu.linear_int8 if packed_dtype == torch.int8 else kernels.linear
     gates = linear(input, w_ih, bias)
     # The parts of the structure are held here until the kernels have read them.
-    product, mask = plan.product(packed), _contiguous(state_mask)
+    rounds = input.dtype == packed.dtype == torch.bfloat16 != h0.dtype
+    product, mask = plan.product(packed, rounds), _contiguous(state_mask)
     structure = layer_structure(mode, product, bias_n=bias_n, state_mask=mask)
     kernels.forward(
         structure, steps, _contiguous(batch_sizes), reverse, gates, cells, h0.contiguous(),
@@ -367,7 +371,8 @@ def _layer_backward(
         return results
     # What is made contiguous is held here until the kernels have read it.
     given = [_contiguous(t) for t in (gates, cells, h0, c0, output, d_output, d_hn, d_cn)]
-    product, mask = plan.product(packed), _contiguous(state_mask)
+    rounds = packed.dtype == torch.bfloat16 != h0.dtype  # as in the forward pass
+    product, mask = plan.product(packed, rounds), _contiguous(state_mask)
     kernels.backward(
         layer_structure(mode, product, state_mask=mask), check_lengths(batch_sizes, rows, batch),
         _contiguous(batch_sizes), reverse, given, results,

@@ -347,8 +347,11 @@ class Plan:
             place += group.length(packed.dtype) * packed.element_size()
         return packed
 
-    def product(self, packed: Tensor) -> native.Product:
-        """The packed matrices as the kernels take them. Valid as long as plan and tensor live."""
+    def product(self, packed: Tensor, rounds: bool = False) -> native.Product:
+        """The packed matrices as the kernels take them. Valid as long as plan and tensor live.
+
+        rounds: of bfloat16, whether vectors are rounded to it too, before they are multiplied.
+        """
         terms: list[native.Term] = []
         skew = None
         place = packed.data_ptr()
@@ -365,8 +368,9 @@ class Plan:
                 terms.append(term)
             place += group.length(packed.dtype) * packed.element_size()
         array = (native.Term * len(terms))(*terms)
+        dtype = native.Dtype.BFLOAT16_BOTH if rounds else DTYPES[packed.dtype]
         return native.Product(
-            *(DTYPES[packed.dtype], self.gates, self.rows, self.columns),
+            *(dtype, self.gates, self.rows, self.columns),
             *(len(terms), array, skew),
         )
 

@@ -100,19 +100,32 @@ def test_numbers(kind: str, options: dict[str, Any], form: Any) -> None:
             assert error > EPSILON / 8, name
 
 
-def test_all_but_the_products_over_all_rows_is_float32() -> None:
-    """Their operands are numbers of bfloat16 here, and their results too."""
-    layer = SymLSTM(IN, H, symm="avg", backend="fused")
-    x = torch.zeros(30, 3, IN)
-    x[..., 0] = torch.randint(-4, 4, (30, 3))
-    with torch.no_grad():
-        layer.weight_ih_l0[:, 0] = torch.randint(-4, 4, (4 * H,)) / 8
-    h0 = torch.randn(1, 3, H), torch.randn(1, 3, H)
-    expected = layer(x, h0)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = layer(x, h0)
-    for part, other in zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True):
-        torch.testing.assert_close(part, other.to(part.dtype), rtol=EPSILON * 2, atol=1e-6)
+@pytest.mark.parametrize("rows", [3, 70])
+def test_nothing_is_rounded_but_the_operands_of_products(rows: int) -> None:
+    """In one step, forth and back; the results of the products over all rows are exact here."""
+    torch.manual_seed(0)
+    x = torch.zeros(rows, IN)
+    x[:, 0] = torch.randint(-4, 4, (rows,))
+    w_ih = (torch.randint(-4, 4, (4 * H, IN)) / 8).bfloat16()
+    biases, (h0, c0) = torch.randn(2, 4 * H), torch.randn(2, rows, H)
+    hidden = torch.randn(4, H, H) / 6
+    source = ("LSTM", "", "", False)
+    results = torch.ops.symrnn.layer(
+        x.bfloat16(), w_ih, *biases, [hidden], h0, c0, None, None, *source, torch.bfloat16
+    )
+    output, _, cn, gates, cells, packed = results
+    w, low = hidden.bfloat16().double().flatten(0, 1), h0.bfloat16().double()
+    i, f, g, o = (x.double() @ w_ih.double().mT + biases.double().sum(0) + low @ w.mT).chunk(4, 1)
+    c = f.sigmoid() * c0.double() + i.sigmoid() * g.tanh()
+    torch.testing.assert_close(cn.double(), c, rtol=0, atol=5e-6)
+    torch.testing.assert_close(output.double(), o.sigmoid() * c.tanh(), rtol=0, atol=5e-6)
+
+    d_output = torch.randn(rows, H)
+    d_gates, _, d_h0, _ = torch.ops.symrnn.layer_backward(
+        packed, output, gates, cells, h0, c0, None, None, d_output, None, None, *source
+    )
+    exact = d_gates.bfloat16().double() @ w
+    torch.testing.assert_close(d_h0.double(), exact, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -187,13 +200,14 @@ def test_operators() -> None:
     bias, h0 = torch.randn(2, 4 * H), torch.randn(2, 2, H)
     hidden = [torch.randn(4 * H, H) / 6]
     source = ("LSTM", "", "", False)
-    call = (x, w, *bias, hidden, *h0, None, None, *source, torch.float32)
-    call = (*call[:4], [hidden[0].view(4, H, H)], *call[5:])
-    torch.library.opcheck(torch.ops.symrnn.layer.default, call)
+    hidden = [hidden[0].view(4, H, H)]
+    for packed in (torch.float32, torch.bfloat16):
+        call = (x, w, *bias, hidden, *h0, None, None, *source, packed)
+        torch.library.opcheck(torch.ops.symrnn.layer.default, call)
     d_gates, output = torch.randn(66, 4 * H).bfloat16(), torch.randn(66, H)
     torch.library.opcheck(
         torch.ops.symrnn.hidden_gradients.default,
-        (d_gates, [hidden[0].view(4, H, H)], output, h0[0], None, None, *source),
+        (d_gates, hidden, output, h0[0], None, None, *source),
     )
     torch.library.opcheck(torch.ops.symrnn.matmul.default, (d_gates.mT, given[0].detach(), None))
     with pytest.raises(
