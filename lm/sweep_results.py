@@ -14,7 +14,7 @@ from typing import Any
 
 from lm.perplexity import Score
 from lm.sweep_plan import PlannedRun, Sweep
-from symrnn.files import replace_text, to_json
+from symrnn.files import UserError, replace_text, to_json
 from symrnn.training import CheckpointError
 from symrnn.training.loop import saved_progress
 from symrnn.training.run_folder import is_begun
@@ -169,11 +169,6 @@ def results_of(sweep: Sweep) -> dict[str, Any]:
         else:
             first = {"label": run.label, "options": run.options, "parameters": run.parameters}
             groups.append((run.group, {**first, "epochs": run.config["epochs"], "runs": [record]}))
-    for _, group in groups:
-        finished = [run for run in group["runs"] if run["finished"]]
-        for measure in MEASURES:
-            group[measure] = spread([run[measure] for run in finished])
-        group["runs"] = [run["name"] for run in group["runs"]]
     first_config = sweep.runs[0].config if sweep.runs else {}
     common = {
         name: value
@@ -186,9 +181,68 @@ def results_of(sweep: Sweep) -> dict[str, Any]:
         "threads": sweep.threads,
         "environment": sweep.environment,
         "config": common,
-        "groups": [group for _, group in groups],
+        "groups": [summed_up(group) for _, group in groups],
         "runs": runs,
     }
+
+
+def summed_up(group: dict[str, Any]) -> dict[str, Any]:
+    """A group whose "runs" are records, with their names in the place of these, and MEASURES."""
+    finished = [run for run in group["runs"] if run["finished"]]
+    measures = {name: spread([run[name] for run in finished]) for name in MEASURES}
+    return {**group, "runs": [run["name"] for run in group["runs"]], **measures}
+
+
+def merged(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The results of one sweep whose runs were shared out, over machines or over time.
+
+    tables: as :func:`results_of` gives them. Of a run that is in several the furthest counts; each
+        part's commands and machine are kept, in "parts".
+
+    Raises UserError unless all are of one sweep but for the seeds.
+    """
+    first = tables[0]
+    runs: dict[str, dict[str, Any]] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        _check_same_sweep(first, table)
+        for run in table["runs"]:
+            other = runs.get(run["name"])
+            if other is None or _how_far(run) > _how_far(other):
+                runs[run["name"]] = run
+        for group in table["groups"]:
+            kept = groups.setdefault(group["label"], {**group, "runs": []})
+            for name in ("options", "parameters", "epochs"):
+                if kept[name] != group[name]:
+                    raise UserError(
+                        f"tables of different sweeps: {group['label']} has {name} {kept[name]} in "
+                        f"one, {group[name]} in another"
+                    )
+            kept["runs"] += [name for name in group["runs"] if name not in kept["runs"]]
+    made = ("commands", "threads", "environment")
+    parts = [part for table in tables for part in table.get("parts", [table])]
+    return {
+        **first,
+        "commands": [*dict.fromkeys(one for table in tables for one in table["commands"])],
+        "parts": [{name: part[name] for name in made} for part in parts],
+        "groups": [
+            summed_up({**group, "runs": [runs[name] for name in group["runs"]]})
+            for group in groups.values()
+        ],
+        "runs": [*runs.values()],
+    }
+
+
+def _check_same_sweep(first: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raise UserError if what is common to the runs of both is not the same."""
+    for name in first["config"].keys() & other["config"].keys():
+        one, two = first["config"][name], other["config"][name]
+        if one != two:
+            raise UserError(f"tables of different sweeps: {name} is {one} in one, {two} in another")
+
+
+def _how_far(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["finished"], run["epochs"], run["step"]
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -207,8 +261,11 @@ def spread(values: Sequence[float]) -> dict[str, float | int | None]:
 def made_with(results: dict[str, Any]) -> str:
     """The commands, the machine, versions and the date of the runs, as a Markdown list.
 
-    Commands that only printed those of the runs are named if no other ran them.
+    Commands that only printed those of the runs are named if no other ran them. Of merged results
+    there is a list for each part.
     """
+    if "parts" in results:
+        return "\n\n".join(made_with(part) for part in results["parts"])
     ran = [command for command in results["commands"] if "--print" not in shlex.split(command)]
     lines = [f"command: `{command}`" for command in ran or results["commands"]]
     made = results["environment"]

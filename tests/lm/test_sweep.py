@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import errno
 import functools
 import json
@@ -35,7 +36,7 @@ from data import DataError
 from lm.options import make_parser, resolve
 from lm.sweep_plan import PlannedRun, Resolver, Sweep, axes_of, seed_list, stem_of
 from lm.sweep_processes import Process, how_it_ended, last_lines
-from lm.sweep_results import made_with, markdown, spread, unknown_words
+from lm.sweep_results import made_with, markdown, merged, spread, summed_up, unknown_words
 from symrnn import SymLSTM, count_parameters
 from symrnn.files import UserError, run_program
 from symrnn.training import RunFolder
@@ -400,6 +401,58 @@ def test_the_table_becomes_a_report(
     stored = json.loads(out.with_suffix(".json").read_text())
     assert stored["runs"] == table_of(straight)["runs"]
     assert str(straight.parent) not in json.dumps(stored)  # where it lay means nothing elsewhere
+
+    monkeypatch.setattr(sys, "argv", [str(script), str(out.with_suffix(".json")), *words[1:]])
+    runpy.run_path(str(script), run_name="__main__")  # of both, which have the same runs
+    assert [line for line in out.read_text().splitlines() if "|" in line] == rows
+
+
+def shared_out(table: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """What a machine has that was given these seeds alone."""
+    part = copy.deepcopy(table)
+    part["runs"] = [run for run in part["runs"] if run["seed"] in seeds]
+    part["commands"] = [f"python -m lm.sweep --seeds {seeds}"]
+    here = {run["name"]: run for run in part["runs"]}
+    for group in part["groups"]:
+        names = [name for name in group["runs"] if name in here]
+        group.update(summed_up({**group, "runs": [here[name] for name in names]}))
+    return part
+
+
+def test_parts_of_a_sweep_are_merged(straight: Path) -> None:
+    whole = table_of(straight)
+    first, second = shared_out(whole, [1]), shared_out(whole, [2])
+    assert [group["test"]["n"] for group in first["groups"]] == [1, 1]
+    table = merged([first, second])
+    assert table["groups"] == whole["groups"]
+    assert sorted(run["name"] for run in table["runs"]) == sorted(NAMES)
+    made = made_with(table).split("\n\n")
+    assert [one.splitlines()[0] for one in made] == [
+        "- command: `python -m lm.sweep --seeds [1]`",
+        "- command: `python -m lm.sweep --seeds [2]`",
+    ]
+    assert merged([table, second])["groups"] == whole["groups"]
+    assert len(merged([table, second])["parts"]) == 3
+
+
+def test_of_a_run_in_several_parts_the_furthest_counts(straight: Path) -> None:
+    whole = table_of(straight)
+    begun = copy.deepcopy(whole)
+    begun["runs"][0].update(finished=False, epochs=1, test=None, state="epoch 1 of 3")
+    for tables in ([begun, whole], [whole, begun]):
+        assert merged(tables)["runs"][0] == whole["runs"][0]
+
+
+def test_parts_of_different_sweeps_are_refused(straight: Path) -> None:
+    whole = table_of(straight)
+    other = copy.deepcopy(whole)
+    other["config"]["lr"] = 7.0
+    with pytest.raises(UserError, match=r"different sweeps: lr is \S+ in one, 7\.0 in another"):
+        merged([whole, other])
+    other = copy.deepcopy(whole)
+    other["groups"][0]["epochs"] = 9
+    with pytest.raises(UserError, match=r"different sweeps: \S+ has epochs 3 in one, 9 in another"):
+        merged([whole, other])
 
 
 def test_what_is_unknown_may_differ_between_runs() -> None:
