@@ -199,13 +199,12 @@ def merged(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tables: as :func:`results_of` gives them. Of a run that is in several the furthest counts; each
         part's commands and machine are kept, in "parts".
 
-    Raises UserError unless all are of one sweep but for the seeds.
+    Raises UserError unless the runs of all are alike but for their seeds and their groups' options.
     """
-    first = tables[0]
+    common = _common_config(tables)
     runs: dict[str, dict[str, Any]] = {}
     groups: dict[str, dict[str, Any]] = {}
     for table in tables:
-        _check_same_sweep(first, table)
         for run in table["runs"]:
             other = runs.get(run["name"])
             if other is None or _how_far(run) > _how_far(other):
@@ -220,11 +219,17 @@ def merged(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     )
             kept["runs"] += [name for name in group["runs"] if name not in kept["runs"]]
     made = ("commands", "threads", "environment")
-    parts = [part for table in tables for part in table.get("parts", [table])]
+    parts: list[dict[str, Any]] = []
+    for table in tables:
+        for part in table.get("parts", [table]):
+            part = {name: part[name] for name in made}
+            if part not in parts:  # it has gone on since
+                parts.append(part)
     return {
-        **first,
+        **tables[0],
+        "config": common,
         "commands": [*dict.fromkeys(one for table in tables for one in table["commands"])],
-        "parts": [{name: part[name] for name in made} for part in parts],
+        "parts": parts,
         "groups": [
             summed_up({**group, "runs": [runs[name] for name in group["runs"]]})
             for group in groups.values()
@@ -233,12 +238,21 @@ def merged(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check_same_sweep(first: dict[str, Any], other: dict[str, Any]) -> None:
-    """Raise UserError if what is common to the runs of both is not the same."""
-    for name in first["config"].keys() & other["config"].keys():
-        one, two = first["config"][name], other["config"][name]
-        if one != two:
-            raise UserError(f"tables of different sweeps: {name} is {one} in one, {two} in another")
+def _common_config(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is common to the runs of all. UserError for what no group's options tell apart."""
+    varied = {name for table in tables for group in table["groups"] for name in group["options"]}
+    common: dict[str, Any] = dict(tables[0]["config"])
+    for table in tables[1:]:
+        other = table["config"]
+        for name in [*common]:
+            if name not in other or (name in varied and common[name] != other[name]):
+                del common[name]
+            elif common[name] != other[name]:
+                raise UserError(
+                    f"tables of different sweeps: {name} is {common[name]} in one, "
+                    f"{other[name]} in another"
+                )
+    return common
 
 
 def _how_far(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -265,7 +279,8 @@ def made_with(results: dict[str, Any]) -> str:
     there is a list for each part.
     """
     if "parts" in results:
-        return "\n\n".join(made_with(part) for part in results["parts"])
+        parts = enumerate(results["parts"], 1)
+        return "\n\n".join(f"Part {n}:\n\n{made_with(part)}" for n, part in parts)
     ran = [command for command in results["commands"] if "--print" not in shlex.split(command)]
     lines = [f"command: `{command}`" for command in ran or results["commands"]]
     made = results["environment"]

@@ -4,8 +4,8 @@
     python scripts/tables/sweep.py results/ptb_seeds.json runs/more --out results/ptb_seeds.md
 
 Reads the table.json that python -m lm.sweep writes; trains nothing. Several are merged: parts of
-one sweep whose runs were shared out, over machines or over time. One may be the .json of an earlier
-report.
+one sweep whose seeds or forms were shared out, over machines or over time. One may be the .json of
+an earlier report.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
     for sweep in options.sweeps:
         table = sweep if sweep.suffix == ".json" else sweep / "table.json"
         if not table.exists():
-            parser.error(f"there is no {table}: python -m lm.sweep --table --out {sweep}")
+            how = "" if table is sweep else f": python -m lm.sweep --table --out {sweep}"
+            parser.error(f"there is no {table}{how}")
         tables.append(portable(json.loads(table.read_text())))
     try:
         results = merged(tables) if len(tables) > 1 else tables[0]

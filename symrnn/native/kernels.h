@@ -130,10 +130,11 @@ struct Int8Kernels {
     void (*multiply)(const Multiplication &);
 };
 
-// For processors that multiply bfloat16.
+// Of processors that multiply bfloat16, for matrices and many vectors of it.
 struct Bfloat16Kernels {
+    // A blocked vector to bfloat16, with the offsets that it has, in elements.
     void (*round)(const float *x, int64_t tiles, int64_t batch, int64_t stride, void *to);
-    void (*multiply)(const Multiplication &);  // of many vectors.  x: bfloat16, blocked alike.  y: float
+    void (*multiply)(const Multiplication &);  // x: bfloat16.  y: float
     void (*transpose)(const void *tile, void *to);  // a packed tile
 };
 

@@ -1,28 +1,7 @@
 // The kernels, in terms of vectors.h: products of packed tiles, and the pointwise part of each kind of
-// layer. Included once for each processor, after vectors.h and inside its namespace.
+// layer. Included once for each processor, after vectors.h and many.inc.h and inside its namespace.
 
-// ---- products -----------------------------------------------------------------------------------
-//
-// `fixed` is the tile of the blocked vector that belongs to the panel, `moving` the one that belongs
-// to each tile in it. A symmetric panel is a column of tiles M: y[moving] += M · x[fixed] and
-// y[fixed] += Mᵀ · x[moving]; of a tile of a free block the first alone or, transposed, the second. A
-// full panel is a row of tiles: y[fixed] += M · x[moving] or, transposed, y[moving] += Mᵀ · x[fixed].
-
-// Tiles as T's columns, written there where they are of another type.
-INLINE const float *widened(const BFloat16 *tile, int64_t tiles, float *to) {
-    for (int64_t k = 0; k < tiles * 16; k += 2) {
-        Block<float> v, w;
-        load_columns(tile, k, v, w);
-        store(to + 16 * k, v);
-        store(to + 16 * k + 16, w);
-    }
-    return to;
-}
-
-template <typename T>
-INLINE const T *widened(const T *tile, int64_t, T *) {
-    return tile;
-}
+// ---- products: `fixed` and `moving` as many.inc.h has them ----------------------------------------
 
 // -- few vectors: a tile's columns are loaded once and serve both directions.
 
@@ -204,109 +183,30 @@ static void few_narrow_transposed(const S *tile, int64_t step, int64_t tiles, in
     UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, load(y + 16 * b) + sums<T>(sum[b]));
 }
 
-// -- many vectors: tiles stay in L1, and are transposed there where needed.
+// -- many vectors: a step of a sum is one column.
 
 // The most vectors whose sums fit in registers.
 template <typename T>
 constexpr int max_vectors() {
-    return SYMRNN_REGISTERS * 3 / 4 / Block<T>::REGISTERS;
-}
-
-constexpr int64_t L1_TILES = 8;  // tiles
-
-// sum[b] += tile · x[b], for a tile of T's columns.
-template <typename T, int batch>
-INLINE void outer(const T *tile, const T *x, Block<T> (&sum)[batch]) {
-    for (int k = 0; k < 16; ++k) {
-        const Block<T> v = load(tile + 16 * k);
-        UNROLLED for (int b = 0; b < batch; ++b) accumulate(sum[b], v, x[16 * b + k]);
-    }
-}
-
-// y[moving] += tile · x[fixed] for each tile.
-template <typename T, int batch>
-static void many_to_moving(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
-    for (int64_t q = 0; q < tiles; ++q, tile += TILE, y += stride) {
-        Block<T> sum[batch];
-        UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
-        outer<T, batch>(tile, x, sum);
-        UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
-    }
-}
-
-// y[fixed] += Σ tile · x[moving] over the tiles.
-template <typename T, int batch>
-static void many_to_fixed(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y) {
-    Block<T> sum[batch];
-    UNROLLED for (int b = 0; b < batch; ++b) sum[b] = load(y + 16 * b);
-    for (int64_t q = 0; q < tiles; ++q, tile += TILE, x += stride) outer<T, batch>(tile, x, sum);
-    UNROLLED for (int b = 0; b < batch; ++b) store(y + 16 * b, sum[b]);
+    const int most = SYMRNN_REGISTERS * 3 / 4 / Block<T>::REGISTERS;
+    return most < 1 ? 1 : most;
 }
 
 template <typename T>
-using Many = void (*)(const T *tile, int64_t tiles, int64_t stride, const T *x, T *y);
+struct Columns {
+    typedef T Tile, Vector, Sum;
+    static constexpr int MOST = max_vectors<T>();
 
-template <typename T>
-struct ManyTable {
-    static constexpr int MAX = max_vectors<T>() < 1 ? 1 : max_vectors<T>();
-    Many<T> to_moving[MAX + 1], to_fixed[MAX + 1];
-
+    // sum[b] += tile · x[b]
     template <int batch>
-    constexpr void fill() {
-        to_moving[batch] = many_to_moving<T, batch>;
-        to_fixed[batch] = many_to_fixed<T, batch>;
-        if constexpr (batch > 1) fill<batch - 1>();
+    INLINE void outer(const T *tile, const T *x, Block<T> (&sum)[batch]) {
+        for (int k = 0; k < 16; ++k) {
+            const Block<T> v = load(tile + 16 * k);
+            UNROLLED for (int b = 0; b < batch; ++b) accumulate(sum[b], v, x[16 * b + k]);
+        }
     }
-    constexpr ManyTable() : to_moving(), to_fixed() { fill<MAX>(); }
+    INLINE void transpose_tile(const T *from, T *to) { transpose(from, 16, to); }
 };
-
-template <typename T>
-static constexpr ManyTable<T> MANY{};
-
-// All vectors in passes of about equal size.
-template <typename T>
-INLINE void many(const Many<T> *table, const T *tile, int64_t tiles, int64_t batch, int64_t stride,
-                 const T *x, T *y) {
-    const int64_t times = (batch + ManyTable<T>::MAX - 1) / ManyTable<T>::MAX;
-    for (int64_t n = 0; n < times; ++n) {
-        const int64_t first = batch * n / times, last = batch * (n + 1) / times;
-        table[last - first](tile, tiles, stride, x + 16 * first, y + 16 * first);
-    }
-}
-
-template <typename T, typename S>
-static void many_panel(const Multiplication &m, const S *tile, const Panel &panel, const T *x, T *y) {
-    alignas(64) T widened_tiles[sizeof(S) == sizeof(T) ? 1 : L1_TILES * TILE];
-    alignas(64) T stored_t[L1_TILES * TILE];
-    const int64_t home = panel.index * m.stride;
-    int64_t q = panel.first;  // the index of `moving`
-    while (q < panel.last) {
-        // The tiles of a free block by themselves: they serve one direction.
-        const bool free = m.symmetric && q < panel.mirrored;
-        const int64_t end = free ? panel.mirrored : panel.last;
-        const int64_t some = end - q < L1_TILES ? end - q : L1_TILES;
-        // These reads come in bursts too short for the hardware prefetcher.
-        for (int64_t k = 0; m.prefetch && k < L1_TILES * TILE * static_cast<int64_t>(sizeof(S)); k += 64)
-            __builtin_prefetch(reinterpret_cast<const char *>(tile + some * TILE) + k, 0, 2);
-        const T *const stored = widened(tile, some, widened_tiles);
-        const bool both = m.symmetric && !free;
-        if (m.transposed || both)
-            for (int64_t k = 0; k < some; ++k) transpose(stored + k * TILE, 16, stored_t + k * TILE);
-        const int64_t there = q * m.stride;
-        const auto to_moving = [&](const T *tiles) {
-            many(MANY<T>.to_moving, tiles, some, m.batch, m.stride, x + home, y + there);
-        };
-        const auto to_fixed = [&](const T *tiles) {
-            many(MANY<T>.to_fixed, tiles, some, m.batch, m.stride, x + there, y + home);
-        };
-        if (both || (free && !m.transposed)) to_moving(stored);
-        if (both || (free && m.transposed)) to_fixed(stored_t);
-        if (!m.symmetric && !m.transposed) to_fixed(stored);
-        if (!m.symmetric && m.transposed) to_moving(stored_t);
-        tile += some * TILE;
-        q += some;
-    }
-}
 
 template <typename T, typename S, int batch>
 INLINE void few_panel(const Multiplication &m, const S *tile, const Panel &panel, const T *x, T *y) {
@@ -359,7 +259,7 @@ static void multiply(const Multiplication &m) {
                 few_panel<T, S, 4>(m, tile, panel, x, y);
                 break;
             default:
-                many_panel<T, S>(m, tile, panel, x, y);
+                many_panel<Columns<T>>(m, tile, panel, x, y);
             }
         }
     }
@@ -686,11 +586,11 @@ static float read(const void *from, int64_t bytes) {
 static constexpr Kernels<float> FLOAT32 = {
     multiply<float, float>, multiply<float, BFloat16>, tile_product<float>, forward<float>,
     backward<float>,        activate<float>,           transpose_tile<float>,           narrow,
-    widen,                  round,           add<float>,
+    widen,                  round,                     add<float>,
 };
 
 static constexpr Kernels<double> FLOAT64 = {
     multiply<double, double>, nullptr,          tile_product<double>, forward<double>,
     backward<double>,         activate<double>, transpose_tile<double>,           nullptr,
-    nullptr,                  nullptr,       add<double>,
+    nullptr,                  nullptr,                 add<double>,
 };

@@ -22,6 +22,8 @@ namespace avx2 {
 #define SYMRNN_REGISTERS 16
 #include "vectors.h"
 
+#include "many.inc.h"
+
 #include "kernels.inc.h"
 
 #include "sampling.inc.h"

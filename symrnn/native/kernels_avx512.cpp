@@ -22,6 +22,8 @@ namespace avx512 {
 #define SYMRNN_REGISTERS 32
 #include "vectors.h"
 
+#include "many.inc.h"
+
 #include "kernels.inc.h"
 
 #include "sampling.inc.h"
@@ -35,16 +37,16 @@ static constexpr Cpu CPU = {"avx512", &FLOAT32, &FLOAT64, &INT8, nullptr, read, 
 
 }  // namespace avx512
 
+static Cpu extended(bool vnni, bool bf16) {
+    Cpu cpu = avx512::CPU;
+    if (vnni) cpu.int8 = int8_avx512vnni();
+    if (bf16) cpu.bfloat16 = bfloat16_avx512();
+    return cpu;
+}
+
 const Cpu *cpu_avx512(bool vnni, bool bf16) {
-    static const auto with = [](bool vnni, bool bf16) {
-        Cpu cpu = avx512::CPU;
-        if (vnni) cpu.int8 = int8_avx512vnni();
-        if (bf16) cpu.bfloat16 = bfloat16_avx512();
-        return cpu;
-    };
-    static const Cpu all[2][2] = {{with(false, false), with(false, true)},
-                                  {with(true, false), with(true, true)}};
-    return &all[vnni][bf16];
+    static const Cpu cpu = extended(vnni, bf16);  // which one processor does not change
+    return &cpu;
 }
 
 }  // namespace symrnn

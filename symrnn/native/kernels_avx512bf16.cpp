@@ -26,118 +26,46 @@ namespace avx512bf16 {
 #define SYMRNN_REGISTERS 32
 #include "vectors.h"
 
-constexpr int PAIRS = 8;         // of columns in a tile, and words of a vector in it
-constexpr int MOST = 24;         // vectors whose sums fit in registers, beside a pair of columns
-constexpr int64_t L1_TILES = 16;  // tiles
+#include "many.inc.h"
 
-INLINE __m512i pair_of(const BFloat16 *tile, int pair) {
-    return _mm512_loadu_si512(tile + 32 * pair);
-}
+struct Pairs {
+    typedef BFloat16 Tile, Vector;
+    typedef float Sum;
+    static constexpr int MOST = 24;
 
-// The words of a tile are (pair of columns, row), of the transposed (pair of rows, column): blocks of
-// 2 × 2 numbers are transposed where they are, then moved as a whole.
-static void transpose(const void *from, void *to) {
-    const BFloat16 *const tile = static_cast<const BFloat16 *>(from);
-    const __m512i within = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
-    Register<double>::type block[PAIRS];
-    for (int k = 0; k < PAIRS; ++k)
-        block[k] = (Register<double>::type)_mm512_shuffle_epi8(pair_of(tile, k), within);
-    Exchange<double, 1>::transpose(block);
-    for (int k = 0; k < PAIRS; ++k)
-        _mm512_storeu_si512(static_cast<BFloat16 *>(to) + 32 * k, (__m512i)block[k]);
-}
-
-// sum[b] += tile · x[b].
-template <int batch>
-INLINE void outer(const BFloat16 *tile, const BFloat16 *x, __m512 (&sum)[batch]) {
-    UNROLLED for (int k = 0; k < PAIRS; ++k) {
-        const __m512i columns = pair_of(tile, k);
-        UNROLLED for (int b = 0; b < batch; ++b) {
-            int32_t pair;
-            __builtin_memcpy(&pair, x + 16 * b + 2 * k, sizeof pair);
-            sum[b] = _mm512_dpbf16_ps(sum[b], (__m512bh)columns, (__m512bh)_mm512_set1_epi32(pair));
-        }
+    static constexpr int COUNT = 8;  // pairs of columns in a tile, and words of a vector in it
+    INLINE __m512i columns(const BFloat16 *tile, int pair) {
+        return _mm512_loadu_si512(tile + 32 * pair);
     }
-}
-
-// y[fixed] += Σ tile · x[moving] over the tiles.
-template <int batch>
-static void to_fixed(const BFloat16 *tile, int64_t tiles, int64_t stride, const BFloat16 *x, float *y) {
-    __m512 sum[batch];
-    UNROLLED for (int b = 0; b < batch; ++b) sum[b] = _mm512_loadu_ps(y + 16 * b);
-    for (int64_t q = 0; q < tiles; ++q, tile += TILE, x += stride) outer<batch>(tile, x, sum);
-    UNROLLED for (int b = 0; b < batch; ++b) _mm512_storeu_ps(y + 16 * b, sum[b]);
-}
-
-// y[moving] += tile · x[fixed] for each tile.
-template <int batch>
-static void to_moving(const BFloat16 *tile, int64_t tiles, int64_t stride, const BFloat16 *x, float *y) {
-    for (int64_t q = 0; q < tiles; ++q, tile += TILE, y += stride) {
-        __m512 sum[batch];
-        UNROLLED for (int b = 0; b < batch; ++b) sum[b] = _mm512_loadu_ps(y + 16 * b);
-        outer<batch>(tile, x, sum);
-        UNROLLED for (int b = 0; b < batch; ++b) _mm512_storeu_ps(y + 16 * b, sum[b]);
-    }
-}
-
-using Way = void (*)(const BFloat16 *tile, int64_t tiles, int64_t stride, const BFloat16 *x, float *y);
-
-struct Table {
-    Way fixed[MOST + 1], moving[MOST + 1];
 
     template <int batch>
-    constexpr void fill() {
-        fixed[batch] = to_fixed<batch>;
-        moving[batch] = to_moving<batch>;
-        if constexpr (batch > 1) fill<batch - 1>();
+    INLINE void outer(const BFloat16 *tile, const BFloat16 *x, Block<float> (&sum)[batch]) {
+        UNROLLED for (int k = 0; k < COUNT; ++k) {
+            const __m512bh pair = (__m512bh)columns(tile, k);
+            UNROLLED for (int b = 0; b < batch; ++b) {
+                int32_t word;
+                __builtin_memcpy(&word, x + 16 * b + 2 * k, sizeof word);
+                sum[b].reg[0] = (Register<float>::type)_mm512_dpbf16_ps(
+                    (__m512)sum[b].reg[0], pair, (__m512bh)_mm512_set1_epi32(word));
+            }
+        }
     }
-    constexpr Table() : fixed(), moving() { fill<MOST>(); }
+
+    // The words of a tile are (pair of columns, row), of the transposed (pair of rows, column): blocks
+    // of 2 × 2 numbers are transposed where they are, then moved as a whole.
+    INLINE void transpose_tile(const BFloat16 *from, BFloat16 *to) {
+        const __m512i within = _mm512_broadcast_i32x4(
+            _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+        Register<double>::type block[COUNT];
+        for (int k = 0; k < COUNT; ++k)
+            block[k] = (Register<double>::type)_mm512_shuffle_epi8(columns(from, k), within);
+        Exchange<double, 1>::transpose(block);
+        for (int k = 0; k < COUNT; ++k) _mm512_storeu_si512(to + 32 * k, (__m512i)block[k]);
+    }
 };
 
-static constexpr Table WAYS{};
-
-// All vectors in passes of about equal size.
-INLINE void in_passes(const Way *ways, const BFloat16 *tile, int64_t tiles, int64_t batch,
-                      int64_t stride, const BFloat16 *x, float *y) {
-    const int64_t times = (batch + MOST - 1) / MOST;
-    for (int64_t n = 0; n < times; ++n) {
-        const int64_t first = batch * n / times, last = batch * (n + 1) / times;
-        ways[last - first](tile, tiles, stride, x + 16 * first, y + 16 * first);
-    }
-}
-
-// `fixed` and `moving` as in kernels.inc.h.
-static void panel(const Multiplication &m, const BFloat16 *tile, const Panel &panel,
-                  const BFloat16 *x, float *y) {
-    alignas(64) BFloat16 tiles_t[L1_TILES * TILE];
-    const int64_t home = panel.index * m.stride;
-    int64_t q = panel.first;  // the index of `moving`
-    while (q < panel.last) {
-        // The tiles of a free block by themselves: they serve one direction.
-        const bool free = m.symmetric && q < panel.mirrored, both = m.symmetric && !free;
-        const int64_t end = free ? panel.mirrored : panel.last;
-        const int64_t some = end - q < L1_TILES ? end - q : L1_TILES;
-        // These reads come in bursts too short for the hardware prefetcher.
-        for (int64_t k = 0; m.prefetch && k < L1_TILES * TILE; k += 32)
-            __builtin_prefetch(tile + some * TILE + k, 0, 2);
-        if (m.transposed || both)
-            for (int64_t k = 0; k < some; ++k) transpose(tile + k * TILE, tiles_t + k * TILE);
-        const int64_t there = q * m.stride;
-        const BFloat16 *const straight = m.transposed && !both ? tiles_t : tile;
-        // Of a full matrix a panel is a row of tiles, of a symmetric one a column.
-        const bool row = !m.symmetric, into_fixed = row != m.transposed;
-        if (both) {
-            in_passes(WAYS.moving, tile, some, m.batch, m.stride, x + home, y + there);
-            in_passes(WAYS.fixed, tiles_t, some, m.batch, m.stride, x + there, y + home);
-        } else if (into_fixed) {
-            in_passes(WAYS.fixed, straight, some, m.batch, m.stride, x + there, y + home);
-        } else {
-            in_passes(WAYS.moving, straight, some, m.batch, m.stride, x + home, y + there);
-        }
-        tile += some * TILE;
-        q += some;
-    }
+static void transpose_tile(const void *from, void *to) {
+    Pairs::transpose_tile(static_cast<const BFloat16 *>(from), static_cast<BFloat16 *>(to));
 }
 
 static void multiply(const Multiplication &m) {
@@ -146,8 +74,9 @@ static void multiply(const Multiplication &m) {
     for (int64_t index = m.first; index < m.last; ++index) {
         const Panel of(m.symmetric, m.columns, index);
         for (int g = 0; g < m.gates; ++g, tile += (of.last - of.first) * TILE)
-            panel(m, tile, of, static_cast<const BFloat16 *>(m.x) + m.gate[g] * m.x_gate,
-                  static_cast<float *>(m.y) + m.gate[g] * m.y_gate);
+            many_panel<Pairs>(m, tile, of,
+                              static_cast<const BFloat16 *>(m.x) + m.gate[g] * m.x_gate,
+                              static_cast<float *>(m.y) + m.gate[g] * m.y_gate);
     }
 }
 
@@ -159,7 +88,7 @@ static void round(const float *x, int64_t tiles, int64_t batch, int64_t stride, 
                                 (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k)));
 }
 
-static constexpr Bfloat16Kernels BFLOAT16 = {round, multiply, transpose};
+static constexpr Bfloat16Kernels BFLOAT16 = {round, multiply, transpose_tile};
 
 }  // namespace avx512bf16
 

@@ -11,6 +11,8 @@ namespace portable {
 #define SYMRNN_REGISTERS 16
 #include "vectors.h"
 
+#include "many.inc.h"
+
 #include "kernels.inc.h"
 
 #include "sampling.inc.h"

@@ -77,7 +77,8 @@ enum symrnn_dtype {
     SYMRNN_HALF = 3,      /* IEEE 754 binary16; on GPUs only */
     SYMRNN_INT8 = 4,      /* on CPUs for packed matrices of the forward pass only */
     SYMRNN_BFLOAT16_BOTH = 5 /* of a product on CPUs: matrices packed as bfloat16, and each vector
-                                rounded to it before it is multiplied by them, but not by a skew part */
+                                rounded to it before it is multiplied by them, but not by a skew part;
+                                numbers below 2⁻¹²⁶ may count as zeros */
 };
 
 enum symrnn_mode { SYMRNN_LSTM = 0, SYMRNN_GRU = 1, SYMRNN_RNN_TANH = 2, SYMRNN_RNN_RELU = 3 };
@@ -114,7 +115,7 @@ typedef struct symrnn_skew {
 /* The matrices W of G gates (H × C), each a sum of terms, and perhaps a skew part. Either all terms
  * have maps or none has; without maps each gate has exactly one term. */
 typedef struct symrnn_product {
-    int32_t dtype;     /* of the packed matrices; or bfloat16_both */
+    int32_t dtype;     /* of the packed matrices, or SYMRNN_BFLOAT16_BOTH */
     int32_t gates;     /* G, 1 to 4 */
     int32_t rows;      /* H */
     int32_t columns;   /* C: H for hidden weights, I for input weights */

@@ -322,3 +322,18 @@ INLINE void load_columns(const BFloat16 *tile, int k, Block<float> &first, Block
         second.reg[n] = (Register<float>::type)(both & 0xffff0000u);
     }
 }
+// Tiles as T's columns, written there where they are of another type.
+INLINE const float *widened(const BFloat16 *tile, int64_t tiles, float *to) {
+    for (int64_t k = 0; k < tiles * 16; k += 2) {
+        Block<float> v, w;
+        load_columns(tile, k, v, w);
+        store(to + 16 * k, v);
+        store(to + 16 * k + 16, w);
+    }
+    return to;
+}
+
+template <typename T>
+INLINE const T *widened(const T *tile, int64_t, T *) {
+    return tile;
+}

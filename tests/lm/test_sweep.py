@@ -428,11 +428,26 @@ def test_parts_of_a_sweep_are_merged(straight: Path) -> None:
     assert sorted(run["name"] for run in table["runs"]) == sorted(NAMES)
     made = made_with(table).split("\n\n")
     assert [one.splitlines()[0] for one in made] == [
+        "Part 1:",
         "- command: `python -m lm.sweep --seeds [1]`",
+        "Part 2:",
         "- command: `python -m lm.sweep --seeds [2]`",
     ]
-    assert merged([table, second])["groups"] == whole["groups"]
-    assert len(merged([table, second])["parts"]) == 3
+    assert merged([table, second]) == table  # a part that has gone on
+
+
+def test_parts_of_other_forms_are_merged(straight: Path) -> None:
+    whole = table_of(straight)
+    parts = []
+    for group in whole["groups"]:
+        part = copy.deepcopy(whole)
+        part["groups"] = [group]
+        part["runs"] = [run for run in part["runs"] if run["name"] in group["runs"]]
+        part["config"] |= group["options"]  # common to what is in this part
+        parts.append(part)
+    table = merged(parts)
+    for name in ("groups", "config"):
+        assert table[name] == whole[name]
 
 
 def test_of_a_run_in_several_parts_the_furthest_counts(straight: Path) -> None:

@@ -1280,6 +1280,10 @@ void try_kernels(bool small) {
                             try_layer<double>(random, kind, dtype, mode, hidden, batch);
                         else try_layer<float>(random, kind, dtype, mode, hidden, batch);
                     }
+    if (!small)  // of more tiles than kernels for many vectors take at a time
+        for (const int kind : {SYMMETRIC, FULL})
+            for (const int dtype : {SYMRNN_FLOAT, SYMRNN_BFLOAT16_BOTH})
+                try_layer<float>(random, kind, dtype, SYMRNN_LSTM, 300, 33);
     try_activations<float>();
     try_activations<double>();
     try_matmul<float>(random);

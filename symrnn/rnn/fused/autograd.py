@@ -55,8 +55,13 @@ def _layer_gradients(
     *d_results: Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of input, w_ih, bias_ih, bias_hh, hidden, h0 and c0 of a layer."""
+    packed, h0 = saved[0], inputs[4]
+    rounds = packed.dtype == torch.bfloat16 != h0.dtype
+    if rounds and inputs[0].dtype != packed.dtype:  # for inference
+        raise ValueError(f"packed should be {h0.dtype}, got: {packed.dtype}")
     if _wants_composite(d_results):
-        return _composite_backward(attributes, saved[1:3], wanted, inputs, hidden, *d_results)
+        constants = *saved[1:3], rounds
+        return _composite_backward(attributes, constants, wanted, inputs, hidden, *d_results)
     return _backward(attributes, wanted, inputs, saved, hidden, *d_results)
 
 
@@ -75,8 +80,6 @@ def _backward(
 ) -> tuple[Any, ...]:
     input, w_ih, _, _, h0, c0 = inputs
     packed, batch_sizes, mask, output, gates, cells = saved
-    if packed.dtype not in (h0.dtype, input.dtype):  # rounded for inference
-        raise ValueError(f"packed should be {h0.dtype}, got: {packed.dtype}")
     d_gates, d_hidden, d_h0, d_c0 = torch.ops.symrnn.layer_backward(
         packed, output, gates, cells, h0, c0, batch_sizes, mask, *d_results, *attributes
     )
@@ -127,7 +130,7 @@ def _gradients_of_products(
 
 def _composite_backward(
     attributes: Sequence[Any],
-    constants: Sequence[Tensor | None],
+    constants: Sequence[Any],
     wanted: Sequence[Any],
     inputs: Sequence[Any],
     hidden: Sequence[Any],
@@ -162,15 +165,15 @@ def _composite_backward(
 
 def _composite(
     attributes: Sequence[Any],
-    constants: Sequence[Tensor | None],
+    constants: Sequence[Any],
     inputs: Sequence[Any],
     hidden: Sequence[Any],
 ) -> tuple[Tensor, ...]:
     """The results of ``layer`` in PyTorch's operators: output (R, H), h and of an LSTM c (B, H).
 
-    constants: batch_sizes and state_mask.
+    constants: batch_sizes, state_mask, and whether the recurrent products are of bfloat16.
     """
-    batch_sizes, state_mask = constants
+    batch_sizes, state_mask, rounds = constants
     input, w_ih, bias_ih, bias_hh, h0, c0 = inputs
     mode, form, symmetric, reverse = attributes
     plan = hidden_plan(mode, h0.size(1), form, symmetric)
@@ -183,7 +186,7 @@ def _composite(
     for x in reversed(steps) if reverse else steps:
         old = [part[: x.size(0)] for part in state]
         h = old[0] if state_mask is None else old[0] * state_mask[: x.size(0)]
-        product = plan.multiply(h, hidden).flatten(1)
+        product = plan.multiply(h, hidden, rounds).flatten(1)
         new = MODES[mode].pointwise(x, product if bias_hh is None else product + bias_hh, old)
         outputs.append(new[0])
         state = with_ended(new, state)

@@ -4,8 +4,8 @@ Everything but the plainest call goes this way: gradients, torch.compile, torch.
 transforms. (Where nothing but numbers is wanted on a CPU, :mod:`symrnn.rnn.fused.inference` calls
 the kernels past PyTorch's dispatcher.) On an NVIDIA GPU PyTorch's own operator runs what the
 kernels cannot, with one warning; under autocast everything is cast to its dtype, as there. On a CPU
-with units for bfloat16, autocast to it acts on all products; their sums, the states and what is
-done number by number are float32.
+with units for bfloat16, autocast to it acts on the operands of all products, and on the results of
+those over all rows; sums, states and what is done number by number are float32.
 
 Shapes: R rows of all steps, B batch, I input, H hidden, G gates.
 """

@@ -43,7 +43,8 @@ def check(
 ) -> None:
     """Raise ValueError unless all are numbers that the kernels know, of one dtype.
 
-    But ``input`` and ``w_ih`` may both be bfloat16 where the others are float32.
+    But ``input`` and ``w_ih`` may both be bfloat16 where the others are float32, and so may
+    ``packed``.
     """
     input, w_ih = tensors.get("input"), tensors.get("w_ih")
     low = input is not None and w_ih is not None and input.dtype == w_ih.dtype == torch.bfloat16

@@ -155,10 +155,12 @@ def _layer(
     """input (R, I), w_ih (G·H, I), biases (G·H,), h0 and c0 (B, H), batch_sizes int64 (T,).
 
     hidden, form, symmetric: the hidden weights, as :class:`symrnn.rnn.fused.packing.Source`.
-    packed_dtype: what they are packed as: that of all numbers, or for inference bfloat16 or int8.
+    packed_dtype: what they are packed as: that of all numbers, or bfloat16, or for inference int8.
         If int8, w_ih is rounded so too, as a full matrix.
-    input and w_ih may be bfloat16 where all else is float32. If they are and packed_dtype is, h is
-        rounded to bfloat16 before each product, and in the backward pass so are gradients.
+    input and w_ih may be bfloat16 where all else is float32. If packed_dtype is so too, then so is
+        what multiplies the hidden weights: h, times the mask, and in the backward pass gradients.
+        (A skew part takes these as they are.) With an input of float32 packed_dtype bfloat16 is for
+        inference alone.
     state_mask: (B, H), what h is multiplied by before the hidden weights; a constant.
 
     Returns output (R, H), h and c after the last step (B, H); and for the backward pass the
@@ -346,6 +348,8 @@ def _layer_backward(
 ) -> tuple[Tensor, ...]:
     """From what ``layer`` took and gave, and the gradients of its results, None for zeros.
 
+    packed: if bfloat16 where all else is float32, ``input`` was bfloat16 as well.
+
     Returns the gradients of the input's part of the gates (R, G·H), of a GRU's hidden part
     (R, G·H), which differs in n (of the others the two are the same, and this one is empty), of h0
     and of c0 (B, H).
@@ -371,7 +375,7 @@ def _layer_backward(
         return results
     # What is made contiguous is held here until the kernels have read it.
     given = [_contiguous(t) for t in (gates, cells, h0, c0, output, d_output, d_hn, d_cn)]
-    rounds = packed.dtype == torch.bfloat16 != h0.dtype  # as in the forward pass
+    rounds = packed.dtype == torch.bfloat16 != h0.dtype
     product, mask = plan.product(packed, rounds), _contiguous(state_mask)
     kernels.backward(
         layer_structure(mode, product, state_mask=mask), check_lengths(batch_sizes, rows, batch),

@@ -47,8 +47,8 @@ DTYPES: dict[torch.dtype, native.Dtype] = {
 }
 """The types of packed numbers.
 
-On a CPU bfloat16 and int8 are packed from float32, bfloat16 is multiplied in float32, and there is
-no float16. symrnn.h says what int8 means.
+On a CPU bfloat16 and int8 are packed from float32, products with bfloat16 are summed in float32,
+and there is no float16. symrnn.h says what int8 means.
 """
 
 
@@ -368,16 +368,21 @@ class Plan:
                 terms.append(term)
             place += group.length(packed.dtype) * packed.element_size()
         array = (native.Term * len(terms))(*terms)
+        assert not rounds or packed.dtype == torch.bfloat16
         dtype = native.Dtype.BFLOAT16_BOTH if rounds else DTYPES[packed.dtype]
         return native.Product(
             *(dtype, self.gates, self.rows, self.columns),
             *(len(terms), array, skew),
         )
 
-    def multiply(self, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
-        """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows."""
+    def multiply(self, x: Tensor, hidden: Sequence[Tensor], rounds: bool = False) -> Tensor:
+        """x (R, C) times the transposed matrices: (R, G, H), in operators that autograd knows.
+
+        rounds: as in :meth:`product`, matrices packed as bfloat16; gradients are not rounded.
+        """
+        rounded = _rounded if rounds else _as_it_is
         matrices = [
-            of_group if group.staircase is None else group.staircase.form.expand(of_group)
+            rounded(of_group if group.staircase is None else group.staircase.form.expand(of_group))
             for group, of_group in zip(self.groups, hidden, strict=True)
         ]
         inputs = [x] if self.folding is None else self.folding.inputs(x, -1)
@@ -386,7 +391,7 @@ class Plan:
         products = [
             _skew_product(part, m)
             if group.skew
-            else (part @ m.flatten(0, 1).mT).unflatten(1, m.shape[:2])
+            else (rounded(part) @ m.flatten(0, 1).mT).unflatten(1, m.shape[:2])
             for group, part, m in zip(self.groups, inputs, matrices, strict=True)
         ]
         if self.folding is not None:
@@ -424,6 +429,15 @@ class Plan:
                 d_matrices = _adjoint(d_matrices, group.staircase)
             found.append(d_matrices)
         return found
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """x rounded to bfloat16, in its own dtype; with the gradient of x."""
+    return x + (x.bfloat16().to(x.dtype) - x).detach()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _skew_product(x: Tensor, factors: Tensor) -> Tensor:
