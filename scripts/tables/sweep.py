@@ -45,8 +45,9 @@ def main() -> None:
         parser.error(str(error))
     words, *shown = markdown(results)
     runs = f"The runs:\n\n{made_with(results)}"
-    write_report(options.out, options.title, [runs, words, *options.note, *shown])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    write_report(options.out, options.title, [runs, words, *options.note, *shown])
 
 
 def portable(value: Any) -> Any:
