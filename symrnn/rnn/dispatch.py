@@ -45,7 +45,6 @@ class Traits(NamedTuple):
 
     mode: PyTorch's name of the kind.
     projects: whether there is a projection.
-    symmetric: whether the hidden weights of all gates are such as the kernels store by halves.
     fold_cost: of the folded product, as a fraction of the whole one's; 1 where hidden weights do
         not fold.
     is_cell: whether it runs a single step, for which PyTorch packs no weights.
@@ -56,7 +55,6 @@ class Traits(NamedTuple):
     mode: str
     hidden_size: int
     projects: bool
-    symmetric: bool
     fold_cost: float
     is_cell: bool
     computes_weights: bool = False
@@ -136,8 +134,9 @@ def fused_pays(traits: Traits, steps: int, batch: int, wants_gradient: bool) -> 
 
     By results/backends.md. Without gradients they are, as the weights stay packed from call to
     call. In training the weights are packed at every call, for which a few steps do not pay; then
-    PyTorch's own GRU and RNN are far behind, its LSTM is not: there it takes a large layer, and one
-    whose product folds, or few sequences, for which the reading of the weights is what takes time.
+    PyTorch's own GRU and RNN are far behind, its LSTM is not (results/cpu_training.md): there it
+    takes a large layer whose product folds, or few sequences, for which the reading of the weights
+    is what takes time.
     """
     if not wants_gradient:
         return True
@@ -147,14 +146,13 @@ def fused_pays(traits: Traits, steps: int, batch: int, wants_gradient: bool) -> 
         return True
     if traits.hidden_size < 650:
         return False
-    large = traits.symmetric and traits.hidden_size >= 1500 and batch <= 20
-    return batch <= 4 or traits.folds or large
+    return batch <= 4 or traits.folds
 
 
 def bfloat16_pays(traits: Traits, steps: int, batch: int) -> bool:
     """Whether the kernels train faster than PyTorch's operator where both take bfloat16.
 
-    By results/cpu.md.
+    By results/cpu_training.md, for H = 512 on two processors.
     """
     if steps < 8:
         return False

@@ -24,7 +24,6 @@ from symrnn.rnn.fused import backend as fused
 from symrnn.rnn.fused import plans
 from symrnn.rnn.fused.cache import Cache, Sources
 from symrnn.rnn.fused.inference import PackedLayers, PackedStack
-from symrnn.rnn.fused.packing import stored_by_halves
 from symrnn.rnn.fused.plans import Shapes
 from symrnn.rnn.gates import GateLayout, check_gates
 from symrnn.rnn.parameters import Parameters
@@ -181,7 +180,6 @@ class GatedModule(RecurrentCall, nn.Module):
             self.mode,
             self.hidden_size,
             self.proj_size > 0,
-            symmetry is not None and stored_by_halves(symmetry),
             1.0 if symmetry is None or symmetry.folding is None else symmetry.cost,
             self.IS_CELL,
             self.symmetry is not None,

@@ -171,12 +171,6 @@ def triangle_of(symmetry: Symmetry) -> OrbitCoordinates | None:
     return symmetry if symmetry.numel == side * (side + 1) // 2 else None
 
 
-def stored_by_halves(symmetry: Symmetry) -> bool:
-    """Whether the packed matrices have about half as many numbers as the full ones."""
-    is_packed_so = staircase_of(symmetry) is not None or isinstance(symmetry, SymmetricAndSkew)
-    return symmetry.own_transpose or is_packed_so
-
-
 def staircase_of(symmetry: Symmetry) -> Staircase | None:
     """How the kernels take the form from its parameters; None if they do not.
 

@@ -249,7 +249,7 @@ def test_auto(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fused, "multiplies_bfloat16", lambda: has_units)
-    traits = dispatch.Traits(mode, size, False, True, 1.0, False)
+    traits = dispatch.Traits(mode, size, False, 1.0, False)
     tensors = [torch.zeros(1)] * 3
     with torch.autocast("cpu", torch.bfloat16):
         assert dispatch.choose(traits, tensors, steps, 20, True) == expected
