@@ -84,15 +84,7 @@ def test_a_product_is_right_and_the_same_each_time(kernels: ctypes.CDLL, batch: 
     side = 70
     w = torch.randn(4, side, side, generator=torch.Generator().manual_seed(0))
     w = (w + w.mT).contiguous()
-    packed = torch.empty(kernels.symrnn_packed_length(True, side, side, 4, native.Dtype.FLOAT))
-    native.check(
-        kernels.symrnn_pack(
-            True, side, side, 4, native.Dtype.FLOAT, w.data_ptr(), side * side, side,
-            native.Dtype.FLOAT, packed.data_ptr(), 2,
-        )
-    )  # fmt: skip
-    term = native.Term(True, side, side, 0b1111, packed.data_ptr())
-    product = native.Product(native.Dtype.FLOAT, 4, side, side, 1, ctypes.pointer(term))
+    product, _packed = matrices(kernels, w, 1)
     x = torch.randn(batch, side, generator=torch.Generator().manual_seed(1))
 
     def multiplied(threads: int) -> torch.Tensor:
@@ -112,21 +104,13 @@ def test_a_product_is_right_and_the_same_each_time(kernels: ctypes.CDLL, batch: 
 @pytest.mark.parametrize("symmetric", [0, 1, 2])
 def test_a_product_of_bfloat16(kernels: ctypes.CDLL, symmetric: int, batch: int) -> None:
     """Of rounded matrices and vectors, summed in float32."""
-    side, both = 70, native.Dtype.BFLOAT16_BOTH
+    side = 70
     w = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
     if symmetric:
         block = torch.arange(side) // (16 * symmetric)
         w = torch.where(block == block.view(-1, 1), w, w + w.mT)
-    length = kernels.symrnn_packed_length(symmetric, side, side, 2, native.Dtype.BFLOAT16)
-    packed = torch.empty(length, dtype=torch.bfloat16)
-    native.check(
-        kernels.symrnn_pack(
-            symmetric, side, side, 2, native.Dtype.FLOAT, w.data_ptr(), side * side, side,
-            native.Dtype.BFLOAT16, packed.data_ptr(), 2,
-        )
-    )  # fmt: skip
-    term = native.Term(symmetric, side, side, 0b11, packed.data_ptr())
-    product = native.Product(both, 2, side, side, 1, ctypes.pointer(term))
+    product, _packed = matrices(kernels, w, symmetric, native.Dtype.BFLOAT16)
+    product.dtype = native.Dtype.BFLOAT16_BOTH
     rounded = w.bfloat16().double().flatten(0, 1)
     for transposed, matrix in ((False, rounded.mT), (True, rounded)):
         x = torch.randn(batch, len(matrix), generator=torch.Generator().manual_seed(1))
@@ -145,29 +129,32 @@ def test_special_values_in_a_product_of_bfloat16(
     kernels: ctypes.CDLL, value: float, batch: int
 ) -> None:
     """As in products of PyTorch: what is beyond the largest number is infinite."""
-    w = torch.full((1, 1), 0.5)
-    product, packed = one_matrix(kernels, w, native.Dtype.BFLOAT16)
+    w = torch.full((1, 1, 1), 0.5)
+    product, _packed = matrices(kernels, w, 0, native.Dtype.BFLOAT16)
     product.dtype = native.Dtype.BFLOAT16_BOTH
     x, y = torch.full((batch, 1), value), torch.zeros(batch, 1)
     native.check(kernels.symrnn_multiply(product, False, batch, x.data_ptr(), y.data_ptr(), 1, 1))
     torch.testing.assert_close(y, 0.5 * x.bfloat16().float(), equal_nan=True)
-    del packed  # which the product points to
 
 
-def one_matrix(
-    kernels: ctypes.CDLL, w: torch.Tensor, dtype: native.Dtype = native.Dtype.FLOAT
+def matrices(
+    kernels: ctypes.CDLL,
+    w: torch.Tensor,
+    symmetric: int = 0,
+    dtype: native.Dtype = native.Dtype.FLOAT,
 ) -> tuple[native.Product, torch.Tensor]:
-    """w (rows, columns), packed as it is, and the numbers that the product points to."""
-    length = kernels.symrnn_packed_length(False, *w.shape, 1, dtype)
+    """w (gates, rows, columns) packed, and the numbers that the product points to."""
+    gates, rows, columns = w.shape
+    length = kernels.symrnn_packed_length(symmetric, rows, columns, gates, dtype)
     packed = torch.empty(length, dtype=DTYPES[dtype])
     native.check(
         kernels.symrnn_pack(
-            False, *w.shape, 1, native.Dtype.FLOAT, w.data_ptr(), w.numel(), w.size(1),
-            dtype, packed.data_ptr(), 1,
+            symmetric, rows, columns, gates, native.Dtype.FLOAT, w.data_ptr(), rows * columns,
+            columns, dtype, packed.data_ptr(), 2,
         )
     )  # fmt: skip
-    term = native.Term(False, *w.shape, 1, packed.data_ptr())
-    return native.Product(dtype, 1, *w.shape, 1, ctypes.pointer(term)), packed
+    term = native.Term(symmetric, rows, columns, (1 << gates) - 1, packed.data_ptr())
+    return native.Product(dtype, gates, rows, columns, 1, ctypes.pointer(term)), packed
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -175,7 +162,7 @@ def test_many_vectors_are_multiplied_as_fewer_are(kernels: ctypes.CDLL, threads:
     """Bit for bit, however many there are: 5 and more are summed in one order, 4 in another."""
     random = torch.Generator().manual_seed(0)
     w, x = torch.randn(40, 70, generator=random), torch.randn(200, 70, generator=random)
-    product, _packed = one_matrix(kernels, w)
+    product, _packed = matrices(kernels, w[None])
 
     def multiplied(x: torch.Tensor) -> torch.Tensor:
         y = torch.full((len(x), 40), torch.nan)
@@ -194,7 +181,7 @@ def test_many_vectors_take_the_scratch_memory_of_64(kernels: ctypes.CDLL) -> Non
     """16 shares with partial sums of 50,000 vectors of 16 would be 51 MB."""
     count, threads, room = 50_000, 16, 2**24
     w, x = torch.eye(16).mul(2), torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
-    product, _packed = one_matrix(kernels, w)
+    product, _packed = matrices(kernels, w[None])
     y = torch.zeros(count, 16)
     multiply = functools.partial(kernels.symrnn_multiply, product, False)
     addresses = (x.data_ptr(), y.data_ptr(), 1, threads)

@@ -374,7 +374,10 @@ class Plan:
 
         rounds: as in :meth:`product`, matrices packed as bfloat16; gradients are not rounded.
         """
-        rounded = _rounded if rounds else _as_it_is
+
+        def rounded(t: Tensor) -> Tensor:
+            return t + (t.bfloat16().to(t.dtype) - t).detach() if rounds else t
+
         matrices = [
             rounded(of_group if group.staircase is None else group.staircase.form.expand(of_group))
             for group, of_group in zip(self.groups, hidden, strict=True)
@@ -423,15 +426,6 @@ class Plan:
                 d_matrices = _adjoint(d_matrices, group.staircase)
             found.append(d_matrices)
         return found
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """x rounded to bfloat16, in its own dtype; with the gradient of x."""
-    return x + (x.bfloat16().to(x.dtype) - x).detach()
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def _skew_product(x: Tensor, factors: Tensor) -> Tensor:
